@@ -1,0 +1,381 @@
+"""The engine's vocabulary: states, what may happen (events), what to record (transitions), what to do (effects).
+
+Everything here is a frozen value. A decision is
+
+    decide(state, event, now, peers) -> Decision(state, transitions, effects, reason)
+
+and the shell commits `transitions` (each one row written and one event row, all in one transaction) before it carries
+out `effects`, which are idempotent, so that a restart may issue them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+from muster.spec.model import RunSpec
+
+_EMPTY: Mapping[Any, Any] = MappingProxyType({})
+
+
+class RunStatus(StrEnum):
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def ended(self) -> bool:
+        return self in (RunStatus.FINISHED, RunStatus.FAILED, RunStatus.CANCELLED)
+
+
+class RoundStatus(StrEnum):
+    PLANNED = "PLANNED"
+    OPEN = "OPEN"
+    AGGREGATING = "AGGREGATING"
+    COMMITTED = "COMMITTED"
+    SKIPPED = "SKIPPED"
+    FAILED = "FAILED"
+
+    @property
+    def ended(self) -> bool:
+        return self in (RoundStatus.COMMITTED, RoundStatus.SKIPPED, RoundStatus.FAILED)
+
+
+class AssignmentStatus(StrEnum):
+    OFFERED = "OFFERED"
+    ACCEPTED = "ACCEPTED"
+    TRAINING = "TRAINING"
+    UPLOADING = "UPLOADING"
+    DELIVERED = "DELIVERED"
+    REJECTED = "REJECTED"
+    EXPIRED = "EXPIRED"
+    LOST = "LOST"
+
+    @property
+    def ended(self) -> bool:
+        return self in (
+            AssignmentStatus.DELIVERED,
+            AssignmentStatus.REJECTED,
+            AssignmentStatus.EXPIRED,
+            AssignmentStatus.LOST,
+        )
+
+
+class PeerStatus(StrEnum):
+    PENDING = "PENDING"
+    ACTIVE = "ACTIVE"
+    SUSPECT = "SUSPECT"
+    LOST = "LOST"
+    DRAINING = "DRAINING"
+    QUARANTINED = "QUARANTINED"
+    REVOKED = "REVOKED"
+
+
+# -- state ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateFacts:
+    """An admitted update, as the coordinator measured it; `examples` and `metrics` are the peer's word."""
+
+    digest: str
+    size_bytes: int
+    dense_bytes: int
+    examples: int
+    norm: float
+    metrics: Mapping[str, float] = _EMPTY
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssignmentState:
+    assignment_id: str  # f"{run_id}.{round}.{peer_id}.{attempt}"; evaluation: f"{run_id}.e{version}.{peer_id}.1"
+    run_id: str
+    round: int
+    peer_id: str
+    role: str  # "train" or "evaluate"
+    attempt: int  # 1, 2, ... within the round, for this peer
+    base_version: int
+    status: AssignmentStatus
+    reason: str
+    offered_at: float
+    update: UpdateFacts | None = None
+    metrics: Mapping[str, float] = _EMPTY  # of an evaluation
+    examples: int = 0  # of an evaluation
+    retry: bool = False  # a failure after which the same peer may be asked again
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundState:
+    number: int  # 1, 2, ...; every opened round takes a number, committed or not
+    status: RoundStatus
+    reason: str
+    base_version: int
+    cohort: tuple[str, ...]  # peer ids as sampled, sorted
+    needed: int  # updates wanted (before over-selection)
+    quorum: int  # updates that make the round complete
+    planned_at: float
+    opened_at: float | None = None
+    deadline_at: float | None = None
+    grace_until: float | None = None  # set when the quorum is reached
+    assignments: Mapping[str, AssignmentState] = _EMPTY  # by assignment id
+
+    @property
+    def delivered(self) -> tuple[AssignmentState, ...]:
+        """In the order in which they are aggregated: by peer id, whoever came first."""
+        found = (a for a in self.assignments.values() if a.status is AssignmentStatus.DELIVERED)
+        return tuple(sorted(found, key=lambda a: a.peer_id))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelVersion:
+    version: int  # 0 is the initial model; a committed round makes the next one
+    round: int
+    digest: str
+    size_bytes: int
+    layout_digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationState:
+    """The evaluation of one model version, wherever it happens. `own` is the coordinator's share of it."""
+
+    version: int
+    round: int
+    deadline_at: float
+    assignments: Mapping[str, AssignmentState] = _EMPTY
+    own_pending: bool = False
+    own_metrics: Mapping[str, float] = _EMPTY
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    run_id: str
+    spec: RunSpec
+    status: RunStatus
+    reason: str
+    created_at: float
+    model: ModelVersion | None = None  # the newest; None until the initial one is made
+    rounds: Mapping[int, RoundState] = _EMPTY  # those that have not ended
+    evaluations: Mapping[int, EvaluationState] = _EMPTY  # those that have not ended, by version
+    last_round: int = 0  # the highest number given
+    committed: int = 0
+    skipped: int = 0
+    skipped_in_row: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerView:
+    """What a schedule or sampler may know of a peer."""
+
+    peer_id: str
+    status: PeerStatus
+    connected: bool
+
+
+# -- events -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    run_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSubmitted(Event):
+    spec: RunSpec
+    spec_toml: str
+    request_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelReady(Event):
+    model: ModelVersion
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFailed(Event):
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tick(Event):
+    """Time has come, or who is there has changed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored(Event):
+    """The coordinator has started again and read this run from the store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssignmentProgressed(Event):
+    assignment_id: str
+    status: AssignmentStatus  # ACCEPTED, TRAINING or UPLOADING
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssignmentFailed(Event):
+    assignment_id: str
+    error_id: str
+    message: str
+    traceback: str
+    retry: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssignmentEvaluated(Event):
+    assignment_id: str
+    metrics: Mapping[str, float]
+    examples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateAdmitted(Event):
+    assignment_id: str
+    update: UpdateFacts
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateRefused(Event):
+    assignment_id: str
+    error_id: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerGone(Event):
+    """A peer is lost, quarantined, revoked or draining without the assignment."""
+
+    peer_id: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Treatment:
+    """How the rule treated one update."""
+
+    assignment_id: str
+    weight: float
+    score: float
+    selected: bool
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aggregated(Event):
+    round: int
+    model: ModelVersion
+    treatments: tuple[Treatment, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AggregationSkipped(Event):
+    """The rule refuses: its bound on n and f does not hold, or the result is not finite."""
+
+    round: int
+    reason_given: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnEvaluated(Event):
+    version: int
+    metrics: Mapping[str, float]  # empty: the task has nothing to evaluate on here
+    error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PauseRequested(Event):
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeRequested(Event):
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopRequested(Event):
+    reason: str
+
+
+# -- what a decision gives --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transition:
+    """One row to write and the event that tells of it.
+
+    `entity` is the table ("run", "round", "assignment", "model", "peer"), `key` its primary key as column values.
+    `before` is the state that the row must be in (None: the row is new); a mismatch means another writer, and the
+    whole transaction is refused. `values` are the columns to set. `data` goes into the event beside the reason.
+    """
+
+    kind: str  # "round.opened"; also the name of the failpoints around it
+    entity: str
+    key: Mapping[str, Any]
+    before: str | None
+    values: Mapping[str, Any]
+    reason: str
+    at: float
+    run_id: str = ""
+    round: int = 0
+    assignment_id: str = ""
+    peer_id: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    run_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareModel(Effect):
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer(Effect):
+    assignment: AssignmentState
+    deadline_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cancel(Effect):
+    peer_id: str
+    assignment_id: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aggregate(Effect):
+    round: int
+    base: ModelVersion
+    updates: tuple[AssignmentState, ...]  # sorted by peer id
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOwn(Effect):
+    model: ModelVersion
+
+
+@dataclass(frozen=True, kw_only=True)
+class WakeAt(Effect):
+    """Send a `Tick` at this time at the latest."""
+
+    at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    state: RunState
+    transitions: tuple[Transition, ...] = ()
+    effects: tuple[Effect, ...] = ()
+    reason: str = ""

@@ -1,0 +1,132 @@
+"""The run spec: everything that decides what a run computes. Validated whole, hashed, stored, immutable."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from muster.digests import digest_bytes
+
+
+class Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TrainTable(Table):
+    """What each peer does with its data in a round."""
+
+    algorithm: str = Field("sgd", description="the local algorithm, by its entry-point name")
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(0.05, gt=0, description="the local optimizer's learning rate")
+    momentum: float = Field(0.0, ge=0, lt=1, description="within one round's local steps (sgd only)")
+    weight_decay: float = Field(0.0, ge=0)
+    epochs: int | None = Field(None, ge=1, description="passes over the local data; 1 if steps is absent too")
+    steps: int | None = Field(None, ge=1, description="local steps instead of epochs")
+    batch_size: int = Field(32, ge=1)
+    clip_norm: float | None = Field(None, gt=0, description="clips each step's gradient to this L2 norm")
+    worker_momentum: float = Field(
+        0.0, ge=0, lt=1, description="momentum over rounds, kept on the peer, applied to its update; makes rules stronger"
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="mixed precision of forward and backward where the device has it"
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="further options of the algorithm")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("give epochs or steps, not both")
+        if self.optimizer == "adamw" and self.momentum:
+            raise ValueError("momentum belongs to optimizer = 'sgd'; adamw has its own")
+        return self
+
+
+class SamplingTable(Table):
+    """Who takes part in a round."""
+
+    policy: str = Field("uniform", description="the sampler, by its entry-point name: uniform, poisson")
+    fraction: float | None = Field(None, gt=0, le=1, description="share of the active peers; 1 if count is absent too")
+    count: int | None = Field(None, ge=1, description="so many peers instead of a share (uniform only)")
+    over_select: float = Field(
+        1.0, ge=1, le=4, description="asks this many times more peers than are needed; the first to deliver count"
+    )
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if self.fraction is not None and self.count is not None:
+            raise ValueError("give fraction or count, not both")
+        if self.policy == "poisson" and self.count is not None:
+            raise ValueError("poisson sampling takes a fraction: each peer is drawn by itself")
+        return self
+
+
+class AggregationTable(Table):
+    """How the updates of a round become one."""
+
+    rule: str = Field("mean", description="the aggregation rule, by its entry-point name")
+    pre: tuple[str, ...] = Field((), description="pre-rules, applied in order, e.g. ['arc', 'nnm']")
+    faults: int = Field(0, ge=0, description="how many of a round's updates may be faulty; never lowered by itself")
+    weights: Literal["uniform", "examples"] = Field(
+        "examples", description="of a mean; robust rules ignore declared example counts"
+    )
+    examples_max: int = Field(10_000, ge=1, description="a declared example count above this counts as this")
+    norm_max: float | None = Field(None, gt=0, description="admission refuses an update of greater L2 norm")
+    options: dict[str, Any] = Field(default_factory=dict, description="further options of the rule")
+
+
+class CompressionTable(Table):
+    up: str = Field("identity", description="codec of updates: identity, bf16, int8, topk:0.01")
+    feedback: str = Field("none", description="error feedback kept on the peer: none, ef14")
+
+
+class ServerTable(Table):
+    """How the aggregate moves the model."""
+
+    optimizer: str = Field("sgd", description="sgd, momentum, nesterov, adam, yogi, adagrad")
+    lr: float = Field(1.0, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum and nesterov only")
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.99, ge=0, lt=1)
+    tau: float = Field(1e-3, gt=0, description="added to the root in adam, yogi and adagrad")
+
+
+class RoundTable(Table):
+    peers_min: int = Field(1, ge=1, description="a round opens when this many peers are active")
+    quorum: float = Field(1.0, gt=0, le=1, description="share of the cohort whose updates make a round complete")
+    grace_seconds: float = Field(0.0, ge=0, description="how long the rest may still deliver after the quorum")
+    deadline_seconds: float = Field(60.0, gt=0, description="a round closes with what it has after this long")
+    attempts_max: int = Field(3, ge=1, le=20, description="how often one peer is asked in one round after failures")
+    skips_max: int = Field(5, ge=1, description="this many skipped rounds in a row fail the run")
+
+
+class EvaluateTable(Table):
+    every: int = Field(1, ge=0, description="evaluate each so many rounds and at the end; 0: never")
+    on: tuple[Literal["coordinator", "peers"], ...] = ("coordinator",)
+
+
+class RunSpec(Table):
+    """One run. Unknown keys are errors; see `muster config schema`."""
+
+    task: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="'package.module:Class'")
+    name: str = Field("", max_length=80, description="for people; the task's class if empty")
+    rounds: int = Field(ge=1, le=1_000_000, description="rounds to commit")
+    seed: int = Field(0, ge=0, lt=2**63)
+    schedule: str = Field("synchronous", description="what happens next, by its entry-point name")
+    task_options: dict[str, Any] = Field(default_factory=dict, description="handed to the task as site.options")
+    train: TrainTable = TrainTable()  # type: ignore[call-arg]  # every field has a default
+    sampling: SamplingTable = SamplingTable()  # type: ignore[call-arg]
+    aggregation: AggregationTable = AggregationTable()  # type: ignore[call-arg]
+    compression: CompressionTable = CompressionTable()  # type: ignore[call-arg]
+    server: ServerTable = ServerTable()  # type: ignore[call-arg]
+    round: RoundTable = RoundTable()  # type: ignore[call-arg]
+    evaluate: EvaluateTable = EvaluateTable()  # type: ignore[call-arg]
+
+    def canonical_json(self) -> str:
+        """Defaults filled in, keys sorted: equal specs give equal text."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def digest(self) -> str:
+        return digest_bytes(self.canonical_json().encode())

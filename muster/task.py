@@ -1,0 +1,89 @@
+"""What a user writes: a `Task`, and what it is given: a `Site`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.utils.data import Dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Where the task runs.
+
+    `data` comes from this machine's own policy file and never leaves it; `options` come from the run spec's
+    `[task_options]` and are the same everywhere. `seed` is for partitioning and augmentation (the run's, not the round's).
+    """
+
+    name: str
+    data: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    seed: int = 0
+    coordinator: bool = False  # True where the coordinator makes the initial model or evaluates its hold-out
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitContext:
+    """What a training loop of the user's own is given (see `Task.fit`)."""
+
+    site: Site
+    device: torch.device
+    seed: int  # for this run, round and peer
+    train: Mapping[str, Any]  # the `[train]` table of the run spec
+    progress: Callable[[float], None]  # call with the share done, 0 to 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitReport:
+    """What a training loop of the user's own gives back; the model was changed in place."""
+
+    examples: int
+    steps: int
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+class Task(ABC):
+    """One learning problem. Made once in each worker process with no arguments, then asked as needed.
+
+    A peer needs `model`, `train_data` and, unless `loss` suits, nothing else. The coordinator needs `model` for the
+    initial version and, if it is to score rounds on a hold-out of its own, `test_data` or `evaluate`.
+    """
+
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """A new model. Its initial values come from torch's generator, which is seeded by the run before the call."""
+
+    @abstractmethod
+    def train_data(self, site: Site) -> Dataset[Any]:
+        """This site's own examples: a map-style dataset of (input, target)."""
+
+    def test_data(self, site: Site) -> Dataset[Any] | None:
+        """Examples to evaluate on, or None if this site has none."""
+        return None
+
+    def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        """Mean loss of a batch, a scalar. The default: cross entropy of `model(inputs)` against `targets`."""
+        from torch.nn import functional
+
+        inputs, targets = batch
+        return functional.cross_entropy(model(inputs), targets)
+
+    def evaluate(self, model: nn.Module, site: Site) -> dict[str, float]:
+        """Metrics of a model on this site; empty if it has nothing to evaluate on.
+
+        The default: loss and accuracy over `test_data`, with `examples` the number of them.
+        """
+        from muster.evaluation import evaluate_classifier
+
+        data = self.test_data(site)
+        return {} if data is None else evaluate_classifier(self, model, data)
+
+    def fit(self, model: nn.Module, context: FitContext) -> FitReport | None:
+        """A training loop of the user's own; None (the default) leaves it to the run's algorithm."""
+        return None
