@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -51,9 +52,13 @@ class FitReport:
 class Task(ABC):
     """One learning problem. Made once in each worker process with no arguments, then asked as needed.
 
+    `options` is the run spec's `[task_options]`, set before anything else is asked (also found as `site.options`).
+
     A peer needs `model`, `train_data` and, unless `loss` suits, nothing else. The coordinator needs `model` for the
     initial version and, if it is to score rounds on a hold-out of its own, `test_data` or `evaluate`.
     """
+
+    options: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def model(self) -> nn.Module:

@@ -1,0 +1,44 @@
+"""What the coordinator asks of a task, in a worker process: its code may crash or hang there and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from muster.layout import ParameterLayout
+from muster.modelfile import ModelFile, layout_of, load_into, write_initial
+from muster.task import Site
+from muster.tasks import load_task
+
+
+def _site(args: dict[str, Any]) -> Site:
+    return Site(name="coordinator", options=args["options"], seed=args["seed"], coordinator=True)
+
+
+def init_model(args: dict[str, Any], progress: Callable[[float], None]) -> dict[str, Any]:  # noqa: ARG001  # one step
+    """Writes the initial model, drawn from the run's seed, to `args["path"]`."""
+    task = load_task(args["task"], args["task_folders"], args["options"])
+    torch.manual_seed(args["seed"])
+    model = task.model()
+    layout: ParameterLayout = layout_of(model)
+    info = write_initial(Path(args["path"]), layout, model)
+    return {"digest": info.digest, "size_bytes": info.size_bytes, "layout_digest": layout.digest}
+
+
+def evaluate(args: dict[str, Any], progress: Callable[[float], None]) -> dict[str, Any]:  # noqa: ARG001  # one step
+    """Metrics of a model version on the coordinator's own hold-out; empty if the task has none here."""
+    task = load_task(args["task"], args["task_folders"], args["options"])
+    model = task.model()
+    file = ModelFile(Path(args["path"]))
+    try:
+        load_into(model, file)
+    finally:
+        file.close()
+    model.eval()
+    return {"metrics": {name: float(value) for name, value in task.evaluate(model, _site(args)).items()}}
+
+
+JOBS = {"init_model": init_model, "evaluate": evaluate}
