@@ -160,6 +160,7 @@ class SessionResponse(_message.Message):
     OFFER_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     CLOSING_FIELD_NUMBER: _builtins.int
+    RUN_ENDED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -170,6 +171,8 @@ class SessionResponse(_message.Message):
     def cancel(self) -> Global___Cancel: ...
     @_builtins.property
     def closing(self) -> Global___Closing: ...
+    @_builtins.property
+    def run_ended(self) -> Global___RunEnded: ...
     def __init__(
         self,
         *,
@@ -178,12 +181,13 @@ class SessionResponse(_message.Message):
         offer: Global___Assignment | None = ...,
         cancel: Global___Cancel | None = ...,
         closing: Global___Closing | None = ...,
+        run_ended: Global___RunEnded | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "closing", b"closing", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "offer", b"offer", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "closing", b"closing", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "offer", b"offer", "run_ended", b"run_ended", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "closing", b"closing", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "offer", b"offer", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "closing", b"closing", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "offer", b"offer", "run_ended", b"run_ended", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "heartbeat_ack", "offer", "cancel", "closing"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "heartbeat_ack", "offer", "cancel", "closing", "run_ended"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -195,21 +199,27 @@ class Hello(_message.Message):
 
     CREDENTIALS_FIELD_NUMBER: _builtins.int
     HELD_ASSIGNMENT_IDS_FIELD_NUMBER: _builtins.int
+    HELD_RUN_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def credentials(self) -> Global___Credentials: ...
     @_builtins.property
     def held_assignment_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Assignments that the peer still holds from before, so that they go on."""
 
+    @_builtins.property
+    def held_run_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Runs of which the peer keeps state; those that are over are answered with `run_ended`."""
+
     def __init__(
         self,
         *,
         credentials: Global___Credentials | None = ...,
         held_assignment_ids: _abc.Iterable[_builtins.str] | None = ...,
+        held_run_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials", "held_assignment_ids", b"held_assignment_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials", "held_assignment_ids", b"held_assignment_ids", "held_run_ids", b"held_run_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -259,6 +269,8 @@ Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 
 @_typing.final
 class HeartbeatAck(_message.Message):
+    """Sent after everything that came before the heartbeat on this stream is durable, reports included."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SEQUENCE_FIELD_NUMBER: _builtins.int
@@ -395,6 +407,27 @@ class Cancel(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Cancel: _TypeAlias = Cancel  # noqa: Y015
+
+@_typing.final
+class RunEnded(_message.Message):
+    """The run is over: what the peer keeps for it (residuals, momentum, models) may be forgotten."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunEnded: _TypeAlias = RunEnded  # noqa: Y015
 
 @_typing.final
 class AssignmentReport(_message.Message):
