@@ -1,11 +1,11 @@
-"""The engine's vocabulary: states, what may happen (events), what to record (transitions), what to do (effects).
+"""The engine's vocabulary: states, events (what may happen), transitions (to record), effects (to carry out).
 
 Everything here is a frozen value. A decision is
 
     decide(state, event, now, peers) -> Decision(state, transitions, effects, reason)
 
-and the shell commits `transitions` (each one row written and one event row, all in one transaction) before it carries
-out `effects`, which are idempotent, so that a restart may issue them again.
+and the shell commits `transitions` (each one row written and one event row, all in one transaction) before it
+carries out `effects`, which are idempotent, so that a restart may issue them again.
 """
 
 from __future__ import annotations
@@ -77,7 +77,12 @@ class PeerStatus(StrEnum):
     REVOKED = "REVOKED"
 
 
-# -- state ------------------------------------------------------------------------------------------------------------
+class EvaluationStatus(StrEnum):
+    RUNNING = "RUNNING"
+    FINISHED = "FINISHED"
+
+
+# -- state ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +99,7 @@ class UpdateFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class AssignmentState:
-    assignment_id: str  # f"{run_id}.{round}.{peer_id}.{attempt}"; evaluation: f"{run_id}.e{version}.{peer_id}.1"
+    assignment_id: str  # "RUN.ROUND.PEER.ATTEMPT"; of an evaluation: "RUN.eVERSION.PEER.1"
     run_id: str
     round: int
     peer_id: str
@@ -163,10 +168,26 @@ class RunState:
     model: ModelVersion | None = None  # the newest; None until the initial one is made
     rounds: Mapping[int, RoundState] = _EMPTY  # those that have not ended
     evaluations: Mapping[int, EvaluationState] = _EMPTY  # those that have not ended, by version
+    models: Mapping[int, ModelVersion] = _EMPTY  # those of `versions_in_use`
     last_round: int = 0  # the highest number given
     committed: int = 0
     skipped: int = 0
     skipped_in_row: int = 0
+
+
+def versions_in_use(
+    model: ModelVersion | None,
+    rounds: Mapping[int, RoundState],
+    evaluations: Mapping[int, EvaluationState],
+) -> frozenset[int]:
+    """Versions that a run still needs: the newest, those under evaluation, those that live work starts from."""
+    versions = set(evaluations)
+    for round_ in rounds.values():
+        versions.add(round_.base_version)
+        versions.update(a.base_version for a in round_.assignments.values() if not a.status.ended)
+    if model is not None:
+        versions.add(model.version)
+    return frozenset(versions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +199,7 @@ class PeerView:
     connected: bool
 
 
-# -- events -----------------------------------------------------------------------------------------------------------
+# -- events --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +294,7 @@ class Aggregated(Event):
     model: ModelVersion
     treatments: tuple[Treatment, ...]
     seconds: float
+    states: Mapping[str, str] = _EMPTY  # the server optimizer's state vectors: name -> blob digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,16 +327,18 @@ class StopRequested(Event):
     reason: str
 
 
-# -- what a decision gives --------------------------------------------------------------------------------------------
+# -- what a decision gives -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transition:
     """One row to write and the event that tells of it.
 
-    `entity` is the table ("run", "round", "assignment", "model", "peer"), `key` its primary key as column values.
-    `before` is the state that the row must be in (None: the row is new); a mismatch means another writer, and the
-    whole transaction is refused. `values` are the columns to set. `data` goes into the event beside the reason.
+    `entity` is the table ("run", "round", "assignment", "model", "evaluation", "optimizer_state", "peer"), `key` its
+    primary key as column values. `before` is the state that the row must be in (None: the row is new); a mismatch
+    means another writer, and the whole transaction is refused. `values` are the columns to set, never those of the
+    key. `data` goes into the event beside the reason. An empty `kind` writes the row and no event: the change follows
+    from an event of the same decision (a run's counters from its round's).
     """
 
     kind: str  # "round.opened"; also the name of the failpoints around it
@@ -357,7 +381,7 @@ class Cancel(Effect):
 @dataclass(frozen=True, kw_only=True)
 class Aggregate(Effect):
     round: int
-    base: ModelVersion
+    base: ModelVersion  # the newest version: the one that the result moves
     updates: tuple[AssignmentState, ...]  # sorted by peer id
 
 
