@@ -180,7 +180,7 @@ def versions_in_use(
     rounds: Mapping[int, RoundState],
     evaluations: Mapping[int, EvaluationState],
 ) -> frozenset[int]:
-    """Versions that a run still needs: the newest, those under evaluation, those that live work starts from."""
+    """What a run still needs: the newest version, those under evaluation, what live work starts from."""
     versions = set(evaluations)
     for round_ in rounds.values():
         versions.add(round_.base_version)
@@ -334,11 +334,12 @@ class StopRequested(Event):
 class Transition:
     """One row to write and the event that tells of it.
 
-    `entity` is the table ("run", "round", "assignment", "model", "evaluation", "optimizer_state", "peer"), `key` its
-    primary key as column values. `before` is the state that the row must be in (None: the row is new); a mismatch
-    means another writer, and the whole transaction is refused. `values` are the columns to set, never those of the
-    key. `data` goes into the event beside the reason. An empty `kind` writes the row and no event: the change follows
-    from an event of the same decision (a run's counters from its round's).
+    `entity` is the table: "run", "round", "assignment", "model", "evaluation", "optimizer_state" or "peer";
+    `key` its primary key as column values; `values` the other columns to set. `before` is the state that
+    the row must be in (None: the row is new; "": the row has no state, write it in any case); a mismatch
+    means another writer, and the whole transaction is refused. `data` goes into the event beside the
+    reason. An empty `kind` writes the row and no event: the change follows from an event of the same
+    decision (a run's counters from its round's).
     """
 
     kind: str  # "round.opened"; also the name of the failpoints around it
