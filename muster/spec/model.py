@@ -27,7 +27,10 @@ class TrainTable(Table):
     batch_size: int = Field(32, ge=1)
     clip_norm: float | None = Field(None, gt=0, description="clips each step's gradient to this L2 norm")
     worker_momentum: float = Field(
-        0.0, ge=0, lt=1, description="momentum over rounds, kept on the peer, applied to its update; makes rules stronger"
+        0.0,
+        ge=0,
+        lt=1,
+        description="momentum over rounds, kept on the peer, applied to its update; makes rules stronger",
     )
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="mixed precision of forward and backward where the device has it"
@@ -47,10 +50,15 @@ class SamplingTable(Table):
     """Who takes part in a round."""
 
     policy: str = Field("uniform", description="the sampler, by its entry-point name: uniform, poisson")
-    fraction: float | None = Field(None, gt=0, le=1, description="share of the active peers; 1 if count is absent too")
+    fraction: float | None = Field(
+        None, gt=0, le=1, description="share of the active peers; 1 if count is absent too"
+    )
     count: int | None = Field(None, ge=1, description="so many peers instead of a share (uniform only)")
     over_select: float = Field(
-        1.0, ge=1, le=4, description="asks this many times more peers than are needed; the first to deliver count"
+        1.0,
+        ge=1,
+        le=4,
+        description="asks this many times more peers than are needed; the first to deliver count",
     )
 
     @model_validator(mode="after")
@@ -67,7 +75,9 @@ class AggregationTable(Table):
 
     rule: str = Field("mean", description="the aggregation rule, by its entry-point name")
     pre: tuple[str, ...] = Field((), description="pre-rules, applied in order, e.g. ['arc', 'nnm']")
-    faults: int = Field(0, ge=0, description="how many of a round's updates may be faulty; never lowered by itself")
+    faults: int = Field(
+        0, ge=0, description="how many of a round's updates may be faulty; never lowered by itself"
+    )
     weights: Literal["uniform", "examples"] = Field(
         "examples", description="of a mean; robust rules ignore declared example counts"
     )
@@ -94,10 +104,16 @@ class ServerTable(Table):
 
 class RoundTable(Table):
     peers_min: int = Field(1, ge=1, description="a round opens when this many peers are active")
-    quorum: float = Field(1.0, gt=0, le=1, description="share of the cohort whose updates make a round complete")
-    grace_seconds: float = Field(0.0, ge=0, description="how long the rest may still deliver after the quorum")
+    quorum: float = Field(
+        1.0, gt=0, le=1, description="share of the cohort whose updates make a round complete"
+    )
+    grace_seconds: float = Field(
+        0.0, ge=0, description="how long the rest may still deliver after the quorum"
+    )
     deadline_seconds: float = Field(60.0, gt=0, description="a round closes with what it has after this long")
-    attempts_max: int = Field(3, ge=1, le=20, description="how often one peer is asked in one round after failures")
+    attempts_max: int = Field(
+        3, ge=1, le=20, description="how often one peer is asked in one round after failures"
+    )
     skips_max: int = Field(5, ge=1, description="this many skipped rounds in a row fail the run")
 
 
@@ -114,7 +130,9 @@ class RunSpec(Table):
     rounds: int = Field(ge=1, le=1_000_000, description="rounds to commit")
     seed: int = Field(0, ge=0, lt=2**63)
     schedule: str = Field("synchronous", description="what happens next, by its entry-point name")
-    task_options: dict[str, Any] = Field(default_factory=dict, description="handed to the task as site.options")
+    task_options: dict[str, Any] = Field(
+        default_factory=dict, description="handed to the task as site.options"
+    )
     train: TrainTable = TrainTable()  # type: ignore[call-arg]  # every field has a default
     sampling: SamplingTable = SamplingTable()  # type: ignore[call-arg]
     aggregation: AggregationTable = AggregationTable()  # type: ignore[call-arg]

@@ -1,0 +1,119 @@
+"""What only the whole run spec can tell: names of plug-ins, and tables that contradict each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from muster import plugins
+from muster.spec.lines import KeyPath
+from muster.spec.model import RunSpec
+from muster.spec.problems import Problem
+
+NAMES: dict[KeyPath, str] = {
+    ("schedule",): "muster.schedules",
+    ("train", "algorithm"): "muster.algorithms",
+    ("sampling", "policy"): "muster.samplers",
+    ("aggregation", "rule"): "muster.rules",
+    ("aggregation", "pre"): "muster.pre_rules",
+    ("compression", "up"): "muster.codecs",
+    ("compression", "feedback"): "muster.feedbacks",
+    ("server", "optimizer"): "muster.server_optimizers",
+}
+
+# These are built on the number of faults: with f = 0 they let one liar through, so f has to be said, be it 0.
+COUNT_FAULTS = frozenset({"trimmed-mean", "krum", "multi-krum", "arc", "nnm"})
+
+
+def unknown_names(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Names that no installed package provides, looked for in the text's own values; nothing is imported."""
+    for path, group in NAMES.items():
+        value = _value(data, path)
+        listed = (
+            [((*path, i), v) for i, v in enumerate(value)] if isinstance(value, list) else [(path, value)]
+        )
+        for place, name in listed:
+            if isinstance(name, str):
+                # A codec's spelling carries its setting: "topk:0.01".
+                said = plugins.unknown(group, name.partition(":")[0] if group == "muster.codecs" else name)
+                if said is not None:
+                    yield Problem(place, said)
+
+
+def contradictions(spec: RunSpec, sure: Callable[[KeyPath], bool]) -> Iterator[Problem]:
+    """Relations between keys. Those are skipped of which a key is not `sure` to be what was written."""
+    for path, involved, message in _relations(spec):
+        if all(sure(key) for key in (path, *involved)):
+            yield Problem(path, message)
+
+
+def _relations(spec: RunSpec) -> Iterator[tuple[KeyPath, tuple[KeyPath, ...], str]]:
+    round_, sampling, aggregation = spec.round, spec.sampling, spec.aggregation
+    if round_.grace_seconds >= round_.deadline_seconds:
+        yield (
+            ("round", "grace_seconds"),
+            (("round", "deadline_seconds"),),
+            f"{round_.grace_seconds:g} s of grace end at or after the round's own deadline "
+            f"(deadline_seconds is {round_.deadline_seconds:g})",
+        )
+    yield from _faults(spec)
+    counted = sorted(COUNT_FAULTS.intersection((aggregation.rule, *aggregation.pre)))
+    if counted and "faults" not in aggregation.model_fields_set:
+        yield (
+            ("aggregation", "faults"),
+            (("aggregation", "rule"), ("aggregation", "pre")),
+            f"is missing: {' and '.join(counted)} must be told how many of a round's updates may be faulty",
+        )
+    if (
+        sampling.policy == "poisson"
+        and "over_select" in sampling.model_fields_set
+        and sampling.over_select > 1
+    ):
+        yield (
+            ("sampling", "over_select"),
+            (("sampling", "policy"),),
+            "poisson sampling draws each peer by itself and cannot over-select; raise fraction instead",
+        )
+    if spec.evaluate.every > 0 and not spec.evaluate.on:
+        yield (
+            ("evaluate", "on"),
+            (("evaluate", "every"),),
+            "names nobody; to evaluate never, set evaluate.every = 0",
+        )
+    if len(set(spec.evaluate.on)) < len(spec.evaluate.on):
+        yield ("evaluate", "on"), (), "names the same place twice"
+
+
+def _faults(spec: RunSpec) -> Iterator[tuple[KeyPath, tuple[KeyPath, ...], str]]:
+    """Less than half of the updates may be faulty (n > 2f), of a full cohort and of one at its quorum."""
+    faults, count = spec.aggregation.faults, spec.sampling.count
+    path: KeyPath = ("aggregation", "faults")
+    if faults == 0 or count is None:
+        return
+    if count <= 2 * faults:
+        yield (
+            path,
+            (("sampling", "count"),),
+            f"no rule withstands {faults} faulty of {count} updates (sampling.count): "
+            f"it takes more than {2 * faults}",
+        )
+        return
+    quorum = math.ceil(spec.round.quorum * count)
+    if quorum <= 2 * faults:
+        yield (
+            path,
+            (("sampling", "count"), ("round", "quorum")),
+            f"no rule withstands {faults} faulty of the {quorum} updates at which a round may close "
+            f"(round.quorum {spec.round.quorum:g} of sampling.count {count}): "
+            f"it takes more than {2 * faults}",
+        )
+
+
+def _value(data: Mapping[str, Any], path: KeyPath) -> Any:
+    value: Any = data
+    for part in path:
+        if not isinstance(value, Mapping) or part not in value:
+            return None
+        value = value[part]
+    return value

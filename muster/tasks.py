@@ -1,0 +1,105 @@
+"""From a task's name to the task: `load_task("examples.digits:Digits", folders, options)`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import traceback
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+from muster.errors import ConfigError, TaskError
+from muster.plugins import nearest
+from muster.task import Task
+
+
+def load_task(
+    reference: str, folders: Iterable[Path | str] = (), options: Mapping[str, Any] | None = None
+) -> Task:
+    """An instance of the task class that `reference` ("package.module:Class") names, with its `options` set.
+
+    `folders` go to the *end* of `sys.path` (and stay there, for what the task imports later), so that a
+    folder of the user's own named `peer` or `protos` never stands in for ours.
+
+    Raises `ConfigError`: "task.malformed", "task.not_found" (no such module or class), "task.not_a_task";
+    `TaskError` "task.failed_to_load" with its traceback if the module or the class raises.
+    """
+    module_name, colon, class_name = reference.partition(":")
+    if not (module_name and colon and class_name):
+        raise ConfigError(
+            "task.malformed", f"{reference!r} does not name a task", fix="write 'package.module:Class'"
+        )
+    searched = [str(Path(folder).resolve()) for folder in folders]
+    sys.path.extend(folder for folder in dict.fromkeys(searched) if folder not in sys.path)
+    importlib.invalidate_caches()
+    found = _class(_module(reference, module_name, searched), reference, class_name)
+    try:
+        task = found()
+    except Exception as error:
+        raise _failed(reference, error) from error
+    task.options = MappingProxyType(dict(options or {}))
+    return task
+
+
+def _module(reference: str, module_name: str, searched: list[str]) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # The task's own module, or a package above it, is not there; anything else is missing *in* the task.
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+            raise ConfigError(
+                "task.not_found",
+                f"task {reference!r}: there is no module {error.name!r} on this machine",
+                cause=f"looked for in installed packages and in {', '.join(searched) or 'no task folders'}",
+                fix="install the task here, or name its folder in task_folders",
+            ) from error
+        raise _failed(reference, error) from error
+    except Exception as error:
+        raise _failed(reference, error) from error
+
+
+def _class(module: ModuleType, reference: str, class_name: str) -> type[Task]:
+    found = getattr(module, class_name, None)
+    own = tuple(sorted(name for name, value in vars(module).items() if _is_task(value)))
+    if found is None:
+        guess = nearest(class_name, own)
+        raise ConfigError(
+            "task.not_found",
+            f"task {reference!r}: {module.__name__} has no class {class_name!r}"
+            + (f" (did you mean {guess!r}?)" if guess else ""),
+            cause=f"tasks in {module.__file__}: {', '.join(own) or 'none'}",
+            fix="correct the name after the colon",
+        )
+    if not isinstance(found, type) or not issubclass(found, Task):
+        raise ConfigError(
+            "task.not_a_task",
+            f"task {reference!r}: {class_name} is not a subclass of muster.Task",
+            cause=f"tasks in {module.__file__}: {', '.join(own) or 'none'}",
+            fix=f"class {class_name}(muster.Task): ...",
+        )
+    missing = sorted(getattr(found, "__abstractmethods__", ()))
+    if missing:
+        raise ConfigError(
+            "task.not_a_task",
+            f"task {reference!r}: {class_name} lacks {' and '.join(missing)}",
+            cause="every task has to say its model and its training data",
+            fix=f"define {' and '.join(f'{name}()' for name in missing)} in {module.__file__}",
+        )
+    return found
+
+
+def _is_task(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Task) and not inspect.isabstract(value)
+
+
+def _failed(reference: str, error: Exception) -> TaskError:
+    return TaskError(
+        "task.failed_to_load",
+        f"task {reference!r} cannot be loaded",
+        cause=f"{type(error).__name__}: {error}",
+        fix="mend the task; its traceback is with this error",
+        traceback="".join(traceback.format_exception(error)),
+    )
