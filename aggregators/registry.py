@@ -1,0 +1,80 @@
+"""Finds plug-ins by their entry points and makes them of their options."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+from aggregators.options import RuleError
+
+RULES = "muster.rules"
+PRE_RULES = "muster.pre_rules"
+ATTACKS = "muster.attacks"
+
+_KINDS = {RULES: "aggregation rule", PRE_RULES: "pre-rule", ATTACKS: "attack"}
+
+T = TypeVar("T")
+
+
+@cache
+def _installed(group: str) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=group)}
+
+
+def names(group: str) -> tuple[str, ...]:
+    """The names that are installed in `group`, sorted."""
+    return tuple(sorted(_installed(group)))
+
+
+def find(group: str, name: str, base: type[T]) -> type[T]:
+    """The class called `name`; `RuleError` names the nearest if there is none, and tells if it is of another
+    kind.
+    """
+    point = _installed(group).get(name)
+    kind = _KINDS[group]
+    if point is None:
+        for other, other_kind in _KINDS.items():
+            if other != group and name in _installed(other):
+                raise RuleError(f"{name!r} is a kind of {other_kind}, and a kind of {kind} was asked for")
+        raise RuleError(f"there is no {kind} {name!r}{_nearest(name, names(group))}")
+    loaded = point.load()
+    if not (isinstance(loaded, type) and issubclass(loaded, base)):
+        raise RuleError(f"{point.value}, installed as {kind} {name!r}, is no {base.__name__}")
+    return loaded
+
+
+def option_names(plugin: type[object]) -> tuple[str, ...]:
+    """What may be set, in the order of the class."""
+    return tuple(field.name for field in _fields(plugin) if field.name != "faults")
+
+
+def construct(plugin: type[T], name: str, options: Mapping[str, Any], **given: Any) -> T:
+    """Makes the plug-in; `RuleError` if an option is unknown, missing or of a value that it refuses."""
+    known = option_names(plugin)
+    for option in options:
+        if option not in known:
+            raise RuleError(f"{name} has no option {option!r}{_nearest(option, known)}")
+    required = {field.name for field in _fields(plugin) if _is_required(field)}
+    for option in known:
+        if option in required and option not in options:
+            raise RuleError(f"{name} needs the option {option!r}")
+    return plugin(**options, **given)
+
+
+def _fields(plugin: type[object]) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(plugin) if dataclasses.is_dataclass(plugin) else ()
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there are: {', '.join(known)}" if known else "; it has none"

@@ -1,0 +1,153 @@
+"""What a plug-in is: a `PreRule` mixes the updates, a `Rule` makes one vector of them.
+
+A plug-in is a frozen keyword-only dataclass. Its fields are its options, but for `faults`, the declared
+number f of faulty updates, which the pipeline gives to all alike. It never sees the updates while it decides,
+only their geometry (how many, and their inner products), so deciding costs nothing in the size of the model;
+then the same mixing is swept over the columns, chunk by chunk.
+
+Rows stand in the order of their peers' ids, and every tie goes to the lowest row.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Flag, auto
+from functools import cached_property
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from aggregators.options import RuleError, check_integer
+
+
+class Needs(Flag):
+    """What a plug-in asks of its surroundings."""
+
+    NOTHING = 0
+    GRAM = auto()  # the inner products of all rows, thus one more pass over the data
+    WEIGHTS = auto()  # the caller's weight of each row, such as example counts
+    HONESTY = auto()  # no faulty row: with f > 0 it can only stand behind a pre-rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """What may be known of n rows without reading them again.
+
+    `inner` is their Gram matrix [n, n] float64, symmetric, with zero in the rows and columns that are not
+    `finite`; None unless asked for. `finite` [n] bool tells the rows that have a finite norm. `weights` [n]
+    float64 sum to 1.
+    """
+
+    n: int
+    finite: Tensor
+    weights: Tensor
+    inner: Tensor | None = None
+
+    @property
+    def gram(self) -> Tensor:
+        if self.inner is None:
+            raise RuntimeError("this geometry was made without a Gram matrix: declare Needs.GRAM")
+        return self.inner
+
+    @cached_property
+    def norms(self) -> Tensor:
+        """[n] float64, infinite where the row is not finite."""
+        return self.gram.diagonal().clamp(min=0).sqrt().masked_fill(~self.finite, torch.inf)
+
+    @cached_property
+    def distances(self) -> Tensor:
+        """Squared distances [n, n] float64: the diagonal is zero, and all else of a row that is not finite
+        infinite.
+
+        Rows are never centred first: one far row would take the digits of all the others.
+        """
+        squares = self.gram.diagonal()
+        between = (squares[:, None] + squares[None, :] - 2 * self.gram).clamp(min=0)
+        lost = ~self.finite
+        between.masked_fill_(lost[:, None] | lost[None, :], torch.inf)
+        return between.fill_diagonal_(0.0)
+
+
+class ColumnReducer(Protocol):
+    """Makes one row of m rows, column by column; holds no tensors, so that plans may share it."""
+
+    @property
+    def columns(self) -> int:
+        """How many columns to give at a time, so that its scratch stays in the cache."""
+        ...
+
+    @property
+    def scratch_rows(self) -> int: ...
+
+    def reduce(self, rows: Tensor, scratch: Tensor, out: Tensor) -> None:
+        """From `rows` [m, b] to `out` [b], leaving `rows` as they are; `scratch` is [scratch_rows, b]."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """What a rule decided about n rows.
+
+    `matrix` W is [m, n] float64 (None: the identity). Without a `reducer`, m is 1 and W @ X is the result;
+    with one, the result is `reducer` of the m rows of W @ X. `scores` [n] float64 mean what the rule's
+    `score` says. `treatment` has a clause for each row, and `reason` says in one clause what was done.
+    """
+
+    matrix: Tensor | None = None
+    reducer: ColumnReducer | None = None
+    scores: Tensor
+    treatment: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreMix:
+    """What a pre-rule decided: row i of W @ X [n, n] stands for row i from now on, and a lost row's column is
+    zero.
+    """
+
+    matrix: Tensor
+    treatment: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plugin(ABC):
+    name: ClassVar[str]
+    source: ClassVar[str]  # where it was published
+    breakdown: ClassVar[str]  # which share of faulty rows it bears, as an inequality
+    needs: ClassVar[Needs]
+
+    faults: int = 0
+
+    def __post_init__(self) -> None:
+        check_integer(self.name, "faults", self.faults, minimum=0)
+
+    def refuse(self, n: int) -> str | None:
+        """One sentence if n rows of which `faults` may be faulty are beyond it, else None. The default: 2f <
+        n.
+        """
+        if n > 2 * self.faults:
+            return None
+        return f"{self.name} needs n > 2f: n is {n}, f is {self.faults}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule(_Plugin):
+    score: ClassVar[str]  # what its score of an update means, with its unit
+
+    @abstractmethod
+    def mix(self, geometry: Geometry) -> Mix:
+        """Called only where `refuse(geometry.n)` is None and at most `faults` rows are not finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreRule(_Plugin):
+    @abstractmethod
+    def mix(self, geometry: Geometry) -> PreMix:
+        """Called only where `refuse(geometry.n)` is None and at most `faults` rows are not finite."""
+
+
+__all__ = ["ColumnReducer", "Geometry", "Mix", "Needs", "PreMix", "PreRule", "Rule", "RuleError"]
