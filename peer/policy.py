@@ -138,5 +138,5 @@ def _invalid(lines: list[str]) -> ConfigError:
     return ConfigError(
         "policy.invalid",
         "\n".join(lines),
-        fix='a policy is a list of [[allow]] tables, each with task = "package.module:Class" and, if wanted, data',
+        fix="a policy is a list of [[allow]] tables, each with a task and, if wanted, data",
     )

@@ -1,0 +1,186 @@
+"""What a peer's worker process does: the task's own code runs here and nowhere else.
+
+A task, its datasets and its module are kept from job to job. The module is filled anew from the base before
+each job, so what a task wants to last from round to round belongs in its `state_dict`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+# cuBLAS is deterministic only with a fixed workspace, and reads this when it starts.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from muster.errors import TaskError
+from muster.modelfile import ModelFile, load_into
+from muster.seeds import derive_seed
+from muster.task import FitContext, FitReport, Site, Task
+from muster.tasks import load_task
+from peer.drill import Drill
+from peer.orders import Evaluated, EvaluateOrder, Order, Trained, TrainOrder
+from peer.training import build
+from peer.update import write_update
+
+PLACES_MAX = 4  # tasks whose datasets are kept in memory at once
+ENCODING_SHARE = 0.1  # of a training job's progress
+
+Progress = Callable[[float], None]
+
+
+class Place:
+    """A task at this site, with what it has loaded. At most one place keeps a module in memory."""
+
+    def __init__(self, order: Order) -> None:
+        self.task: Task = load_task(order.task, order.task_folders, order.options)
+        self.site = Site(
+            name=order.site_name, data=order.site_data, options=order.options, seed=order.site_seed
+        )
+        self.model: nn.Module | None = None
+        self._data: dict[str, Dataset[Any]] = {}
+
+    def train_data(self, drill: Drill | None, drill_key: str) -> Dataset[Any]:
+        """This site's examples, poisoned if the drill does that."""
+        if "" not in self._data:
+            _seed(derive_seed(self.site.seed, "data", self.site.name))
+            self._data[""] = self.task.train_data(self.site)
+        if drill is None or not drill.poisons:
+            return self._data[""]
+        if drill_key not in self._data:
+            self._data[drill_key] = drill.poison(self._data[""])
+        return self._data[drill_key]
+
+    def module(self, base: ModelFile, device: torch.device) -> nn.Module:
+        """The task's module on the device, holding the base. Raises `TransferError`
+        `model.layout_mismatch`."""
+        if self.model is None:
+            _seed(derive_seed(self.site.seed, "model"))
+            self.model = self.task.model()
+        self.model.to(device)
+        load_into(self.model, base)
+        return self.model
+
+
+_places: OrderedDict[tuple[str, str], Place] = OrderedDict()
+
+
+def _place(order: Order) -> Place:
+    key = (order.task, repr((order.site_name, order.site_data, order.options, order.site_seed)))
+    place = _places.pop(key, None) or Place(order)
+    for other in _places.values():
+        other.model = None
+    _places[key] = place
+    while len(_places) > PLACES_MAX:
+        _places.popitem(last=False)
+    return place
+
+
+def describe(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: ARG001  # every job's form
+    """The devices that torch finds here, best first; being asked, the worker is warm for its first real
+    job."""
+    if torch.cuda.is_available():
+        return {"devices": [f"cuda:{i}" for i in range(torch.cuda.device_count())]}
+    return {"devices": ["mps" if torch.backends.mps.is_available() else "cpu"]}
+
+
+def train(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """`TrainOrder` to `Trained`: a pure function of the order and the files that it names."""
+    order = TrainOrder(**args)
+    device = _prepare(order)
+    place = _place(order)
+    drill = None if order.attack is None else Drill(order.attack["name"], order.attack.get("options") or {})
+    base = ModelFile(Path(order.base))
+    try:
+        model = place.module(base, device)
+        report = _fit(order, place, model, drill, progress)
+        model.zero_grad(set_to_none=True)
+        written = write_update(order, model, base, report, drill)
+    finally:
+        base.close()
+    progress(1.0)
+    trained = Trained(
+        digest=written.info.digest,
+        size_bytes=written.info.size_bytes,
+        examples=report.examples,
+        steps=report.steps,
+        staged={key: str(path) for key, path in written.staged.items()},
+        metrics={name: float(value) for name, value in report.metrics.items()},
+    )
+    return asdict(trained)
+
+
+def _fit(
+    order: TrainOrder, place: Place, model: nn.Module, drill: Drill | None, progress: Progress
+) -> FitReport:
+    """The task's own training loop if it has one, else the run's algorithm."""
+    context = FitContext(
+        site=place.site,
+        device=torch.device(order.device),
+        seed=order.seed,
+        train=order.train,
+        progress=lambda share: progress(share * (1.0 - ENCODING_SHARE)),
+    )
+    _seed(order.seed)
+    report: Any = place.task.fit(model, context)
+    if report is None:
+        algorithm = build(order.train["algorithm"], order.train["options"])
+        data = place.train_data(drill, repr(order.attack))
+        _seed(order.seed)
+        return algorithm.fit(place.task, model, data, context)
+    if not isinstance(report, FitReport) or report.examples < 0 or report.steps < 0:
+        raise TaskError(
+            "task.bad_report",
+            f"{order.task}.fit gave {report!r}",
+            cause="it has to give a FitReport with counts of at least 0, or None",
+            fix="return muster.FitReport(examples=..., steps=...)",
+        )
+    return report
+
+
+def evaluate(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """`EvaluateOrder` to `Evaluated`."""
+    order = EvaluateOrder(**args)
+    device = _prepare(order)
+    place = _place(order)
+    base = ModelFile(Path(order.base))
+    try:
+        model = place.module(base, device)
+    finally:
+        base.close()
+    model.eval()
+    _seed(order.seed)
+    with torch.no_grad():
+        metrics = {name: float(value) for name, value in place.task.evaluate(model, place.site).items()}
+    progress(1.0)
+    examples = metrics.pop("examples", 0.0)
+    return asdict(Evaluated(metrics=metrics, examples=max(0, int(examples))))
+
+
+def _prepare(order: Order) -> torch.device:
+    """Sets torch up so that the same work gives the same bits on the same machine."""
+    torch.set_num_threads(torch.get_num_threads())  # said aloud, it also stops MKL from choosing anew
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Filling fresh memory would cost time and help only code that reads what it never wrote.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
+    torch.backends.cudnn.benchmark = False
+    return torch.device(order.device)
+
+
+def _seed(seed: int) -> None:
+    """Seeds every global generator that a task may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+JOBS = {"describe": describe, "train": train, "evaluate": evaluate}

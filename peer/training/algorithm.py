@@ -1,0 +1,50 @@
+"""The interface of local algorithms, and how one is found by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, ClassVar, Protocol
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from muster.errors import ConfigError
+from muster.plugins import find
+from muster.task import FitContext, FitReport, Task
+
+
+class LocalAlgorithm(Protocol):
+    """A frozen dataclass whose fields are the options that `[train.options]` may give it."""
+
+    name: ClassVar[str]
+
+    def fit(self, task: Task, model: nn.Module, data: Dataset[Any], context: FitContext) -> FitReport:
+        """Trains `model`, which is on `context.device` and holds the round's base, in place.
+
+        The result depends on nothing but the model, the data, `context.train` and `context.seed`: asked again
+        with the same, it gives the same bits on the same machine.
+        """
+        ...
+
+
+def build(name: str, options: Mapping[str, Any]) -> LocalAlgorithm:
+    """Raises `ConfigError` `plugin.unknown`, `train.bad_options`."""
+    cls: Any = find("muster.algorithms", name)
+    known = sorted(field.name for field in fields(cls))
+    if unknown := sorted(set(options) - set(known)):
+        raise ConfigError(
+            "train.bad_options",
+            f"the local algorithm {name!r} has no option {unknown[0]!r}",
+            cause=f"its options are: {', '.join(known) or 'none'}",
+            fix="correct [train.options] in the run spec",
+        )
+    try:
+        algorithm: LocalAlgorithm = cls(**options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            "train.bad_options",
+            f"the local algorithm {name!r} refuses its options: {error}",
+            fix="correct [train.options] in the run spec",
+        ) from error
+    return algorithm
