@@ -1,0 +1,40 @@
+"""Finds codecs and feedbacks by their entry points, so that a user's own package can add some."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from functools import lru_cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from compressors.codec import Codec, CodecError
+from compressors.feedback import Feedback
+
+
+@lru_cache(maxsize=64)
+def build(spelling: str) -> Codec:
+    """The codec of a spelling, "NAME" or "NAME:ARGUMENT": "int8", "topk:0.01". Raises `CodecError`."""
+    name, colon, argument = spelling.partition(":")
+    cls = _load("muster.codecs", "codec", name)
+    if not issubclass(cls, Codec):
+        raise CodecError(f"the entry point of codec {name!r} is not a compressors.Codec")
+    return cls.parse(argument if colon else None)
+
+
+@lru_cache(maxsize=64)
+def build_feedback(name: str) -> Feedback:
+    """The feedback of that name. Raises `CodecError`."""
+    cls = _load("muster.feedbacks", "feedback", name)
+    if not issubclass(cls, Feedback):
+        raise CodecError(f"the entry point of feedback {name!r} is not a compressors.Feedback")
+    return cls()
+
+
+def _load(group: str, kind: str, name: str) -> type[Any]:
+    found = entry_points(group=group)
+    if name in found.names:
+        loaded: type[Any] = found[name].load()
+        return loaded
+    near = get_close_matches(name, found.names, n=1)
+    meant = f"; did you mean {near[0]!r}?" if near else ""
+    raise CodecError(f"no {kind} is called {name!r}{meant} (there are: {', '.join(sorted(found.names))})")

@@ -1,0 +1,89 @@
+"""What a codec is.
+
+Notation: C(x) is what `decode` makes of `encode(x)`, x a chunk of `size` coordinates.
+  unbiased     E C(x) = x
+  contractive  E|C(x) - x|^2 <= (1 - delta) |x|^2 with 0 < delta <= 1
+  linear       the bodies of several chunks may be added up instead of the chunks
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class CodecError(ValueError):
+    """No such codec or feedback, or an argument that it does not take; a sentence for who wrote it."""
+
+
+class DecodeError(ValueError):
+    """The body is not one that this codec writes for a chunk of this size; one clause that says why."""
+
+
+class Codec(ABC):
+    """A pure function from chunks to bytes and back.
+
+    It keeps nothing between calls and may be shared by threads. All randomness comes from `seed`. Hosts are
+    little-endian, as all that torch is built for are.
+    """
+
+    unbiased: ClassVar[bool]
+    contractive: ClassVar[bool]
+    linear: ClassVar[bool]
+    spelling: str  # canonical: `build(codec.spelling)` is the same codec
+
+    @classmethod
+    @abstractmethod
+    def parse(cls, argument: str | None) -> Self:
+        """The codec from what stands after the colon of its spelling. Raises `CodecError`."""
+
+    @abstractmethod
+    def delta(self, size: int) -> float:
+        """The contraction's constant for chunks of this size whose values are normal float32 numbers."""
+
+    @abstractmethod
+    def bytes_max(self, size: int) -> int:
+        """No body of a chunk of this size is longer."""
+
+    @abstractmethod
+    def encode(self, x: Tensor, seed: int) -> bytes:
+        """Encodes a chunk: x [size] float32, contiguous, on the CPU; never changed.
+
+        A value that is not finite is never dropped: the body carries it, or does not decode.
+        """
+
+    @abstractmethod
+    def decode(self, body: bytes | memoryview, out: Tensor) -> None:
+        """Fills out [size] float32, contiguous, from a body that nobody vouches for.
+
+        Raises `DecodeError`, and then leaves `out` as it was. Only identity and bf16 let values through that
+        are not finite.
+        """
+
+
+class PlainCodec(Codec):
+    """A codec without an argument; its spelling is its name."""
+
+    @classmethod
+    def parse(cls, argument: str | None) -> Self:
+        codec = cls()
+        if argument is not None:
+            raise CodecError(f"{codec.spelling} takes no argument, but {argument!r} was given")
+        return codec
+
+
+def chunk_array(chunk: Tensor) -> NDArray[np.float32]:
+    """The chunk's memory as numpy sees it. Raises `ValueError` if it is not flat, contiguous float32."""
+    if chunk.dtype != torch.float32 or chunk.dim() != 1 or not chunk.is_contiguous():
+        raise ValueError(f"a chunk is flat, contiguous float32, not {chunk.dtype} {tuple(chunk.shape)}")
+    return chunk.detach().numpy()
+
+
+def check_length(body: bytes | memoryview, wanted: int) -> None:
+    if len(body) != wanted:
+        raise DecodeError(f"the body has {len(body)} bytes where {wanted} are due")
