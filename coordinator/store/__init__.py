@@ -1,0 +1,25 @@
+"""The durable store: SQLite in the data folder, or PostgreSQL."""
+
+from coordinator.store.rows import (
+    AssignmentRow,
+    EventRow,
+    ModelRow,
+    PeerRecord,
+    PeerRow,
+    RoundRow,
+    RunRow,
+    Transfer,
+)
+from coordinator.store.store import Store
+
+__all__ = [
+    "AssignmentRow",
+    "EventRow",
+    "ModelRow",
+    "PeerRecord",
+    "PeerRow",
+    "RoundRow",
+    "RunRow",
+    "Store",
+    "Transfer",
+]

@@ -1,0 +1,99 @@
+"""Which blobs the rows still need. Rows are kept for the record; the files that they name are not, for
+ever."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sqlalchemy import (
+    CompoundSelect,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    func,
+    or_,
+    select,
+    true,
+    union,
+    update,
+)
+
+from coordinator.engine.state import AssignmentStatus, EvaluationStatus, RoundStatus, RunStatus
+from coordinator.store import tables
+from coordinator.store.load import not_ended
+
+RUNS, ROUNDS, ASSIGNMENTS, MODELS = tables.RUNS, tables.ROUNDS, tables.ASSIGNMENTS, tables.MODELS
+STATES, EVALUATIONS = tables.OPTIMIZER_STATES, tables.EVALUATIONS
+
+_HOLDERS = (ASSIGNMENTS, MODELS, STATES)
+
+
+def live(connection: Connection) -> frozenset[str]:
+    """Digests of every blob that some row still names, but for those that were given up with `forget`."""
+    return frozenset(connection.execute(_held()).scalars())
+
+
+def unneeded(connection: Connection, *, updates_keep_rounds: int, models_keep: int | None) -> frozenset[str]:
+    """Digests of the blobs that nothing will ask for again and that have not been given up yet.
+
+    Kept are: updates of rounds that have not ended and of each run's last `updates_keep_rounds` rounds; each
+    run's newest `models_keep` versions (None: all), and those from which live work starts or that are being
+    evaluated; the optimizer's state at the newest version of a run that has not ended.
+    """
+    held = set(connection.execute(_held()).scalars())
+    needed = union(_needed_updates(updates_keep_rounds), *_needed_models(models_keep), _needed_states())
+    return frozenset(held - set(connection.execute(needed).scalars()))
+
+
+def forget(connection: Connection, digests: Iterable[str]) -> None:
+    """Records that these blobs are given up: a later sweep removes what is left of them."""
+    rows = [{"gone": digest} for digest in digests]
+    if not rows:
+        return
+    for table in _HOLDERS:
+        # The condition again in full, so that the index on what is held serves.
+        statement = update(table).where(table.c.digest == bindparam("gone"), tables.HOLDS_BLOB)
+        connection.execute(statement.values(blob_gone=True), rows)
+
+
+def _held() -> CompoundSelect[str]:
+    return union(*(select(table.c.digest).where(tables.HOLDS_BLOB) for table in _HOLDERS))
+
+
+def _needed_updates(keep_rounds: int) -> Select[str]:
+    return (
+        select(ASSIGNMENTS.c.digest)
+        .join(RUNS, RUNS.c.run_id == ASSIGNMENTS.c.run_id)
+        .join(
+            ROUNDS,
+            and_(ROUNDS.c.run_id == ASSIGNMENTS.c.run_id, ROUNDS.c.number == ASSIGNMENTS.c.round),
+        )
+        .where(
+            tables.HOLDS_BLOB.self_group(),
+            ASSIGNMENTS.c.state == AssignmentStatus.DELIVERED.value,
+            or_(not_ended(ROUNDS, RoundStatus), ROUNDS.c.number > RUNS.c.last_round - keep_rounds),
+        )
+    )
+
+
+def _needed_models(keep: int | None) -> list[Select[str]]:
+    newest = select(func.max(MODELS.c.version)).where(MODELS.c.run_id == RUNS.c.run_id).scalar_subquery()
+    of_run = select(MODELS.c.digest).join(RUNS, RUNS.c.run_id == MODELS.c.run_id)
+    live_round = and_(ROUNDS.c.run_id == MODELS.c.run_id, ROUNDS.c.base_version == MODELS.c.version)
+    live_work = and_(ASSIGNMENTS.c.run_id == MODELS.c.run_id, ASSIGNMENTS.c.base_version == MODELS.c.version)
+    evaluated = and_(EVALUATIONS.c.run_id == MODELS.c.run_id, EVALUATIONS.c.version == MODELS.c.version)
+    return [
+        of_run.where(true() if keep is None else MODELS.c.version > newest - max(1, keep)),
+        of_run.join(ROUNDS, live_round).where(not_ended(ROUNDS, RoundStatus)),
+        of_run.join(ASSIGNMENTS, live_work).where(not_ended(ASSIGNMENTS, AssignmentStatus)),
+        of_run.join(EVALUATIONS, evaluated).where(EVALUATIONS.c.state != EvaluationStatus.FINISHED.value),
+    ]
+
+
+def _needed_states() -> Select[str]:
+    return (
+        select(STATES.c.digest)
+        .join(RUNS, and_(RUNS.c.run_id == STATES.c.run_id, RUNS.c.model_version == STATES.c.version))
+        .where(not_ended(RUNS, RunStatus))
+    )

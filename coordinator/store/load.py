@@ -1,0 +1,219 @@
+"""Rebuilds what the engine holds in memory from the rows that its transitions wrote."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, Table, and_, or_, select
+
+from coordinator.engine.state import (
+    AssignmentState,
+    AssignmentStatus,
+    EvaluationState,
+    EvaluationStatus,
+    ModelVersion,
+    RoundState,
+    RoundStatus,
+    RunState,
+    RunStatus,
+    UpdateFacts,
+    versions_in_use,
+)
+from coordinator.store import tables
+from muster.spec.model import RunSpec
+
+Groups = Mapping[str, Sequence[RowMapping]]
+
+
+def load_runs(connection: Connection) -> list[RunState]:
+    """Runs that have not ended, oldest first, each exactly as it stood after the last commit."""
+    runs, rounds, evaluations = tables.RUNS, tables.ROUNDS, tables.EVALUATIONS
+    rows = (
+        connection.execute(
+            select(runs).where(not_ended(runs, RunStatus)).order_by(runs.c.created_at, runs.c.run_id)
+        )
+        .mappings()
+        .all()
+    )
+    live_rounds = _of_live_runs(connection, rounds, not_ended(rounds, RoundStatus))
+    live_evaluations = _of_live_runs(
+        connection, evaluations, evaluations.c.state != EvaluationStatus.FINISHED.value
+    )
+    assignments = _live_assignments(connection)
+    return [
+        _run(
+            connection,
+            row,
+            live_rounds.get(row["run_id"], ()),
+            live_evaluations.get(row["run_id"], ()),
+            assignments.get(row["run_id"], ()),
+        )
+        for row in rows
+    ]
+
+
+def not_ended(
+    table: Table, status: type[RunStatus] | type[RoundStatus] | type[AssignmentStatus]
+) -> ColumnElement[bool]:
+    return table.c.state.in_([state.value for state in status if not state.ended])
+
+
+def _of_live_runs(connection: Connection, table: Table, *where: ColumnElement[bool]) -> Groups:
+    runs = tables.RUNS
+    found = connection.execute(
+        select(table)
+        .join(runs, runs.c.run_id == table.c.run_id)
+        .where(not_ended(runs, RunStatus), *where)
+        .order_by(*table.primary_key.columns)
+    )
+    groups: dict[str, list[RowMapping]] = defaultdict(list)
+    for row in found.mappings():
+        groups[row["run_id"]].append(row)
+    return groups
+
+
+def _live_assignments(connection: Connection) -> Groups:
+    """Of live rounds and of live evaluations, those that have ended among them."""
+    assignments, rounds, evaluations = tables.ASSIGNMENTS, tables.ROUNDS, tables.EVALUATIONS
+    of_round = (
+        select(rounds.c.number)
+        .where(
+            rounds.c.run_id == assignments.c.run_id,
+            rounds.c.number == assignments.c.round,
+            not_ended(rounds, RoundStatus),
+        )
+        .exists()
+    )
+    of_evaluation = (
+        select(evaluations.c.version)
+        .where(
+            evaluations.c.run_id == assignments.c.run_id,
+            evaluations.c.version == assignments.c.base_version,
+            evaluations.c.state != EvaluationStatus.FINISHED.value,
+        )
+        .exists()
+    )
+    return _of_live_runs(
+        connection,
+        assignments,
+        or_(
+            and_(assignments.c.role == "train", of_round),
+            and_(assignments.c.role == "evaluate", of_evaluation),
+        ),
+    )
+
+
+def _run(
+    connection: Connection,
+    row: RowMapping,
+    round_rows: Iterable[RowMapping],
+    evaluation_rows: Iterable[RowMapping],
+    assignment_rows: Iterable[RowMapping],
+) -> RunState:
+    by_round: dict[int, dict[str, AssignmentState]] = defaultdict(dict)
+    by_version: dict[int, dict[str, AssignmentState]] = defaultdict(dict)
+    for assignment in map(_assignment, assignment_rows):
+        if assignment.role == "train":
+            by_round[assignment.round][assignment.assignment_id] = assignment
+        else:
+            by_version[assignment.base_version][assignment.assignment_id] = assignment
+    rounds = {r["number"]: _round(r, by_round[r["number"]]) for r in round_rows}
+    evaluations = {e["version"]: _evaluation(e, by_version[e["version"]]) for e in evaluation_rows}
+    newest = _models(connection, row["run_id"], {row["model_version"]} - {None})
+    model = newest.get(row["model_version"])
+    return RunState(
+        run_id=row["run_id"],
+        spec=RunSpec.model_validate_json(row["spec_json"]),
+        status=RunStatus(row["state"]),
+        reason=row["reason"],
+        created_at=row["created_at"],
+        model=model,
+        rounds=rounds,
+        evaluations=evaluations,
+        models=_models(connection, row["run_id"], versions_in_use(model, rounds, evaluations)),
+        last_round=row["last_round"],
+        committed=row["committed"],
+        skipped=row["skipped"],
+        skipped_in_row=row["skipped_in_row"],
+    )
+
+
+def _models(connection: Connection, run_id: str, versions: Iterable[int]) -> dict[int, ModelVersion]:
+    models = tables.MODELS
+    found = connection.execute(
+        select(models)
+        .where(models.c.run_id == run_id, models.c.version.in_(sorted(versions)))
+        .order_by(models.c.version)
+    )
+    return {
+        row["version"]: ModelVersion(
+            version=row["version"],
+            round=row["round"],
+            digest=row["digest"],
+            size_bytes=row["size_bytes"],
+            layout_digest=row["layout_digest"],
+        )
+        for row in found.mappings()
+    }
+
+
+def _round(row: RowMapping, assignments: Mapping[str, AssignmentState]) -> RoundState:
+    return RoundState(
+        number=row["number"],
+        status=RoundStatus(row["state"]),
+        reason=row["reason"],
+        base_version=row["base_version"],
+        cohort=tuple(json.loads(row["cohort_json"])),
+        needed=row["needed"],
+        quorum=row["quorum"],
+        planned_at=row["planned_at"],
+        opened_at=row["opened_at"],
+        deadline_at=row["deadline_at"],
+        grace_until=row["grace_until"],
+        assignments=assignments,
+    )
+
+
+def _evaluation(row: RowMapping, assignments: Mapping[str, AssignmentState]) -> EvaluationState:
+    return EvaluationState(
+        version=row["version"],
+        round=row["round"],
+        deadline_at=row["deadline_at"],
+        assignments=assignments,
+        own_pending=row["own_pending"],
+        own_metrics=json.loads(row["own_metrics_json"]),
+    )
+
+
+def _assignment(row: RowMapping) -> AssignmentState:
+    metrics: dict[str, Any] = json.loads(row["metrics_json"])
+    evaluates = row["role"] == "evaluate"
+    update = None
+    if row["digest"]:
+        update = UpdateFacts(
+            digest=row["digest"],
+            size_bytes=row["size_bytes"],
+            dense_bytes=row["dense_bytes"],
+            examples=row["examples"],
+            norm=row["norm"],
+            metrics=metrics,
+        )
+    return AssignmentState(
+        assignment_id=row["assignment_id"],
+        run_id=row["run_id"],
+        round=row["round"],
+        peer_id=row["peer_id"],
+        role=row["role"],
+        attempt=row["attempt"],
+        base_version=row["base_version"],
+        status=AssignmentStatus(row["state"]),
+        reason=row["reason"],
+        offered_at=row["offered_at"],
+        update=update,
+        metrics=metrics if evaluates else {},
+        examples=row["examples"] if evaluates else 0,
+        retry=row["retry"],
+    )

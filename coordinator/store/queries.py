@@ -1,0 +1,236 @@
+"""What the admin service and the command line ask; each answer is one consistent state of the database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
+from inspect import signature
+from typing import Any, TypeVar
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    RowMapping,
+    ScalarSelect,
+    Select,
+    cast,
+    func,
+    literal,
+    select,
+)
+
+from coordinator.store import tables
+from coordinator.store.rows import (
+    AssignmentRow,
+    EventRow,
+    ModelRow,
+    PeerRecord,
+    PeerRow,
+    RoundRow,
+    RunRow,
+)
+
+RUNS, ROUNDS, ASSIGNMENTS, MODELS = tables.RUNS, tables.ROUNDS, tables.ASSIGNMENTS, tables.MODELS
+EVALUATIONS, PEERS, EVENTS, TRANSFERS = tables.EVALUATIONS, tables.PEERS, tables.EVENTS, tables.TRANSFERS
+
+Row = TypeVar("Row")
+
+
+@cache
+def _names(kind: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(signature(kind).parameters)
+
+
+def _as(kind: Callable[..., Row], row: RowMapping, **more: object) -> Row:
+    """Columns to fields by name; a column `x_json` gives the field `x`."""
+    values: dict[str, object] = {}
+    for name in _names(kind):
+        if name in row:
+            values[name] = row[name]
+        elif f"{name}_json" in row:
+            values[name] = json.loads(row[f"{name}_json"] or "{}")
+    values.update(more)
+    return kind(**values)
+
+
+def _sum(column: ColumnElement[Any], *where: ColumnElement[bool]) -> ColumnElement[int]:
+    total = select(func.coalesce(func.sum(column), 0)).where(*where).scalar_subquery()
+    return cast(total, BigInteger)  # PostgreSQL sums integers into decimals
+
+
+def _bytes(direction: str, *where: ColumnElement[bool]) -> ColumnElement[int]:
+    return _sum(TRANSFERS.c.bytes, TRANSFERS.c.direction == direction, *where).label(f"bytes_{direction}")
+
+
+def _metrics(*where: ColumnElement[bool]) -> ColumnElement[Any]:
+    """Of the newest evaluation that has any."""
+    found = (
+        select(EVALUATIONS.c.metrics_json)
+        .where(EVALUATIONS.c.metrics_json != "{}", *where)
+        .order_by(EVALUATIONS.c.version.desc())
+        .limit(1)
+    )
+    return found.scalar_subquery().label("metrics_json")
+
+
+def _digest(run_id: ColumnElement[str], version: ColumnElement[int]) -> ColumnElement[str]:
+    found: ScalarSelect[str] = (
+        select(MODELS.c.digest)
+        .where(MODELS.c.run_id == run_id, MODELS.c.version == version)
+        .scalar_subquery()
+    )
+    return func.coalesce(found, "").label("model_digest")
+
+
+# -- runs ----------------------------------------------------------------------------------------------------
+
+
+def runs(connection: Connection, *where: ColumnElement[bool]) -> list[RunRow]:
+    """Newest first."""
+    of_run = TRANSFERS.c.run_id == RUNS.c.run_id
+    dense = _sum(ASSIGNMENTS.c.dense_bytes, ASSIGNMENTS.c.run_id == RUNS.c.run_id)
+    found = connection.execute(
+        select(
+            RUNS,
+            _digest(RUNS.c.run_id, RUNS.c.model_version),
+            _bytes("up", of_run),
+            _bytes("down", of_run),
+            dense.label("bytes_up_dense"),
+            _metrics(EVALUATIONS.c.run_id == RUNS.c.run_id),
+        )
+        .where(*where)
+        .order_by(RUNS.c.created_at.desc(), RUNS.c.run_id)
+    )
+    return [_as(RunRow, row) for row in found.mappings()]
+
+
+# -- rounds and assignments ----------------------------------------------------------------------------------
+
+
+def rounds(connection: Connection, *where: ColumnElement[bool]) -> list[RoundRow]:
+    """Without their assignments, oldest first."""
+    of_round = (TRANSFERS.c.run_id == ROUNDS.c.run_id, TRANSFERS.c.round == ROUNDS.c.number)
+    found = connection.execute(
+        select(
+            ROUNDS,
+            _digest(ROUNDS.c.run_id, ROUNDS.c.model_version),
+            _bytes("up", *of_round),
+            _bytes("down", *of_round),
+            _metrics(EVALUATIONS.c.run_id == ROUNDS.c.run_id, EVALUATIONS.c.round == ROUNDS.c.number),
+        )
+        .where(*where)
+        .order_by(ROUNDS.c.run_id, ROUNDS.c.number)
+    )
+    return [
+        _as(RoundRow, row, cohort=tuple(json.loads(row["cohort_json"])), assignments=())
+        for row in found.mappings()
+    ]
+
+
+def assignments(connection: Connection, *where: ColumnElement[bool]) -> list[AssignmentRow]:
+    """By role, peer and attempt."""
+    order = (ASSIGNMENTS.c.role.desc(), ASSIGNMENTS.c.peer_id, ASSIGNMENTS.c.attempt)
+    found = connection.execute(select(ASSIGNMENTS).where(*where).order_by(*order))
+    return [_as(AssignmentRow, row) for row in found.mappings()]
+
+
+def round_(connection: Connection, run_id: str, number: int) -> RoundRow | None:
+    """With its assignments."""
+    found = rounds(connection, ROUNDS.c.run_id == run_id, ROUNDS.c.number == number)
+    if not found:
+        return None
+    of_round = (ASSIGNMENTS.c.run_id == run_id, ASSIGNMENTS.c.round == number)
+    return replace(found[0], assignments=tuple(assignments(connection, *of_round)))
+
+
+# -- peers ---------------------------------------------------------------------------------------------------
+
+
+def peer_records(connection: Connection) -> list[PeerRecord]:
+    found = connection.execute(select(PEERS).order_by(PEERS.c.peer_id))
+    return [_as(PeerRecord, row) for row in found.mappings()]
+
+
+def peers(connection: Connection, *where: ColumnElement[bool]) -> list[PeerRow]:
+    def updates(state: str) -> ColumnElement[int]:
+        return (
+            select(func.count())
+            .select_from(ASSIGNMENTS)
+            .where(
+                ASSIGNMENTS.c.peer_id == PEERS.c.peer_id,
+                ASSIGNMENTS.c.state == state,
+                ASSIGNMENTS.c.role == "train",
+            )
+            .scalar_subquery()
+        )
+
+    of_peer = TRANSFERS.c.peer_id == PEERS.c.peer_id
+    found = connection.execute(
+        select(
+            PEERS,
+            updates("DELIVERED").label("updates_delivered"),
+            updates("REJECTED").label("updates_rejected"),
+            _bytes("up", of_peer),
+            _bytes("down", of_peer),
+        )
+        .where(*where)
+        .order_by(PEERS.c.peer_id)
+    )
+    return [_as(PeerRow, row) for row in found.mappings()]
+
+
+# -- models --------------------------------------------------------------------------------------------------
+
+
+def models(connection: Connection, *where: ColumnElement[bool], newest: int | None = None) -> list[ModelRow]:
+    """Oldest first; with `newest`, only so many of the last ones, newest first."""
+    statement: Select[Any] = select(
+        MODELS,
+        _metrics(EVALUATIONS.c.run_id == MODELS.c.run_id, EVALUATIONS.c.version == MODELS.c.version),
+    ).where(*where)
+    if newest is None:
+        statement = statement.order_by(MODELS.c.run_id, MODELS.c.version)
+    else:
+        statement = statement.order_by(MODELS.c.version.desc()).limit(newest)
+    return [_as(ModelRow, row) for row in connection.execute(statement).mappings()]
+
+
+def optimizer_states(connection: Connection, run_id: str, version: int) -> Mapping[str, str]:
+    """The server optimizer's state vectors after `version` was made: name to blob digest."""
+    states = tables.OPTIMIZER_STATES
+    found = connection.execute(
+        select(states.c.name, states.c.digest)
+        .where(states.c.run_id == run_id, states.c.version == version)
+        .order_by(states.c.name)
+    )
+    return {row.name: row.digest for row in found}
+
+
+# -- events --------------------------------------------------------------------------------------------------
+
+
+def events(
+    connection: Connection, *where: ColumnElement[bool], limit: int, newest: bool = False
+) -> list[EventRow]:
+    """In order. At most `limit`, counted from the first, or with `newest` from the last."""
+    order = EVENTS.c.sequence.desc() if newest else EVENTS.c.sequence
+    found = connection.execute(select(EVENTS).where(*where).order_by(order).limit(literal(limit)))
+    rows = [_as(EventRow, row, data=json.loads(row["data_json"])) for row in found.mappings()]
+    return rows[::-1] if newest else rows
+
+
+def newest_sequence(connection: Connection) -> int:
+    found: int = connection.execute(select(func.coalesce(func.max(EVENTS.c.sequence), 0))).scalar_one()
+    return found
+
+
+def event_sequence(connection: Connection, assignment_id: str, kind: str) -> int | None:
+    found: int | None = connection.execute(
+        select(func.max(EVENTS.c.sequence)).where(
+            EVENTS.c.assignment_id == assignment_id, EVENTS.c.kind == kind
+        )
+    ).scalar_one()
+    return found

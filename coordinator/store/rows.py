@@ -1,0 +1,149 @@
+"""What the store answers: frozen values, one class for each kind of row. Times are seconds since the
+epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """Bytes really sent between a peer and the coordinator; they add up. `direction` is "up" or "down"."""
+
+    run_id: str
+    round: int
+    peer_id: str
+    direction: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerRecord:
+    """A peer as membership left it."""
+
+    peer_id: str
+    state: str
+    reason: str
+    epoch: int
+    device: str
+    muster_version: str
+    secret_hash: str
+    enrolled_at: float | None
+    seen_at: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerRow(PeerRecord):
+    """A peer with what it has done; only updates count, evaluations do not."""
+
+    updates_delivered: int
+    updates_rejected: int
+    bytes_up: int
+    bytes_down: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRow:
+    run_id: str
+    name: str
+    task: str
+    state: str
+    reason: str
+    spec_json: str
+    spec_digest: str
+    spec_toml: str
+    request_id: str
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    last_round: int
+    committed: int
+    skipped: int
+    skipped_in_row: int
+    model_version: int | None
+    model_digest: str  # empty until there is a model
+    bytes_up: int
+    bytes_down: int
+    bytes_up_dense: int  # what the delivered updates would have been uncompressed
+    metrics: Mapping[str, float]  # of the newest evaluation that has any
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssignmentRow:
+    assignment_id: str
+    run_id: str
+    round: int
+    peer_id: str
+    role: str
+    attempt: int
+    base_version: int
+    state: str
+    reason: str
+    offered_at: float
+    ended_at: float | None
+    retry: bool
+    digest: str
+    size_bytes: int
+    dense_bytes: int
+    examples: int
+    norm: float | None
+    metrics: Mapping[str, float]
+    error_id: str
+    traceback: str
+    weight: float | None
+    score: float | None
+    selected: bool
+    treatment: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRow:
+    run_id: str
+    number: int
+    state: str
+    reason: str
+    base_version: int
+    base_digest: str
+    cohort: tuple[str, ...]
+    needed: int
+    quorum: int
+    planned_at: float
+    opened_at: float | None
+    deadline_at: float | None
+    grace_until: float | None
+    ended_at: float | None
+    model_version: int | None
+    model_digest: str  # of the version that the round made; empty if it made none
+    aggregate_seconds: float | None
+    bytes_up: int
+    bytes_down: int
+    metrics: Mapping[str, float]
+    assignments: tuple[AssignmentRow, ...] = ()  # filled by `Store.round` only; by peer, then attempt
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRow:
+    run_id: str
+    version: int
+    round: int
+    digest: str
+    size_bytes: int
+    layout_digest: str
+    created_at: float
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventRow:
+    sequence: int
+    at: float
+    kind: str
+    run_id: str
+    round: int
+    assignment_id: str
+    peer_id: str
+    reason: str
+    data_json: str
+    data: Mapping[str, Any]

@@ -1,0 +1,296 @@
+"""The coordinator's memory: every transition and its event in one transaction; nothing is ever
+half-written."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Self, TypeVar
+
+from sqlalchemy import URL, Connection
+
+from coordinator.engine.state import RunState, Transition
+from coordinator.store import blobs, load, migrate, queries, tables
+from coordinator.store.database import Database, make_migrating_engine, parse_url, sqlite_path, write
+from coordinator.store.faults import told
+from coordinator.store.lock import FolderLock
+from coordinator.store.rows import (
+    AssignmentRow,
+    EventRow,
+    ModelRow,
+    PeerRecord,
+    PeerRow,
+    RoundRow,
+    RunRow,
+    Transfer,
+)
+from coordinator.store.write import write_transfers, write_transitions
+from muster.errors import NotFoundError, StorageError
+from muster.failpoints import failpoint
+
+EVENTS_PAGE = 1000
+
+Result = TypeVar("Result")
+
+
+class Store:
+    """Open one with `Store.open`. Every method may raise `StorageError`: "store.unavailable" when the
+    database does not answer, "store.damaged" when it is not sound, and in `commit` "storage.disk_full"."""
+
+    def __init__(self, database: Database, lock: FolderLock | None, newest: int) -> None:
+        self._database = database
+        self._lock = lock
+        self._writing: set[asyncio.Task[list[int]]] = set()
+        self._newest = newest
+        self._news = asyncio.Event()
+
+    # -- life ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    async def open(cls, url: str, *, create: bool = True) -> Self:
+        """Opens the database and brings its schema up to date. With SQLite, takes the database's folder for
+        this process.
+
+        Raises `ConfigError` "store.url" or "store.driver", `StateError` "store.in_use", `VersionError`
+        "store.schema_newer", and without `create` `NotFoundError` "store.not_found" where there is no
+        database yet.
+        """
+        parsed = parse_url(url)
+        lock = _take_folder(parsed, create)
+        try:
+            await asyncio.to_thread(_migrate, parsed, create)
+            database = Database(parsed)
+            try:
+                return cls(database, lock, await database.read(queries.newest_sequence))
+            except BaseException:
+                database.close()
+                raise
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+
+    async def close(self) -> None:
+        """After the commits that are under way."""
+        await asyncio.gather(*self._writing, return_exceptions=True)
+        await asyncio.to_thread(self._database.close)
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    @property
+    def where(self) -> str:
+        """The database for people: its URL without the password."""
+        return self._database.where
+
+    # -- writing ---------------------------------------------------------------------------------------------
+
+    async def commit(
+        self, transitions: Sequence[Transition], transfers: Sequence[Transfer] = ()
+    ) -> list[int]:
+        """Writes all of it or, on any error, nothing. Returns one number for each transition: its event's
+        sequence, or 0 if its kind is empty and it tells no event. Sequences grow in the order of commits.
+
+        Raises `StateError` "store.conflict" if a row is not in the state that its transition starts from, or
+        a row is there already that must not be. If the connection to PostgreSQL breaks during COMMIT itself,
+        "store.unavailable" leaves open whether it was done; `load_runs` then tells.
+
+        A caller that is cancelled meanwhile does not stop the transaction.
+        """
+        task = asyncio.get_running_loop().create_task(self._commit(transitions, transfers))
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+        return await asyncio.shield(task)
+
+    async def _commit(self, transitions: Sequence[Transition], transfers: Sequence[Transfer]) -> list[int]:
+        kinds = [transition.kind for transition in transitions if transition.kind]
+
+        def work(connection: Connection) -> list[int]:
+            sequences = write_transitions(connection, transitions)
+            write_transfers(connection, transfers)
+            for kind in kinds:
+                failpoint(f"{kind}.before")
+            return sequences
+
+        sequences = await self._database.write(work)
+        if kinds:
+            self._newest = max(self._newest, *sequences)
+            self._news.set()
+            self._news = asyncio.Event()
+        for kind in kinds:
+            failpoint(f"{kind}.after")
+        return sequences
+
+    async def forget_blobs(self, digests: Iterable[str]) -> None:
+        """Records that these blobs are given up, so that neither `live_blobs` nor `unneeded_blobs` tells them
+        again. Call it before the files are removed: what a kill leaves of them is then swept at the next
+        start."""
+        given_up = list(digests)
+        await self._database.write(lambda connection: blobs.forget(connection, given_up))
+
+    # -- what happened ---------------------------------------------------------------------------------------
+
+    async def wait_for_events(self, after: int) -> int:
+        """Returns as soon as this process has committed an event with a greater number than `after`: the
+        greatest."""
+        while self._newest <= after:
+            await self._news.wait()
+        return self._newest
+
+    async def events(
+        self, after: int = 0, run_id: str | None = None, limit: int = EVENTS_PAGE
+    ) -> list[EventRow]:
+        """The first `limit` events with a greater number than `after`, in order."""
+        where = [tables.EVENTS.c.sequence > after]
+        if run_id is not None:
+            where.append(tables.EVENTS.c.run_id == run_id)
+        return await self._database.read(lambda c: queries.events(c, *where, limit=limit))
+
+    async def recent_events(
+        self, *, run_id: str | None = None, peer_id: str | None = None, limit: int = 20
+    ) -> list[EventRow]:
+        """The last `limit` events, in order."""
+        where = [tables.EVENTS.c.sequence > 0]
+        if run_id is not None:
+            where.append(tables.EVENTS.c.run_id == run_id)
+        if peer_id is not None:
+            where.append(tables.EVENTS.c.peer_id == peer_id)
+        return await self._database.read(lambda c: queries.events(c, *where, limit=limit, newest=True))
+
+    async def delivered_sequence(self, assignment_id: str) -> int:
+        """The number of the event that made an update or evaluation durable; 0 if there is none."""
+        found = await self._database.read(
+            lambda c: queries.event_sequence(c, assignment_id, "assignment.delivered")
+        )
+        return found or 0
+
+    # -- taking up where things stand ------------------------------------------------------------------------
+
+    async def load_runs(self) -> list[RunState]:
+        """Runs that have not ended, oldest first, exactly as the last commit left them."""
+        return await self._database.read(load.load_runs)
+
+    async def load_peers(self) -> list[PeerRecord]:
+        return await self._database.read(queries.peer_records)
+
+    async def live_blobs(self) -> frozenset[str]:
+        """Digests of the blobs that rows name; whatever else lies in the blob store is an orphan."""
+        return await self._database.read(blobs.live)
+
+    async def unneeded_blobs(self, *, updates_keep_rounds: int, models_keep: int | None) -> frozenset[str]:
+        """Digests of the blobs that may be given up (`forget_blobs`), then removed: updates of rounds that
+        have ended but for each run's last `updates_keep_rounds`, versions but for each run's newest
+        `models_keep` (None: all) and what live work needs, and old states of the server optimizer."""
+        return await self._database.read(
+            lambda c: blobs.unneeded(c, updates_keep_rounds=updates_keep_rounds, models_keep=models_keep)
+        )
+
+    # -- questions -------------------------------------------------------------------------------------------
+
+    async def runs(self) -> list[RunRow]:
+        """Newest first."""
+        return await self._database.read(queries.runs)
+
+    async def run(self, run_id: str) -> RunRow | None:
+        return _first(await self._database.read(lambda c: queries.runs(c, tables.RUNS.c.run_id == run_id)))
+
+    async def run_by_request(self, request_id: str) -> RunRow | None:
+        """The run that was made for this request, so that a request that comes twice submits once."""
+        return _first(
+            await self._database.read(lambda c: queries.runs(c, tables.RUNS.c.request_id == request_id))
+        )
+
+    async def rounds(self, run_id: str) -> list[RoundRow]:
+        """In order, without their assignments."""
+        return await self._database.read(lambda c: queries.rounds(c, tables.ROUNDS.c.run_id == run_id))
+
+    async def round(self, run_id: str, number: int) -> RoundRow | None:
+        """With its assignments, those of its model's evaluation after those that trained."""
+        return await self._database.read(lambda c: queries.round_(c, run_id, number))
+
+    async def assignment(self, assignment_id: str) -> AssignmentRow | None:
+        where = tables.ASSIGNMENTS.c.assignment_id == assignment_id
+        return _first(await self._database.read(lambda c: queries.assignments(c, where)))
+
+    async def peers(self) -> list[PeerRow]:
+        return await self._database.read(queries.peers)
+
+    async def peer(self, peer_id: str) -> PeerRow | None:
+        return _first(
+            await self._database.read(lambda c: queries.peers(c, tables.PEERS.c.peer_id == peer_id))
+        )
+
+    async def models(self, run_id: str) -> list[ModelRow]:
+        """Every version, in order."""
+        return await self._database.read(lambda c: queries.models(c, tables.MODELS.c.run_id == run_id))
+
+    async def model(
+        self, run_id: str, *, version: int | None = None, round: int | None = None
+    ) -> ModelRow | None:
+        """The version of that number, or the one that that round made (0: the initial one), or the newest."""
+        where = [tables.MODELS.c.run_id == run_id]
+        if version is not None:
+            where.append(tables.MODELS.c.version == version)
+        if round is not None:
+            where.append(tables.MODELS.c.round == round)
+        return _first(await self._database.read(lambda c: queries.models(c, *where, newest=1)))
+
+    async def model_by_digest(self, run_id: str, digest: str) -> ModelRow | None:
+        """The newest version with these bytes."""
+        where = (tables.MODELS.c.run_id == run_id, tables.MODELS.c.digest == digest)
+        return _first(await self._database.read(lambda c: queries.models(c, *where, newest=1)))
+
+    async def optimizer_states(self, run_id: str, version: int) -> Mapping[str, str]:
+        """The server optimizer's state vectors as they were when `version` was made: name to blob digest."""
+        return await self._database.read(lambda c: queries.optimizer_states(c, run_id, version))
+
+
+def _first(rows: Sequence[Result]) -> Result | None:
+    return rows[0] if rows else None
+
+
+def _take_folder(url: URL, create: bool) -> FolderLock | None:
+    path = sqlite_path(url)
+    if path is None:
+        return None
+    if not create and not path.exists():
+        raise _not_found(str(path))
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return FolderLock.take(path.parent)
+    except OSError as error:
+        raise StorageError(
+            "store.unavailable",
+            f"the data folder {path.parent} cannot be used",
+            cause=str(error),
+            fix="see that it is a folder on a disk with room, and that this user may write to it",
+        ) from error
+
+
+def _migrate(url: URL, create: bool) -> None:
+    where = url.render_as_string(hide_password=True)
+
+    def work(connection: Connection) -> None:
+        if not create and migrate.current(connection) is None:
+            raise _not_found(where)
+        migrate.upgrade(connection)
+
+    with told(where):
+        write(make_migrating_engine(url), work)
+    path = sqlite_path(url)
+    if path is not None:
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # the database's own name, too, is on the disk
+        finally:
+            os.close(descriptor)
+
+
+def _not_found(where: str) -> NotFoundError:
+    return NotFoundError(
+        "store.not_found",
+        f"there is no Muster database at {where}",
+        cause="no coordinator has been started on it yet",
+        fix="muster serve",
+    )
