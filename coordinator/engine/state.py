@@ -18,7 +18,9 @@ from typing import Any
 
 from muster.spec.model import RunSpec
 
-_EMPTY: Mapping[Any, Any] = MappingProxyType({})
+
+def _empty() -> Mapping[Any, Any]:
+    return MappingProxyType({})
 
 
 class RunStatus(StrEnum):
@@ -82,7 +84,7 @@ class EvaluationStatus(StrEnum):
     FINISHED = "FINISHED"
 
 
-# -- state ---------------------------------------------------------------------------------------------------
+# -- state -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,7 @@ class UpdateFacts:
     dense_bytes: int
     examples: int
     norm: float
-    metrics: Mapping[str, float] = _EMPTY
+    metrics: Mapping[str, float] = field(default_factory=_empty)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +112,7 @@ class AssignmentState:
     reason: str
     offered_at: float
     update: UpdateFacts | None = None
-    metrics: Mapping[str, float] = _EMPTY  # of an evaluation
+    metrics: Mapping[str, float] = field(default_factory=_empty)  # of an evaluation
     examples: int = 0  # of an evaluation
     retry: bool = False  # a failure after which the same peer may be asked again
 
@@ -128,7 +130,7 @@ class RoundState:
     opened_at: float | None = None
     deadline_at: float | None = None
     grace_until: float | None = None  # set when the quorum is reached
-    assignments: Mapping[str, AssignmentState] = _EMPTY  # by assignment id
+    assignments: Mapping[str, AssignmentState] = field(default_factory=_empty)  # by assignment id
 
     @property
     def delivered(self) -> tuple[AssignmentState, ...]:
@@ -153,9 +155,9 @@ class EvaluationState:
     version: int
     round: int
     deadline_at: float
-    assignments: Mapping[str, AssignmentState] = _EMPTY
+    assignments: Mapping[str, AssignmentState] = field(default_factory=_empty)
     own_pending: bool = False
-    own_metrics: Mapping[str, float] = _EMPTY
+    own_metrics: Mapping[str, float] = field(default_factory=_empty)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,9 +168,11 @@ class RunState:
     reason: str
     created_at: float
     model: ModelVersion | None = None  # the newest; None until the initial one is made
-    rounds: Mapping[int, RoundState] = _EMPTY  # those that have not ended
-    evaluations: Mapping[int, EvaluationState] = _EMPTY  # those that have not ended, by version
-    models: Mapping[int, ModelVersion] = _EMPTY  # those of `versions_in_use`
+    rounds: Mapping[int, RoundState] = field(default_factory=_empty)  # those that have not ended
+    evaluations: Mapping[int, EvaluationState] = field(
+        default_factory=_empty
+    )  # those that have not ended, by version
+    models: Mapping[int, ModelVersion] = field(default_factory=_empty)  # those of `versions_in_use`
     last_round: int = 0  # the highest number given
     committed: int = 0
     skipped: int = 0
@@ -199,7 +203,7 @@ class PeerView:
     connected: bool
 
 
-# -- events --------------------------------------------------------------------------------------------------
+# -- events ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,7 +298,9 @@ class Aggregated(Event):
     model: ModelVersion
     treatments: tuple[Treatment, ...]
     seconds: float
-    states: Mapping[str, str] = _EMPTY  # the server optimizer's state vectors: name -> blob digest
+    states: Mapping[str, str] = field(
+        default_factory=_empty
+    )  # the server optimizer's state vectors: name -> blob digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,7 +333,7 @@ class StopRequested(Event):
     reason: str
 
 
-# -- what a decision gives -----------------------------------------------------------------------------------
+# -- what a decision gives -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,296 @@
+"""The life of an assignment: offered to one peer, accepted, at work, and ended in one of four ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from coordinator.engine.draft import Draft, finite, metrics_json
+from coordinator.engine.state import (
+    AssignmentEvaluated,
+    AssignmentFailed,
+    AssignmentProgressed,
+    AssignmentState,
+    AssignmentStatus,
+    Cancel,
+    Offer,
+    PeerStatus,
+    PeerView,
+    RoundStatus,
+    RunState,
+    UpdateAdmitted,
+    UpdateRefused,
+)
+
+MESSAGE_CHARACTERS_MAX = 1_000  # a peer's word, kept in every event that tells of it
+TRACEBACK_CHARACTERS_MAX = 16_000  # the end of a traceback is what tells
+
+_ORDER = (
+    AssignmentStatus.OFFERED,
+    AssignmentStatus.ACCEPTED,
+    AssignmentStatus.TRAINING,
+    AssignmentStatus.UPLOADING,
+)
+_STEPS = {
+    AssignmentStatus.ACCEPTED: "accepted",
+    AssignmentStatus.TRAINING: "is at",
+    AssignmentStatus.UPLOADING: "is uploading",
+}
+
+
+def find(state: RunState, assignment_id: str) -> AssignmentState | None:
+    """Among live rounds and evaluations; those of ended ones are history."""
+    for holder in (*state.rounds.values(), *state.evaluations.values()):
+        found = holder.assignments.get(assignment_id)
+        if found is not None:
+            return found
+    return None
+
+
+def live_offers(state: RunState, peer_id: str | None = None) -> tuple[Offer, ...]:
+    """The offers that stand, of one peer or of all: what to send again after a restart or a reconnect."""
+    offers: list[Offer] = []
+    for round_ in state.rounds.values():
+        if round_.status is RoundStatus.OPEN and round_.deadline_at is not None:
+            offers += _standing(state, round_.assignments, round_.deadline_at, peer_id)
+    for evaluation in state.evaluations.values():
+        offers += _standing(state, evaluation.assignments, evaluation.deadline_at, peer_id)
+    return tuple(offers)
+
+
+def _standing(
+    state: RunState, held: Mapping[str, AssignmentState], deadline_at: float, peer_id: str | None
+) -> list[Offer]:
+    return [
+        Offer(run_id=state.run_id, assignment=assignment, deadline_at=deadline_at)
+        for assignment in held.values()
+        if not assignment.status.ended and peer_id in (None, assignment.peer_id)
+    ]
+
+
+# -- what the engine does --------------------------------------------------------------------------------
+
+
+def offer(draft: Draft, assignment: AssignmentState, deadline_at: float) -> None:
+    draft.put_assignment(assignment)
+    draft.record(
+        "assignment.offered",
+        "assignment",
+        {"assignment_id": assignment.assignment_id},
+        before=None,
+        values={
+            "run_id": assignment.run_id,
+            "round": assignment.round,
+            "peer_id": assignment.peer_id,
+            "role": assignment.role,
+            "attempt": assignment.attempt,
+            "base_version": assignment.base_version,
+            "state": str(assignment.status),
+            "reason": assignment.reason,
+            "offered_at": assignment.offered_at,
+            "retry": False,
+        },
+        reason=assignment.reason,
+        assignment=assignment,
+        data=_identity(assignment),
+    )
+    draft.order(Offer(run_id=draft.state.run_id, assignment=assignment, deadline_at=deadline_at))
+
+
+def expire(draft: Draft, assignment: AssignmentState, reason: str) -> None:
+    """Its time is over, and its peer is told."""
+    _end(draft, "assignment.expired", assignment, AssignmentStatus.EXPIRED, reason)
+    draft.order(
+        Cancel(
+            run_id=draft.state.run_id,
+            peer_id=assignment.peer_id,
+            assignment_id=assignment.assignment_id,
+            reason=reason,
+        )
+    )
+
+
+def lose(draft: Draft, peer_id: str, reason: str) -> str | None:
+    """Its peer is gone. A training assignment may be offered again if the peer comes back in time."""
+    holders = (*draft.state.rounds.values(), *draft.state.evaluations.values())
+    live = [
+        assignment
+        for holder in holders
+        for assignment in holder.assignments.values()
+        if assignment.peer_id == peer_id and not assignment.status.ended
+    ]
+    if not live:
+        return f"{peer_id} holds no work of this run"
+    for assignment in live:
+        told = f"{peer_id} lost its {_work(assignment)}: {reason}"
+        retry = assignment.role == "train"
+        _end(draft, "assignment.lost", assignment, AssignmentStatus.LOST, told, retry=retry)
+    return None
+
+
+# -- what peers report; each answers why it is ignored, or None ------------------------------------------
+
+
+def progress(draft: Draft, event: AssignmentProgressed) -> str | None:
+    assignment, ignored = _live(draft.state, event.assignment_id)
+    if assignment is None:
+        return ignored
+    if event.status not in _STEPS:
+        return f"{event.status} is not a step of work under way"
+    if _ORDER.index(event.status) <= _ORDER.index(assignment.status):
+        return f"{assignment.assignment_id} is {assignment.status} already"
+    reason = f"{assignment.peer_id} {_STEPS[event.status]} its {_work(assignment)}"
+    draft.put_assignment(replace(assignment, status=event.status, reason=reason))
+    _record(draft, f"assignment.{event.status.lower()}", assignment, event.status, reason=reason)
+    return None
+
+
+def deliver(draft: Draft, event: UpdateAdmitted, peers: Mapping[str, PeerView]) -> str | None:
+    assignment, ignored = _live(draft.state, event.assignment_id)
+    if assignment is None:
+        return ignored
+    if assignment.role != "train":
+        return f"{assignment.assignment_id} evaluates and has no update to deliver"
+    round_ = draft.state.rounds[assignment.round]
+    if round_.status is not RoundStatus.OPEN:
+        return f"round {round_.number} is {round_.status}: what it aggregates is settled"
+    peer = peers.get(assignment.peer_id)
+    if peer is not None and peer.status in (PeerStatus.QUARANTINED, PeerStatus.REVOKED):
+        return f"{peer.peer_id} is {peer.status}: its updates are refused"
+    update = replace(event.update, metrics=finite(event.update.metrics))
+    _end(
+        draft,
+        "assignment.delivered",
+        assignment,
+        AssignmentStatus.DELIVERED,
+        f"{assignment.peer_id} delivered its update for round {assignment.round}",
+        update=update,
+        values={
+            "digest": update.digest,
+            "size_bytes": update.size_bytes,
+            "dense_bytes": update.dense_bytes,
+            "examples": update.examples,
+            "norm": update.norm,
+            "metrics_json": metrics_json(update.metrics),
+        },
+        data={"digest": update.digest, "size_bytes": update.size_bytes, "norm": update.norm},
+    )
+    return None
+
+
+def refuse(draft: Draft, event: UpdateRefused) -> str | None:
+    assignment, ignored = _live(draft.state, event.assignment_id)
+    if assignment is None:
+        return ignored
+    message = event.message[:MESSAGE_CHARACTERS_MAX]
+    reason = f"the update of {assignment.peer_id} for round {assignment.round} was refused: {message}"
+    told = {"error_id": event.error_id}
+    _end(draft, "assignment.rejected", assignment, AssignmentStatus.REJECTED, reason, values=told, data=told)
+    return None
+
+
+def fail(draft: Draft, event: AssignmentFailed) -> str | None:
+    assignment, ignored = _live(draft.state, event.assignment_id)
+    if assignment is None:
+        return ignored
+    message = event.message[:MESSAGE_CHARACTERS_MAX]
+    told = {"error_id": event.error_id, "traceback": event.traceback[-TRACEBACK_CHARACTERS_MAX:]}
+    _end(
+        draft,
+        "assignment.rejected",
+        assignment,
+        AssignmentStatus.REJECTED,
+        f"{assignment.peer_id} failed its {_work(assignment)}: {message}",
+        retry=event.retry and assignment.role == "train",
+        values=told,
+        data={**told, "message": message},
+    )
+    return None
+
+
+def evaluated(draft: Draft, event: AssignmentEvaluated) -> str | None:
+    assignment, ignored = _live(draft.state, event.assignment_id)
+    if assignment is None:
+        return ignored
+    if assignment.role != "evaluate":
+        return f"{assignment.assignment_id} trains and has no metrics of an evaluation to report"
+    metrics = finite(event.metrics)
+    examples = max(0, event.examples)
+    _end(
+        draft,
+        "assignment.delivered",
+        assignment,
+        AssignmentStatus.DELIVERED,
+        f"{assignment.peer_id} evaluated version {assignment.base_version}",
+        metrics=metrics,
+        examples=examples,
+        values={"metrics_json": metrics_json(metrics), "examples": examples},
+        data={"metrics": metrics, "examples": examples},
+    )
+    return None
+
+
+# -- inside ----------------------------------------------------------------------------------------------
+
+
+def _live(state: RunState, assignment_id: str) -> tuple[AssignmentState | None, str]:
+    assignment = find(state, assignment_id)
+    if assignment is None:
+        return None, f"{assignment_id} belongs to no round or evaluation that is under way"
+    if assignment.status.ended:
+        return None, f"{assignment_id} has ended: it is {assignment.status}"
+    return assignment, ""
+
+
+def _work(assignment: AssignmentState) -> str:
+    if assignment.role == "evaluate":
+        return f"evaluation of version {assignment.base_version}"
+    return f"work for round {assignment.round}"
+
+
+def _identity(assignment: AssignmentState) -> dict[str, Any]:
+    return {
+        "role": assignment.role,
+        "attempt": assignment.attempt,
+        "base_version": assignment.base_version,
+    }
+
+
+def _end(
+    draft: Draft,
+    kind: str,
+    assignment: AssignmentState,
+    status: AssignmentStatus,
+    reason: str,
+    *,
+    values: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> None:
+    ended = replace(assignment, status=status, reason=reason, **fields)
+    draft.put_assignment(ended)
+    row = {"ended_at": draft.now, "retry": ended.retry, **(values or {})}
+    _record(draft, kind, assignment, status, reason=reason, values=row, data=data)
+
+
+def _record(
+    draft: Draft,
+    kind: str,
+    assignment: AssignmentState,
+    status: AssignmentStatus,
+    *,
+    reason: str,
+    values: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+) -> None:
+    draft.record(
+        kind,
+        "assignment",
+        {"assignment_id": assignment.assignment_id},
+        before=str(assignment.status),
+        values={"state": str(status), "reason": reason, **(values or {})},
+        reason=reason,
+        assignment=assignment,
+        data={**_identity(assignment), **(data or {})},
+    )

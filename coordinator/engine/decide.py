@@ -1,0 +1,191 @@
+"""The run engine: one event in, one decision out.
+
+    decide(state, event, now, peers, schedule) -> Decision(state, transitions, effects, reason)
+
+A pure function. An event that does not fit the state (stale, repeated, unknown) changes nothing, and the
+decision's reason says why; so a shell may send anything again. What an event causes, however far it
+reaches (a delivery that closes a round, a result that commits one, starts an evaluation and opens the
+next), is one decision, to be committed as one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from coordinator.engine import assignments, evaluations, rounds, run
+from coordinator.engine import schedule as plan
+from coordinator.engine.draft import Draft, deadlines
+from coordinator.engine.run import new_run
+from coordinator.engine.state import (
+    Aggregated,
+    AggregationSkipped,
+    AssignmentEvaluated,
+    AssignmentFailed,
+    AssignmentProgressed,
+    Decision,
+    Event,
+    ModelFailed,
+    ModelReady,
+    OwnEvaluated,
+    PauseRequested,
+    PeerGone,
+    PeerView,
+    PrepareModel,
+    Restored,
+    ResumeRequested,
+    RunState,
+    RunStatus,
+    StopRequested,
+    Tick,
+    UpdateAdmitted,
+    UpdateRefused,
+)
+
+__all__ = ["decide", "new_run"]
+
+
+def decide(
+    state: RunState,
+    event: Event,
+    now: float,
+    peers: Mapping[str, PeerView],
+    schedule: plan.Schedule | None = None,
+) -> Decision:
+    """`peers` is everybody who is known; `schedule` is the run's, built once by `schedule.build` (None:
+    here)."""
+    if event.run_id != state.run_id:
+        return Decision(state=state, reason=f"the event is meant for run {event.run_id}")
+    if state.status.ended:
+        return Decision(state=state, reason=f"the run has ended: it is {state.status}")
+    draft = Draft(state, now)
+    apply = _EVENTS.get(type(event))
+    if apply is None:
+        return Decision(state=state, reason=f"a {type(event).__name__} means nothing to a run under way")
+    ignored = apply(draft, event, peers)
+    if ignored is not None:
+        return Decision(state=state, reason=ignored)
+    if isinstance(event, AssignmentProgressed):
+        return draft.decision()  # tells of work under way and changes nothing that a schedule looks at
+    _fail_exhausted(draft)
+    evaluations.finish_complete(draft)
+    waiting = ""
+    if draft.state.status in (RunStatus.RUNNING, RunStatus.PAUSED):
+        waiting = _follow(draft, peers, schedule or plan.build(state.spec))
+    if isinstance(event, Tick | Restored):
+        # A clock that woke us too early, or a shell that has forgotten: say again what comes first.
+        _wake_first(draft)
+    return draft.decision(waiting or draft.state.reason)
+
+
+def _model_failed(draft: Draft, event: ModelFailed) -> str | None:
+    if draft.state.status is not RunStatus.QUEUED:
+        return f"the run is {draft.state.status} and has its initial model already"
+    run.fail(draft, f"the initial model could not be made: {event.error}")
+    return None
+
+
+def _aggregated(draft: Draft, event: Aggregated, peers: Mapping[str, PeerView]) -> str | None:
+    ignored = rounds.commit(draft, event)
+    if ignored is None and evaluations.due(draft.state.spec, event.model.version):
+        evaluations.start(draft, event.model, peers)
+    return ignored
+
+
+def _restore(draft: Draft) -> str | None:
+    """Gives back the time away and orders again what was under way."""
+    if draft.state.model is None:
+        draft.order(PrepareModel(run_id=draft.state.run_id))
+    for number in tuple(draft.state.rounds):
+        rounds.restore(draft, number)
+    for version in tuple(draft.state.evaluations):
+        evaluations.restore(draft, version)
+    for offer in assignments.live_offers(draft.state):
+        draft.order(offer)
+    return None
+
+
+# What an event itself changes; each tells why the event is ignored, or None.
+_Handler = Callable[[Draft, Any, Mapping[str, PeerView]], str | None]
+_EVENTS: dict[type[Event], _Handler] = {
+    ModelReady: lambda draft, event, _: run.start(draft, event),
+    ModelFailed: lambda draft, event, _: _model_failed(draft, event),
+    Tick: lambda _draft, _event, _peers: None,
+    Restored: lambda draft, _event, _peers: _restore(draft),
+    AssignmentProgressed: lambda draft, event, _: assignments.progress(draft, event),
+    AssignmentFailed: lambda draft, event, _: assignments.fail(draft, event),
+    AssignmentEvaluated: lambda draft, event, _: assignments.evaluated(draft, event),
+    UpdateAdmitted: assignments.deliver,
+    UpdateRefused: lambda draft, event, _: assignments.refuse(draft, event),
+    PeerGone: lambda draft, event, _: assignments.lose(draft, event.peer_id, event.reason),
+    Aggregated: _aggregated,
+    AggregationSkipped: lambda draft, event, _: rounds.skip_aggregation(draft, event),
+    OwnEvaluated: lambda draft, event, _: evaluations.own_evaluated(draft, event),
+    PauseRequested: lambda draft, _event, _peers: run.pause(draft),
+    ResumeRequested: lambda draft, _event, _peers: run.resume(draft),
+    StopRequested: lambda draft, event, _: run.cancel(draft, event.reason),
+}
+
+
+# -- what follows ----------------------------------------------------------------------------------------
+
+
+_ACTIONS: dict[type[Any], Callable[[Draft, Any], None]] = {
+    plan.OpenRound: rounds.open_round,
+    plan.OfferWork: rounds.offer_work,
+    plan.StartGrace: rounds.start_grace,
+    plan.ExpireWork: rounds.expire_work,
+    plan.CloseRound: rounds.close,
+    plan.SkipRound: lambda draft, action: rounds.skip(draft, action.round, action.reason),
+}
+
+
+def _follow(draft: Draft, peers: Mapping[str, PeerView], schedule: plan.Schedule) -> str:
+    """Does what the schedule says until it waits; returns what for."""
+    # A round takes a few turns at most, and rounds that are skipped at once are bounded by the spec.
+    for _ in range(8 * (draft.state.spec.round.skips_max + 1)):
+        for action in schedule.next(draft.state, draft.now, peers):
+            match action:
+                case plan.Wait():
+                    return _wait(draft, action)
+                case plan.Finish():
+                    return _finish(draft, action)
+                case plan.OpenRound() if draft.state.status is RunStatus.PAUSED:
+                    return draft.state.reason
+                case _:
+                    _ACTIONS[type(action)](draft, action)
+                    _fail_exhausted(draft)
+            if draft.state.status.ended:
+                return ""
+    raise AssertionError(f"the schedule {draft.state.spec.schedule!r} does not come to rest")
+
+
+def _fail_exhausted(draft: Draft) -> None:
+    state = draft.state
+    if not state.status.ended and state.skipped_in_row >= state.spec.round.skips_max:
+        count = "1 round" if state.skipped_in_row == 1 else f"{state.skipped_in_row} rounds in a row"
+        run.fail(draft, f"{count} skipped, which is the spec's limit: {state.reason}")
+
+
+def _wait(draft: Draft, action: plan.Wait) -> str:
+    if action.until is not None and action.until not in deadlines(draft.state):
+        draft.wake(action.until)
+    run.wait(draft, action.reason)
+    return action.reason
+
+
+def _finish(draft: Draft, action: plan.Finish) -> str:
+    """Only when the last version's evaluation has ended too."""
+    if draft.state.evaluations:
+        version = max(draft.state.evaluations)
+        reason = f"every round is committed; the evaluation of version {version} is under way"
+        run.wait(draft, reason)
+        return reason
+    run.finish(draft, action.reason)
+    return ""
+
+
+def _wake_first(draft: Draft) -> None:
+    times = deadlines(draft.state)
+    if times:
+        draft.wake(min(times))

@@ -1,0 +1,109 @@
+"""The life of a run: submitted, running or paused, and ended in one of three ways."""
+
+from __future__ import annotations
+
+from coordinator.engine import evaluations, rounds
+from coordinator.engine.draft import Draft
+from coordinator.engine.state import (
+    Decision,
+    ModelReady,
+    PrepareModel,
+    RunState,
+    RunStatus,
+    RunSubmitted,
+)
+
+
+def new_run(event: RunSubmitted, run_id: str, now: float) -> Decision:
+    """A run that waits for its initial model. `run_id` is the caller's, unique for ever."""
+    spec = event.spec
+    name = spec.name or spec.task.partition(":")[2]
+    reason = f"{name} is submitted; its initial model is being made"
+    state = RunState(run_id=run_id, spec=spec, status=RunStatus.QUEUED, reason=reason, created_at=now)
+    draft = Draft(state, now)
+    draft.record_run(
+        "run.submitted",
+        reason,
+        insert={
+            "name": name,
+            "task": spec.task,
+            "spec_json": spec.canonical_json(),
+            "spec_digest": spec.digest,
+            "spec_toml": event.spec_toml,
+            "request_id": event.request_id,
+            "created_at": now,
+        },
+        data={"rounds": spec.rounds, "spec_digest": spec.digest},
+    )
+    draft.order(PrepareModel(run_id=run_id))
+    return draft.decision()
+
+
+def start(draft: Draft, event: ModelReady) -> str | None:
+    """Tells why the event is ignored, or None."""
+    if draft.state.status is not RunStatus.QUEUED:
+        return f"the run is {draft.state.status} and has its initial model already"
+    if event.model.version != 0:
+        return f"version {event.model.version} is not an initial model"
+    rounds.create_model(draft, event.model)
+    reason = "the initial model is ready"
+    draft.change(status=RunStatus.RUNNING, reason=reason)
+    draft.record_run("run.started", reason, values={"started_at": draft.now})
+    return None
+
+
+def pause(draft: Draft) -> str | None:
+    if draft.state.status is not RunStatus.RUNNING:
+        return f"the run is {draft.state.status}; only a running one can be paused"
+    live = sorted(draft.state.rounds)
+    end = f"; round {live[-1]} goes on to its end" if live else ""
+    reason = f"paused on request: no new round opens{end}"
+    draft.change(status=RunStatus.PAUSED, reason=reason)
+    draft.record_run("run.paused", reason)
+    return None
+
+
+def resume(draft: Draft) -> str | None:
+    if draft.state.status is not RunStatus.PAUSED:
+        return f"the run is {draft.state.status}; only a paused one can be resumed"
+    reason = "resumed on request"
+    draft.change(status=RunStatus.RUNNING, reason=reason)
+    draft.record_run("run.resumed", reason)
+    return None
+
+
+def wait(draft: Draft, reason: str) -> None:
+    """Records what a run without a live round waits for, once for each new sentence."""
+    state = draft.state
+    if state.status is RunStatus.RUNNING and not state.rounds and state.reason != reason:
+        draft.change(reason=reason)
+        draft.record_run("run.waiting", reason)
+
+
+def finish(draft: Draft, reason: str) -> None:
+    _end(draft, "run.finished", RunStatus.FINISHED, reason)
+
+
+def fail(draft: Draft, reason: str) -> None:
+    _end(draft, "run.failed", RunStatus.FAILED, reason)
+
+
+def cancel(draft: Draft, reason: str) -> None:
+    told = f"cancelled: {reason}" if reason else "cancelled on request"
+    _end(draft, "run.cancelled", RunStatus.CANCELLED, told)
+
+
+def _end(draft: Draft, kind: str, status: RunStatus, reason: str) -> None:
+    """Nothing outlives its run: live rounds fail, evaluations end with what they have."""
+    for number in tuple(draft.state.rounds):
+        rounds.fail(draft, number, f"round {number} ends with its run: {reason}")
+    for version in tuple(draft.state.evaluations):
+        evaluations.finish(draft, version, f"the evaluation of version {version} ends with its run")
+    draft.change(status=status, reason=reason)
+    state = draft.state
+    draft.record_run(
+        kind,
+        reason,
+        values={"ended_at": draft.now},
+        data={"rounds": state.spec.rounds, "committed": state.committed, "skipped": state.skipped},
+    )

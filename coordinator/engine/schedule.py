@@ -1,0 +1,127 @@
+"""What happens next: the interface between the engine, which keeps the books, and a schedule with a plan.
+
+After every event the engine asks the run's schedule, carries out the actions it answers with, and asks
+again, until the answer ends in `Wait` or `Finish`. A schedule is a pure function of the run's state, the
+time and who is there: it keeps nothing of its own, so that a restart loses nothing.
+
+Several rounds may be live at once, each with its own base version; work carries the base version it
+starts from. An asynchronous schedule is one that opens a round for each peer; a buffered one closes a
+round after so many deliveries and opens the next before; a coded one offers a round's work to several
+peers. One round at a time may be closed (aggregating), since versions are a chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from coordinator.engine.state import PeerView, RunState
+from muster import plugins
+from muster.spec.model import RunSpec
+
+Refuse = Callable[[int], str | None]
+"""Of an aggregation rule: one sentence if it cannot aggregate n updates ("krum needs n > 2f + 2: n is 4,
+f is 1")."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenRound:
+    """The next round, numbered by the engine. Not carried out while the run is paused."""
+
+    cohort: tuple[str, ...]
+    needed: int
+    quorum: int
+    base_version: int
+    deadline_at: float
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfferWork:
+    """A training assignment for each of these peers, the next attempt of each."""
+
+    round: int
+    peer_ids: tuple[str, ...]
+    base_version: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartGrace:
+    """The quorum is reached; the rest may deliver until then."""
+
+    round: int
+    until: float
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpireWork:
+    round: int
+    assignment_ids: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CloseRound:
+    """Freezes what is delivered and aggregates it."""
+
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkipRound:
+    """The round ends without a new version."""
+
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wait:
+    """Nothing to do before the next event, or before `until` (None: only an event can change anything)."""
+
+    until: float | None
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finish:
+    """Every round that was wanted is committed."""
+
+    reason: str
+
+
+Action = OpenRound | OfferWork | StartGrace | ExpireWork | CloseRound | SkipRound | Wait | Finish
+
+
+class Schedule(Protocol):
+    def next(self, state: RunState, now: float, peers: Mapping[str, PeerView]) -> Sequence[Action]:
+        """At least one action; `Wait` and `Finish` only at the end."""
+        ...
+
+
+class ScheduleClass(Protocol):
+    """What the entry points in "muster.schedules" name."""
+
+    def __call__(self, spec: RunSpec, *, refuse: Refuse) -> Schedule: ...
+
+
+def build(spec: RunSpec, refuse: Refuse | None = None) -> Schedule:
+    """The schedule that a spec names. `refuse` is the bound of the spec's aggregation rule.
+
+    Without it the rule itself is asked, which imports torch at first use: a shell that must not block
+    builds its schedules where it may, one for each run, and hands them to `decide`. Raises `ConfigError`
+    for an unknown name.
+    """
+    cls: ScheduleClass = plugins.find("muster.schedules", spec.schedule)
+    return cls(spec, refuse=refuse or _rule_bound(spec))
+
+
+def _rule_bound(spec: RunSpec) -> Refuse:
+    import aggregators
+
+    table = spec.aggregation
+    return aggregators.build(table.rule, pre=table.pre, faults=table.faults, options=table.options).refuse

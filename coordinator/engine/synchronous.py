@@ -1,0 +1,204 @@
+"""The synchronous schedule: one round after the other, with cohort, quorum, grace time and one deadline.
+
+A round opens when enough peers are there for the spec and for the rule. It closes
+
+* as soon as the `needed` updates are delivered (over-selection asks more peers, and the first to deliver
+  count);
+* when its grace time after the quorum is over, or nobody else can deliver any more;
+* at its deadline with what it has, if that is a quorum.
+
+It is skipped when its quorum is not there at the deadline or can no longer be reached. A peer whose
+attempt failed or was lost is asked again while attempts are left and it is there; the attempt changes
+nothing in what it computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from coordinator import sampling
+from coordinator.engine.schedule import (
+    Action,
+    CloseRound,
+    ExpireWork,
+    Finish,
+    OfferWork,
+    OpenRound,
+    Refuse,
+    SkipRound,
+    StartGrace,
+    Wait,
+)
+from coordinator.engine.state import (
+    AssignmentState,
+    AssignmentStatus,
+    PeerStatus,
+    PeerView,
+    RoundState,
+    RoundStatus,
+    RunState,
+)
+from muster.seeds import derive_random
+from muster.spec.model import RunSpec
+
+_NEVER_AGAIN = (PeerStatus.DRAINING, PeerStatus.QUARANTINED, PeerStatus.REVOKED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Standing:
+    """Where a round's cohort stands."""
+
+    delivered: int
+    live: tuple[str, ...]  # assignment ids
+    ready: tuple[str, ...]  # peers that may be asked (again) now
+    away: tuple[str, ...]  # peers that may be asked again once they are back
+
+    @property
+    def outstanding(self) -> int:
+        return len(self.live) + len(self.ready) + len(self.away)
+
+
+class Synchronous:
+    def __init__(self, spec: RunSpec, *, refuse: Refuse) -> None:
+        self._spec = spec
+        self._refuse = refuse
+        self._sampler = sampling.build(spec.sampling)
+
+    def next(self, state: RunState, now: float, peers: Mapping[str, PeerView]) -> Sequence[Action]:
+        for round_ in state.rounds.values():
+            if round_.status is RoundStatus.AGGREGATING:
+                return (Wait(until=None, reason=f"round {round_.number} is being aggregated"),)
+            return self._drive(round_, now, peers)
+        if state.committed >= self._spec.rounds:
+            return (Finish(reason=f"all {self._spec.rounds} rounds are committed"),)
+        return (self._open(state, now, peers),)
+
+    # -- opening -----------------------------------------------------------------------------------------
+
+    def _open(self, state: RunState, now: float, peers: Mapping[str, PeerView]) -> Action:
+        if state.model is None:
+            raise AssertionError("a schedule is asked before there is a model")
+        number = state.last_round + 1
+        present = sorted(peer.peer_id for peer in peers.values() if _present(peer))
+        wanted = self._spec.round.peers_min
+        if len(present) < wanted:
+            return Wait(
+                until=None,
+                reason=f"round {number} waits for peers: {len(present)} of {wanted} are active and connected",
+            )
+        refusal = self._refuse(self._sampler.needed(len(present)))
+        if refusal is not None:
+            here = f"{len(present)} are active and connected"
+            return Wait(until=None, reason=f"round {number} waits for more peers, {here}: {refusal}")
+        draw = self._sampler.sample(present, derive_random(self._spec.seed, "sample", number))
+        quorum = self._quorum(draw.needed)
+        return OpenRound(
+            cohort=draw.cohort,
+            needed=draw.needed,
+            quorum=quorum,
+            base_version=state.model.version,
+            deadline_at=now + self._spec.round.deadline_seconds,
+            reason=(
+                f"round {number} is open: {len(draw.cohort)} of {len(present)} peers are asked, "
+                f"{draw.needed} updates are wanted, {quorum} are a quorum"
+            ),
+        )
+
+    def _quorum(self, needed: int) -> int:
+        """The spec's share of the updates wanted, and no fewer than the rule can aggregate."""
+        quorum = sampling.share(self._spec.round.quorum, needed)
+        return next((n for n in range(quorum, needed) if self._refuse(n) is None), needed)
+
+    # -- driving -----------------------------------------------------------------------------------------
+
+    def _drive(self, round_: RoundState, now: float, peers: Mapping[str, PeerView]) -> Sequence[Action]:
+        number = round_.number
+        refusal = self._refuse(round_.needed) if round_.cohort else "the sampler drew nobody"
+        if refusal is not None:  # the luck of a draw whose size is random
+            return (SkipRound(round=number, reason=f"round {number} has too small a cohort: {refusal}"),)
+        standing = self._standing(round_, peers)
+        have = f"{standing.delivered} of {round_.needed} updates are delivered, {round_.quorum} are a quorum"
+        if standing.delivered >= round_.quorum:
+            closing = self._closing(round_, standing, now)
+            if closing is not None:
+                return _close(round_, standing, f"round {number} closes {closing}: {have}")
+        elif now >= _due(round_):
+            return (
+                SkipRound(round=number, reason=f"round {number} is below its quorum at its deadline: {have}"),
+            )
+        elif standing.delivered + standing.outstanding < round_.quorum:
+            can = standing.outstanding
+            reason = f"round {number} cannot reach its quorum any more: {have}, {can} can still come"
+            return (SkipRound(round=number, reason=reason),)
+        if standing.delivered >= round_.quorum and round_.grace_until is None:
+            until = min(now + self._spec.round.grace_seconds, _due(round_))
+            seconds = until - now
+            reason = f"round {number} has its quorum and waits {seconds:g} s for the rest: {have}"
+            return (StartGrace(round=number, until=until, reason=reason),)
+        if standing.ready:
+            again = (
+                "the round is open" if not round_.assignments else "the peer is there and has attempts left"
+            )
+            return (
+                OfferWork(
+                    round=number, peer_ids=standing.ready, base_version=round_.base_version, reason=again
+                ),
+            )
+        until = _due(round_) if round_.grace_until is None else round_.grace_until
+        return (Wait(until=until, reason=f"round {number} is open: {have}"),)
+
+    def _closing(self, round_: RoundState, standing: _Standing, now: float) -> str | None:
+        """Why a round with its quorum closes now; None if it waits for more."""
+        if standing.delivered >= round_.needed:
+            return "with all the updates it wants"
+        if standing.outstanding == 0:
+            return "since nobody else can deliver"
+        if now >= _due(round_):
+            return "at its deadline"
+        if self._spec.round.grace_seconds == 0:
+            return "with its quorum"
+        if round_.grace_until is not None and now >= round_.grace_until:
+            return "after its grace time"
+        return None
+
+    def _standing(self, round_: RoundState, peers: Mapping[str, PeerView]) -> _Standing:
+        newest: dict[str, AssignmentState] = {}
+        for assignment in round_.assignments.values():
+            held = newest.get(assignment.peer_id)
+            if held is None or held.attempt < assignment.attempt:
+                newest[assignment.peer_id] = assignment
+        live: list[str] = []
+        ready: list[str] = []
+        away: list[str] = []
+        delivered = 0
+        for peer_id in round_.cohort:
+            assignment = newest.get(peer_id)
+            peer = peers.get(peer_id)
+            if assignment is not None and not assignment.status.ended:
+                live.append(assignment.assignment_id)
+            elif assignment is not None and assignment.status is AssignmentStatus.DELIVERED:
+                delivered += 1
+            elif peer is not None and self._may_ask(assignment) and peer.status not in _NEVER_AGAIN:
+                (ready if _present(peer) else away).append(peer_id)
+        return _Standing(delivered=delivered, live=tuple(live), ready=tuple(ready), away=tuple(away))
+
+    def _may_ask(self, newest: AssignmentState | None) -> bool:
+        return newest is None or (newest.retry and newest.attempt < self._spec.round.attempts_max)
+
+
+def _close(round_: RoundState, standing: _Standing, reason: str) -> Sequence[Action]:
+    closing = CloseRound(round=round_.number, reason=reason)
+    if not standing.live:
+        return (closing,)
+    rest = ExpireWork(round=round_.number, assignment_ids=standing.live, reason=reason)
+    return (rest, closing)
+
+
+def _present(peer: PeerView) -> bool:
+    return peer.connected and peer.status is PeerStatus.ACTIVE
+
+
+def _due(round_: RoundState) -> float:
+    return math.inf if round_.deadline_at is None else round_.deadline_at

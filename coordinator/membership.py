@@ -1,0 +1,363 @@
+"""Who is there: a pure failure detector over heartbeats and sessions.
+
+    PENDING -> ACTIVE <-> SUSPECT -> LOST -> ACTIVE (it came back)
+    DRAINING: keeps what it holds, gets no new work, LOST when it is gone
+    QUARANTINED: may stay connected, gets no work, its updates are refused, until it is released
+    REVOKED: never comes back
+
+A peer's epoch grows with each of its sessions; what an older session still says is ignored. Heartbeats
+change no row; only transitions do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
+
+from coordinator.engine.state import PeerStatus, PeerView, Transition
+
+_GONE = (PeerStatus.LOST, PeerStatus.QUARANTINED, PeerStatus.REVOKED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Both count from a peer's last sign of life.
+
+    Lower: a dead peer is noticed and replaced sooner. Higher: a slow network or a busy machine is not
+    mistaken for death. A lost peer's work may be offered again as soon as it is back, so a mistake costs
+    one attempt.
+    """
+
+    suspect_seconds: float
+    lost_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    peer_id: str
+    status: PeerStatus
+    reason: str
+    epoch: int = 0  # of its newest session; 0: it has never been here
+    connected: bool = False
+    seen_at: float = 0.0  # its last sign of life; for one read from the store, the coordinator's start
+    secret_hash: str = ""
+    device: str = ""
+    muster_version: str = ""
+
+
+class Record(Protocol):
+    """A member's row, as a store gives it."""
+
+    @property
+    def peer_id(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def secret_hash(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def muster_version(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Members:
+    peers: Mapping[str, Member] = MappingProxyType({})
+
+    @classmethod
+    def restored(cls, records: Iterable[Record], now: float) -> Members:
+        """After a start nobody is connected, and everybody has the usual time to come back."""
+        members = [
+            Member(
+                peer_id=record.peer_id,
+                status=PeerStatus(record.state),
+                reason=record.reason,
+                epoch=record.epoch,
+                seen_at=now,
+                secret_hash=record.secret_hash,
+                device=record.device,
+                muster_version=record.muster_version,
+            )
+            for record in records
+        ]
+        return cls({member.peer_id: member for member in members})
+
+    def get(self, peer_id: str) -> Member | None:
+        return self.peers.get(peer_id)
+
+    @cached_property
+    def views(self) -> Mapping[str, PeerView]:
+        return {
+            peer_id: PeerView(peer_id=peer_id, status=member.status, connected=member.connected)
+            for peer_id, member in self.peers.items()
+        }
+
+    def put(self, member: Member) -> Members:
+        return Members({**self.peers, member.peer_id: member})
+
+
+# -- events ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerEvent:
+    peer_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enrolled(PeerEvent):
+    """For the first time, or again; the caller has checked the secret."""
+
+    secret_hash: str
+    device: str
+    muster_version: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connected(PeerEvent):
+    """A new session; the decision gives it its epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disconnected(PeerEvent):
+    epoch: int
+    goodbye: bool = False  # the peer said that it leaves
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeartbeatSeen(PeerEvent):
+    epoch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drain(PeerEvent):
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quarantine(PeerEvent):
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release(PeerEvent):
+    """Ends a quarantine or a draining."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remove(PeerEvent):
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tick:
+    """Time has passed; looks at everybody."""
+
+
+# -- decisions -------------------------------------------------------------------------------------------
+
+
+class MembershipDecision(NamedTuple):
+    """Without a transition no row changes, and the reason says why."""
+
+    members: Members
+    transitions: tuple[Transition, ...]
+    reason: str
+
+
+def decide(members: Members, event: PeerEvent | Tick, now: float, limits: Limits) -> MembershipDecision:
+    if isinstance(event, Tick):
+        return _tick(members, now, limits)
+    if isinstance(event, Enrolled):
+        return _enrol(members, event, now)
+    member = members.get(event.peer_id)
+    if member is None:
+        return MembershipDecision(members, (), f"{event.peer_id} is not enrolled")
+    if member.status is PeerStatus.REVOKED:
+        return MembershipDecision(members, (), f"{event.peer_id} was removed and cannot come back")
+    return _HANDLERS[type(event)](members, member, event, now)
+
+
+def gone(transitions: Iterable[Transition]) -> tuple[tuple[str, str], ...]:
+    """Of a decision's transitions: the peers that can do no work any more, each with the reason."""
+    return tuple((t.peer_id, t.reason) for t in transitions if t.values.get("state") in _GONE)
+
+
+def _enrol(members: Members, event: Enrolled, now: float) -> MembershipDecision:
+    member = members.get(event.peer_id)
+    facts: dict[str, Any] = {
+        "secret_hash": event.secret_hash,
+        "device": event.device,
+        "muster_version": event.muster_version,
+    }
+    if member is None:
+        reason = f"{event.peer_id} enrolled and has not been here yet"
+        made = Member(peer_id=event.peer_id, status=PeerStatus.PENDING, reason=reason, seen_at=now, **facts)
+        values = {**facts, "enrolled_at": now}
+        return _decided(members, None, made, "peer.enrolled", now, values=values)
+    if member.status is PeerStatus.REVOKED:
+        return MembershipDecision(members, (), f"{event.peer_id} was removed and cannot come back")
+    if all(getattr(member, name) == value for name, value in facts.items()):
+        return MembershipDecision(members, (), f"{event.peer_id} is enrolled already")
+    reason = f"{event.peer_id} enrolled again, with Muster {event.muster_version} on {event.device}"
+    return _decided(
+        members, member, replace(member, reason=reason, **facts), "peer.enrolled", now, values=facts
+    )
+
+
+def _connected(members: Members, member: Member, _: Connected, now: float) -> MembershipDecision:
+    epoch = member.epoch + 1
+    stays = member.status in (PeerStatus.DRAINING, PeerStatus.QUARANTINED)
+    status = member.status if stays else PeerStatus.ACTIVE
+    what = "connected" if epoch == 1 else "is back"
+    told = f", still {status}" if stays else ""
+    reason = f"{member.peer_id} {what} with session {epoch}{told}"
+    met = replace(member, status=status, reason=reason, epoch=epoch, connected=True, seen_at=now)
+    return _decided(members, member, met, "peer.connected", now)
+
+
+def _disconnected(members: Members, member: Member, event: Disconnected, now: float) -> MembershipDecision:
+    if (stale := _stale(member, event.epoch)) is not None:
+        return MembershipDecision(members, (), stale)
+    how = "left" if event.goodbye else "lost its connection"
+    left = replace(member, connected=False, seen_at=now)
+    if member.status is PeerStatus.DRAINING and event.goodbye:
+        reason = f"{member.peer_id} was draining and left"
+        lost = replace(left, status=PeerStatus.LOST, reason=reason)
+        return _decided(members, member, lost, "peer.lost", now)
+    if member.status is PeerStatus.ACTIVE:
+        reason = f"{member.peer_id} {how}"
+        suspect = replace(left, status=PeerStatus.SUSPECT, reason=reason)
+        return _decided(members, member, suspect, "peer.suspected", now)
+    return MembershipDecision(members.put(left), (), f"{member.peer_id} {how} and stays {member.status}")
+
+
+def _heartbeat(members: Members, member: Member, event: HeartbeatSeen, now: float) -> MembershipDecision:
+    if (stale := _stale(member, event.epoch)) is not None:
+        return MembershipDecision(members, (), stale)
+    seen = replace(member, seen_at=now)
+    if member.status is PeerStatus.SUSPECT:
+        reason = f"{member.peer_id} sends heartbeats again"
+        back = replace(seen, status=PeerStatus.ACTIVE, reason=reason)
+        return _decided(members, member, back, "peer.recovered", now)
+    return MembershipDecision(members.put(seen), (), f"{member.peer_id} is {member.status}")
+
+
+def _drain(members: Members, member: Member, event: Drain, now: float) -> MembershipDecision:
+    if member.status not in (PeerStatus.PENDING, PeerStatus.ACTIVE, PeerStatus.SUSPECT):
+        return MembershipDecision(members, (), f"{member.peer_id} is {member.status} and gets no work anyway")
+    reason = f"{member.peer_id} is draining and gets no new work{_why(event.reason)}"
+    draining = replace(member, status=PeerStatus.DRAINING, reason=reason)
+    return _decided(members, member, draining, "peer.draining", now)
+
+
+def _quarantine(members: Members, member: Member, event: Quarantine, now: float) -> MembershipDecision:
+    if member.status is PeerStatus.QUARANTINED:
+        return MembershipDecision(members, (), f"{member.peer_id} is QUARANTINED already")
+    reason = f"{member.peer_id} is quarantined: it gets no work, its updates are refused{_why(event.reason)}"
+    held = replace(member, status=PeerStatus.QUARANTINED, reason=reason)
+    return _decided(members, member, held, "peer.quarantined", now)
+
+
+def _release(members: Members, member: Member, _: Release, now: float) -> MembershipDecision:
+    if member.status not in (PeerStatus.QUARANTINED, PeerStatus.DRAINING):
+        told = f"{member.peer_id} is {member.status}: there is nothing to release it from"
+        return MembershipDecision(members, (), told)
+    if member.connected:
+        status, where = PeerStatus.ACTIVE, "it gets work again"
+    elif member.epoch == 0:
+        status, where = PeerStatus.PENDING, "it has not been here yet"
+    else:
+        status, where = PeerStatus.SUSPECT, "it is not connected"
+    reason = f"{member.peer_id} is released from being {member.status}: {where}"
+    free = replace(member, status=status, reason=reason, seen_at=now)
+    return _decided(members, member, free, "peer.released", now)
+
+
+def _remove(members: Members, member: Member, event: Remove, now: float) -> MembershipDecision:
+    reason = f"{member.peer_id} is removed and cannot come back{_why(event.reason)}"
+    revoked = replace(member, status=PeerStatus.REVOKED, reason=reason, connected=False)
+    return _decided(members, member, revoked, "peer.revoked", now)
+
+
+_HANDLERS: dict[type[PeerEvent], Callable[[Members, Member, Any, float], MembershipDecision]] = {
+    Connected: _connected,
+    Disconnected: _disconnected,
+    HeartbeatSeen: _heartbeat,
+    Drain: _drain,
+    Quarantine: _quarantine,
+    Release: _release,
+    Remove: _remove,
+}
+
+
+def _tick(members: Members, now: float, limits: Limits) -> MembershipDecision:
+    transitions: list[Transition] = []
+    for member in tuple(members.peers.values()):
+        silence = now - member.seen_at
+        if member.status is PeerStatus.ACTIVE and silence >= limits.suspect_seconds:
+            if member.connected:
+                reason = f"{member.peer_id} has sent no heartbeat for {silence:.1f} s"
+            else:  # read from the store as ACTIVE, and not seen since
+                reason = f"{member.peer_id} is not back {silence:.1f} s after the coordinator's start"
+            after = replace(member, status=PeerStatus.SUSPECT, reason=reason)
+            kind = "peer.suspected"
+        elif member.status in (PeerStatus.SUSPECT, PeerStatus.DRAINING) and silence >= limits.lost_seconds:
+            reason = f"{member.peer_id} has given no sign of life for {silence:.1f} s"
+            after = replace(member, status=PeerStatus.LOST, reason=reason, connected=False)
+            kind = "peer.lost"
+        else:
+            continue
+        members, told, _ = _decided(members, member, after, kind, now)
+        transitions += told
+    reasons = "; ".join(transition.reason for transition in transitions)
+    return MembershipDecision(members, tuple(transitions), reasons or "everybody is as before")
+
+
+def _stale(member: Member, epoch: int) -> str | None:
+    if epoch != member.epoch:
+        return f"session {epoch} of {member.peer_id} is over; the newest is session {member.epoch}"
+    if not member.connected:
+        return f"session {epoch} of {member.peer_id} has ended"
+    return None
+
+
+def _why(reason: str) -> str:
+    return f": {reason}" if reason else ""
+
+
+def _decided(
+    members: Members,
+    before: Member | None,
+    after: Member,
+    kind: str,
+    now: float,
+    *,
+    values: Mapping[str, Any] | None = None,
+) -> MembershipDecision:
+    row: dict[str, Any] = {
+        "state": str(after.status),
+        "reason": after.reason,
+        "epoch": after.epoch,
+        "seen_at": after.seen_at,
+        **(values or {}),
+    }
+    transition = Transition(
+        kind=kind,
+        entity="peer",
+        key={"peer_id": after.peer_id},
+        before=str(before.status) if before is not None else None,
+        values=row,
+        reason=after.reason,
+        at=now,
+        peer_id=after.peer_id,
+        data={"state": row["state"], "epoch": after.epoch},
+    )
+    return MembershipDecision(members.put(after), (transition,), after.reason)

@@ -1,0 +1,79 @@
+"""Who takes part in a round. A sampler is a pure function of who is there and of a seeded generator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Protocol
+
+from muster import plugins
+from muster.spec.model import SamplingTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    cohort: tuple[str, ...]  # peer ids, sorted
+    needed: int  # updates wanted; fewer than the cohort where it is over-selected
+
+
+class Sampler(Protocol):
+    def needed(self, peers: int) -> int:
+        """How many updates a draw from so many peers wants; the expectation where that is random."""
+        ...
+
+    def sample(self, peers: Sequence[str], random: Random) -> Draw:
+        """The same draw for the same peers, in whatever order, and the same generator."""
+        ...
+
+
+def build(table: SamplingTable) -> Sampler:
+    """Raises `ConfigError` for a policy that nothing provides."""
+    sampler: Sampler = plugins.find("muster.samplers", table.policy)(table)
+    return sampler
+
+
+def share(fraction: float, total: int) -> int:
+    """`fraction` of `total`, rounded up and at least 1; a product that only floating point lifts above a
+    whole number (0.1 * 30 = 3.0000000000000004) is that number."""
+    return max(1, math.ceil(fraction * total - 1e-9))
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A fixed number of peers, every subset of that size equally likely."""
+
+    table: SamplingTable
+
+    def needed(self, peers: int) -> int:
+        if peers == 0:
+            return 0
+        if self.table.count is not None:
+            return min(self.table.count, peers)
+        return share(self.table.fraction or 1.0, peers)
+
+    def sample(self, peers: Sequence[str], random: Random) -> Draw:
+        needed = self.needed(len(peers))
+        size = min(len(peers), share(self.table.over_select, needed)) if needed else 0
+        return Draw(cohort=tuple(sorted(random.sample(sorted(peers), size))), needed=needed)
+
+
+@dataclass(frozen=True)
+class Poisson:
+    """Each peer by itself with the same probability, which privacy accounting by subsampling assumes.
+
+    The cohort's size is random and may be 0. Over-selection raises the probability and wants so many
+    fewer of those drawn.
+    """
+
+    table: SamplingTable
+
+    def needed(self, peers: int) -> int:
+        return round((self.table.fraction or 1.0) * peers)
+
+    def sample(self, peers: Sequence[str], random: Random) -> Draw:
+        probability = min(1.0, (self.table.fraction or 1.0) * self.table.over_select)
+        cohort = tuple(peer for peer in sorted(peers) if random.random() < probability)
+        needed = share(1 / self.table.over_select, len(cohort)) if cohort else 0
+        return Draw(cohort=cohort, needed=needed)
