@@ -1,0 +1,38 @@
+"""The seam between Muster and a network, and its two implementations.
+
+`GrpcTransport` and `MemoryTransport` are loaded when first named: gRPC takes 0.2 s to import, and they need
+`muster.wire`, which itself needs this package.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from muster.transport.base import CallContext, Channel, Method, Route, Server, Transport
+
+if TYPE_CHECKING:
+    from muster.transport.grpc_ import GrpcTransport
+    from muster.transport.memory import MemoryTransport
+
+__all__ = [
+    "CallContext",
+    "Channel",
+    "GrpcTransport",
+    "MemoryTransport",
+    "Method",
+    "Route",
+    "Server",
+    "Transport",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "GrpcTransport":
+        from muster.transport.grpc_ import GrpcTransport
+
+        return GrpcTransport
+    if name == "MemoryTransport":
+        from muster.transport.memory import MemoryTransport
+
+        return MemoryTransport
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,15 +1,17 @@
 """The one seam between Muster and a network.
 
-A `Method` names a remote procedure and its two protobuf types; `METHODS` in `muster.wire` lists them all. Every
-procedure, unary or streaming, is at heart "messages in, messages out", so a handler and a channel have two forms each.
+A `Method` names a remote procedure and its two protobuf types; `METHODS` in `muster.wire` lists them all.
+Every procedure, unary or streaming, is at heart "messages in, messages out", so a handler and a channel have
+two forms each.
 
-Implementations: `GrpcTransport` (production) and `MemoryTransport` (public, for users' own tests: real protobuf
-bytes, no socket). Peer-to-peer calls go through the same seam: a peer serves and connects like anybody else.
+Implementations: `GrpcTransport` (production) and `MemoryTransport` (public, for users' own tests: real
+protobuf bytes, no socket). Peer-to-peer calls go through the same seam: a peer serves and connects like
+anybody else.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -53,8 +55,9 @@ StreamHandler = Callable[[AsyncIterator[Any], CallContext], AsyncIterator[Any]]
 class Route:
     """A method and what answers it.
 
-    `handle` is a `UnaryHandler` for a method that streams neither way, else a `StreamHandler` (an async generator;
-    where only one side streams it is given, or gives, exactly one message). It raises `MusterError` to refuse.
+    `handle` is a `UnaryHandler` for a method that streams neither way, else a `StreamHandler` (an async
+    generator; where only one side streams it is given, or gives, exactly one message). It raises
+    `MusterError` to refuse.
     """
 
     method: Method[Any, Any]
@@ -78,8 +81,12 @@ class Channel(Protocol):
         requests: AsyncIterator[Request],
         *,
         timeout_seconds: float | None = None,
-    ) -> AsyncIterator[Response]:
-        """For every method that streams on either side. Closing the iterator (`aclose`) cancels the call."""
+    ) -> AsyncGenerator[Response, None]:
+        """For every method that streams on either side. Closing the iterator (`aclose`) cancels the call.
+
+        The call starts with the first `anext`. `requests` is closed with it, and what it raises is raised
+        here.
+        """
         ...
 
     async def close(self) -> None: ...

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protos/v1/errors.proto\x12\tmuster.v1\"\xa9\x01\n\x0b\x45rrorDetail\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x63\x61use\x18\x03 \x01(\t\x12\x0b\n\x03\x66ix\x18\x04 \x01(\t\x12\x32\n\x06\x66ields\x18\x05 \x03(\x0b\x32\".muster.v1.ErrorDetail.FieldsEntry\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protos/v1/errors.proto\x12\tmuster.v1\"\xb7\x01\n\x0b\x45rrorDetail\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x63\x61use\x18\x03 \x01(\t\x12\x0b\n\x03\x66ix\x18\x04 \x01(\t\x12\x32\n\x06\x66ields\x18\x05 \x03(\x0b\x32\".muster.v1.ErrorDetail.FieldsEntry\x12\x0c\n\x04kind\x18\x06 \x01(\t\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ERRORDETAIL_FIELDSENTRY']._loaded_options = None
   _globals['_ERRORDETAIL_FIELDSENTRY']._serialized_options = b'8\001'
   _globals['_ERRORDETAIL']._serialized_start=38
-  _globals['_ERRORDETAIL']._serialized_end=207
-  _globals['_ERRORDETAIL_FIELDSENTRY']._serialized_start=162
-  _globals['_ERRORDETAIL_FIELDSENTRY']._serialized_end=207
+  _globals['_ERRORDETAIL']._serialized_end=221
+  _globals['_ERRORDETAIL_FIELDSENTRY']._serialized_start=176
+  _globals['_ERRORDETAIL_FIELDSENTRY']._serialized_end=221
 # @@protoc_insertion_point(module_scope)

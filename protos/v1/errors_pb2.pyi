@@ -47,11 +47,14 @@ class ErrorDetail(_message.Message):
     CAUSE_FIELD_NUMBER: _builtins.int
     FIX_FIELD_NUMBER: _builtins.int
     FIELDS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """stable, e.g. "update.stale_round" """
     message: _builtins.str
     cause: _builtins.str
     fix: _builtins.str
+    kind: _builtins.str
+    """its class in muster.errors, "TransferError" """
     @_builtins.property
     def fields(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
@@ -62,10 +65,11 @@ class ErrorDetail(_message.Message):
         cause: _builtins.str = ...,
         fix: _builtins.str = ...,
         fields: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        kind: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "fields", b"fields", "fix", b"fix", "id", b"id", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "fields", b"fields", "fix", b"fix", "id", b"id", "kind", b"kind", "message", b"message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

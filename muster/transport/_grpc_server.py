@@ -1,0 +1,163 @@
+"""The gRPC server: routes become generic handlers on raw bytes; the dispatcher does the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import (
+    aio as health_aio,  # pyright: ignore[reportAttributeAccessIssue]  # defined under a version check
+)
+from grpc_reflection.v1alpha import reflection
+
+from muster.errors import ConfigError, MusterError
+from muster.transport._address import join_address, loopback_address
+from muster.transport._dispatch import Dispatcher
+from muster.transport.base import CallContext, Route
+from muster.transport.errors import pack_status
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+STATUS_HEADER = "grpc-status-details-bin"
+
+
+class GrpcServer:
+    """See `muster.transport.base.Server`; made by `GrpcTransport.serve`."""
+
+    def __init__(self, server: grpc.aio.Server, health: Any, address: str) -> None:
+        self._server = server
+        self._health = health
+        self._address = address
+
+    @property
+    def address(self) -> str:
+        return self._address
+
+    async def stop(self, grace_seconds: float) -> None:
+        """New calls are refused at once; those under way have `grace_seconds`, then they are cancelled."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_seconds)
+
+
+async def start_server(
+    address: str, dispatcher: Dispatcher, options: Sequence[tuple[str, int]]
+) -> GrpcServer:
+    host, port = loopback_address(address)
+    server = grpc.aio.server(options=list(options))
+    services = sorted({route.method.service for route in dispatcher.routes.values()})
+    for service in services:
+        routes = [route for route in dispatcher.routes.values() if route.method.service == service]
+        handlers = {route.method.name: _handler(dispatcher, route) for route in routes}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    health = health_aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    for service in ("", *services):
+        await health.set(service, health_pb2.HealthCheckResponse.SERVING)
+    health_name: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+    reflection.enable_server_reflection([*services, health_name, reflection.SERVICE_NAME], server)
+    try:
+        bound = server.add_insecure_port(join_address(host, port))
+    except RuntimeError as error:
+        raise _bind_error(host, port, error) from None
+    await server.start()
+    return GrpcServer(server, health, join_address(host, bound))
+
+
+def _handler(dispatcher: Dispatcher, route: Route) -> grpc.RpcMethodHandler[Any, Any]:
+    if route.method.client_streams or route.method.server_streams:
+        # On the wire a lone message is a stream of one, so one form serves all three kinds of streaming
+        # method.
+        return grpc.stream_stream_rpc_method_handler(_stream_behaviour(dispatcher, route))
+    return grpc.unary_unary_rpc_method_handler(_unary_behaviour(dispatcher, route))
+
+
+def _unary_behaviour(dispatcher: Dispatcher, route: Route) -> Callable[[bytes, Context], Awaitable[bytes]]:
+    async def behaviour(body: bytes, context: Context) -> bytes:
+        try:
+            return await dispatcher.answer(route, body, _call_context(context))
+        except MusterError as raised:
+            error = raised
+        await _refuse(context, error)
+        return b""
+
+    return behaviour
+
+
+def _stream_behaviour(
+    dispatcher: Dispatcher, route: Route
+) -> Callable[[AsyncIterator[bytes], Context], Awaitable[None]]:
+    async def behaviour(bodies: AsyncIterator[bytes], context: Context) -> None:
+        answers = dispatcher.answer_stream(route, _received(bodies), _call_context(context))
+        error: MusterError | None = None
+        try:
+            async with aclosing(answers):
+                async for answer in answers:
+                    if not await _written(context, answer):
+                        break
+        except MusterError as raised:
+            error = raised
+        if error is not None:
+            await _refuse(context, error)
+
+    return behaviour
+
+
+async def _received(bodies: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    async for body in bodies:
+        yield body
+    # A caller that was killed looks like one that is done: the cancellation comes only at the next await.
+    # This is that await, so most handlers never see the false end; none may rely on it.
+    await asyncio.sleep(0)
+
+
+async def _written(context: Context, answer: bytes) -> bool:
+    """False if the caller has gone."""
+    try:
+        await context.write(answer)
+    except (grpc.aio.InternalError, grpc.aio.UsageError):
+        return False
+    return True
+
+
+async def _refuse(context: Context, error: MusterError) -> None:
+    status = pack_status(error)
+    code = grpc.StatusCode[error.status]
+    metadata = ((STATUS_HEADER, status.SerializeToString()),)
+    await context.abort(code, status.message, metadata)
+
+
+def _call_context(context: Context) -> CallContext:
+    pairs = context.invocation_metadata() or ()
+    headers = {str(key): value for key, value in pairs if isinstance(value, str)}
+    return CallContext(address=context.peer().removeprefix("ipv4:").removeprefix("ipv6:"), headers=headers)
+
+
+def _bind_error(host: str, port: int, error: RuntimeError) -> ConfigError:
+    """gRPC only says that it could not bind; the kernel, asked once more, says why."""
+    where = join_address(host, port)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
+        try:
+            probe.bind((host, port))
+        except OSError as reason:
+            if reason.errno != errno.EADDRINUSE:
+                return ConfigError(
+                    "transport.cannot_bind",
+                    f"cannot serve at {where}: {reason.strerror}",
+                    fix="choose another address or port",
+                )
+        else:
+            return ConfigError("transport.cannot_bind", f"cannot serve at {where}", cause=str(error))
+    return ConfigError(
+        "transport.port_in_use",
+        f"port {port} is in use at {host}",
+        cause="another process listens there, perhaps a Muster that is still running",
+        fix=f"stop it (ss -ltnp 'sport = :{port}' names it), or choose another port; 0 takes a free one",
+    )

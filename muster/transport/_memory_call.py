@@ -1,0 +1,158 @@
+"""One call of the in-memory transport: a pipe each way and the task that serves it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+from google.protobuf.message import Message
+
+from muster.clock import Clock
+from muster.errors import MusterError, TransferError, UnreachableError
+from muster.transport._dispatch import Dispatcher
+from muster.transport._options import MESSAGE_BYTES_MAX
+from muster.transport._pipe import Pipe, PipeCutError
+from muster.transport.base import CallContext, Route
+from muster.transport.errors import pack_error, unpack_error
+from muster.transport.faults import FaultHook, Passage
+from protos.v1.errors_pb2 import ErrorDetail
+
+_PIPE_MESSAGES = 2  # in flight each way; enough that both sides work at once, few enough to bound memory
+
+
+class MemoryCall:
+    """`members` are the sets of calls under way (of a connection, of a server) that it enters and leaves. The
+    first is its connection: a fault that drops it breaks off all of its calls."""
+
+    def __init__(
+        self,
+        *,
+        address: str,
+        route: Route,
+        dispatcher: Dispatcher,
+        headers: dict[str, str],
+        faults: FaultHook,
+        clock: Clock,
+        members: tuple[set[MemoryCall], set[MemoryCall]],
+    ) -> None:
+        self.requests = Pipe(_PIPE_MESSAGES)
+        self._responses = Pipe(_PIPE_MESSAGES)
+        self._address = address
+        self._route = route
+        self._dispatcher = dispatcher
+        self._context = CallContext(address="memory", headers=headers)
+        self._faults = faults
+        self._clock = clock
+        self._members = members
+        self._failure: Exception | None = None  # what the requests raised
+        for calls in members:
+            calls.add(self)
+        self.task = asyncio.create_task(self._serve())
+
+    # -- the caller's side -----------------------------------------------------------------------------------
+
+    async def send(self, message: Message) -> None:
+        """A call that has ended is no error here: its receiver learns why."""
+        with contextlib.suppress(PipeCutError):
+            await self._carry(message.SerializeToString(), to_server=True, index=0)
+
+    async def send_all(self, requests: AsyncIterator[Message]) -> None:
+        """Sends, then half-closes. What `requests` raises is raised by `receive`."""
+        try:
+            index = 0
+            async for request in requests:
+                await self._carry(request.SerializeToString(), to_server=True, index=index)
+                index += 1
+            self.requests.end()
+        except PipeCutError:
+            pass
+        except Exception as error:
+            self._failure = error
+            self.break_off("its requests failed")
+        finally:
+            if close := getattr(requests, "aclose", None):
+                with contextlib.suppress(RuntimeError):  # it is running: somebody else closes it
+                    await close()
+
+    async def receive(self) -> bytes | None:
+        try:
+            return await self._responses.receive()
+        except MusterError:
+            if self._failure is not None:
+                raise self._failure from None
+            raise
+
+    async def leave(self) -> None:
+        """Cancels what is still under way and waits until the handler has let go."""
+        if not self.task.done():
+            self.requests.cut()
+            self.task.cancel()
+            await asyncio.wait([self.task])
+
+    # -- both sides ------------------------------------------------------------------------------------------
+
+    def break_off(self, cause: str) -> None:
+        """As a lost connection: the caller gets an error; the handler sees its requests end as if all had
+        come, and is cancelled at its next await."""
+        self._responses.cut(self.broken(cause))
+        self.requests.cut()
+        asyncio.get_running_loop().call_soon(self.task.cancel)
+
+    def broken(self, cause: str) -> UnreachableError:
+        return UnreachableError(
+            "transport.broken", f"{self._route.method.name} at {self._address} was broken off", cause=cause
+        )
+
+    async def _carry(self, body: bytes, *, to_server: bool, index: int) -> None:
+        passage = Passage(address=self._address, method=self._route.method, to_server=to_server, index=index)
+        if fault := self._faults(passage):
+            if fault.delay_seconds > 0:
+                await self._clock.sleep(fault.delay_seconds)
+            if fault.drop:
+                for call in list(self._members[0]):
+                    call.break_off("the connection was lost")
+                raise PipeCutError
+        if len(body) > MESSAGE_BYTES_MAX:
+            error = TransferError(
+                "transport.message_too_large",
+                f"{self._route.method.name} at {self._address} was refused by the transport's limits",
+                cause=f"a message has {len(body)} bytes, at most {MESSAGE_BYTES_MAX} may be sent",
+            )
+            self._responses.cut(error)
+            self.requests.cut()
+            raise PipeCutError
+        await (self.requests if to_server else self._responses).send(body)
+
+    # -- the server's side -----------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        try:
+            await self._answer()
+            self._responses.end()
+        except PipeCutError:
+            pass
+        except MusterError as error:
+            detail = ErrorDetail.FromString(pack_error(error).SerializeToString())
+            self._responses.end(unpack_error(detail))
+        finally:
+            self._responses.cut(self.broken("its handler was cancelled"))
+            self.requests.cut()
+            for calls in self._members:
+                calls.discard(self)
+
+    async def _answer(self) -> None:
+        method = self._route.method
+        if not (method.client_streams or method.server_streams):
+            body = await self.requests.receive()
+            if body is not None:
+                answer = await self._dispatcher.answer(self._route, body, self._context)
+                await self._carry(answer, to_server=False, index=0)
+            return
+        index = 0
+        bodies = self.requests.messages()
+        async with aclosing(self._dispatcher.answer_stream(self._route, bodies, self._context)) as answers:
+            async for answer in answers:
+                await self._carry(answer, to_server=False, index=index)
+                index += 1
