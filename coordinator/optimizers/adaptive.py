@@ -1,10 +1,10 @@
 """FedAdam, FedYogi, FedAdagrad (Reddi et al. 2021, Algorithm 2), without bias correction, as published.
 
-    m = beta1 m + (1 - beta1) delta
-    v = beta2 v + (1 - beta2) delta^2                        Adam
-    v = v - (1 - beta2) delta^2 sign(v - delta^2)            Yogi
-    v = v + delta^2                                          Adagrad
-    w += lr m / (sqrt(v) + tau)
+m = beta1 m + (1 - beta1) delta
+v = beta2 v + (1 - beta2) delta^2                        Adam
+v = v - (1 - beta2) delta^2 sign(v - delta^2)            Yogi
+v = v + delta^2                                          Adagrad
+w += lr m / (sqrt(v) + tau)
 """
 
 from __future__ import annotations

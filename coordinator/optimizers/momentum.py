@@ -26,4 +26,6 @@ class Nesterov(ServerOptimizer):
 
     def step(self, base: Tensor, delta: Tensor, state: Mapping[str, Tensor], out: Tensor) -> None:
         momentum = state["momentum"].mul_(self.table.momentum).add_(delta)
-        out.copy_(base).add_(delta, alpha=self.table.lr).add_(momentum, alpha=self.table.lr * self.table.momentum)
+        out.copy_(base).add_(delta, alpha=self.table.lr).add_(
+            momentum, alpha=self.table.lr * self.table.momentum
+        )

@@ -1,0 +1,136 @@
+"""Admission: an update passes whole or is rejected by name with a reason; it is never mended.
+
+Checked before any rule sees it: the manifest against what was asked for, every chunk through its codec's own decoder,
+finiteness, and the L2 norm against the run's cap. Sizes and codecs come from the run spec and the layout, never from
+the update.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import compressors
+from coordinator.engine.state import UpdateFacts
+from muster.errors import UpdateRejected
+from muster.layout import CHUNK_COORDINATES, ParameterLayout
+from muster.payload import PayloadReader
+from muster.spec.model import RunSpec
+
+HEADER_BYTES_MAX = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What the coordinator asked this peer for."""
+
+    assignment_id: str
+    run_id: str
+    round: int
+    base_digest: str
+    layout: ParameterLayout
+    spec: RunSpec
+
+
+def update_bytes_max(spec: RunSpec, layout: ParameterLayout) -> int:
+    """No honest update of this run is larger than this, header included."""
+    codec = compressors.build(spec.compression.up)
+    sizes = (stop - start for start, stop in map(layout.chunk_bounds, range(layout.chunk_count)))
+    return HEADER_BYTES_MAX + 8 + sum(codec.bytes_max(size) for size in sizes)
+
+
+def admit(path: Path, digest: str, expected: Expected) -> UpdateFacts:
+    """Reads the whole update once and tells what it is. Raises `UpdateRejected` with ids `update.*`."""
+    reader = PayloadReader(path)
+    try:
+        _check_manifest(reader, expected)
+        norm = _measure(reader, expected)
+        scalars = reader.manifest.scalars
+    finally:
+        reader.close()
+    limit = expected.spec.aggregation.norm_max
+    if limit is not None and norm > limit:
+        raise UpdateRejected(
+            "update.norm_too_large",
+            f"the update's L2 norm is {norm:.6g}; the run admits at most {limit:.6g}",
+            fix="lower the learning rate at this peer, or raise aggregation.norm_max in the run spec",
+        )
+    examples = scalars.get("examples", 0.0)
+    if not (math.isfinite(examples) and 1 <= examples <= 2**53 and examples == int(examples)):
+        raise UpdateRejected(
+            "update.bad_examples", f"the update says it stands for {examples!r} examples", cause="not a count"
+        )
+    return UpdateFacts(
+        digest=digest,
+        size_bytes=path.stat().st_size,
+        dense_bytes=4 * expected.layout.size,
+        examples=int(examples),
+        norm=norm,
+        metrics={
+            name.removeprefix("metric/"): value
+            for name, value in scalars.items()
+            if name.startswith("metric/") and math.isfinite(value)
+        },
+    )
+
+
+def _check_manifest(reader: PayloadReader, expected: Expected) -> None:
+    manifest = reader.manifest
+    wanted = {
+        "run": (manifest.run_id, expected.run_id),
+        "round": (manifest.round, expected.round),
+        "assignment": (manifest.assignment_id, expected.assignment_id),
+        "base model": (manifest.base_digest, expected.base_digest),
+        "layout": (manifest.layout_digest, expected.layout.digest),
+        "groups": (
+            tuple((group.name, group.codec, group.size) for group in manifest.groups),
+            (("params", compressors.build(expected.spec.compression.up).spelling, expected.layout.size),),
+        ),
+    }
+    for what, (found, right) in wanted.items():
+        if found != right:
+            raise UpdateRejected(
+                "update.mismatch",
+                f"the update's {what} is {found!r}, asked was {right!r}",
+                cause="it was made for something else, or tensors are missing, extra or of another shape or dtype",
+            )
+
+
+def _measure(reader: PayloadReader, expected: Expected) -> float:
+    """L2 norm of the decoded update, every chunk decoded and found finite."""
+    layout = expected.layout
+    codec = compressors.build(expected.spec.compression.up)
+    scratch = torch.empty(min(CHUNK_COORDINATES, layout.size))
+    square = 0.0
+    for index in range(layout.chunk_count):
+        start, stop = layout.chunk_bounds(index)
+        chunk = scratch[: stop - start]
+        try:
+            codec.decode(reader.chunk("params", index), chunk)
+        except compressors.DecodeError as error:
+            raise UpdateRejected("update.undecodable", f"chunk {index} of the update: {error}") from error
+        # One pass gives the norm and, if it is finite, proves every coordinate finite.
+        part = float(torch.dot(chunk, chunk))
+        if not math.isfinite(part):
+            if not bool(torch.isfinite(chunk).all()):
+                at = start + int((~torch.isfinite(chunk)).nonzero()[0])
+                raise UpdateRejected(
+                    "update.not_finite",
+                    f"the update has a NaN or infinite value in tensor {_tensor_at(layout, at)!r}",
+                    cause="training diverged on the peer, or the peer lies",
+                    fix="lower train.lr or set train.clip_norm",
+                )
+            wide = chunk.double()
+            part = float(torch.dot(wide, wide))
+        square += part
+    return math.sqrt(square)
+
+
+def _tensor_at(layout: ParameterLayout, coordinate: int) -> str:
+    for offset, tensor in zip(reversed(layout.offsets), reversed(layout.tensors), strict=True):
+        if coordinate >= offset:
+            return tensor.name
+    return "?"

@@ -1,0 +1,187 @@
+"""One round's aggregation: geometry, then one pass, then the server's step, in bounded memory.
+
+Reads mapped update files chunk by chunk (n x chunk in memory), at most twice, and writes the new model version and the
+optimizer's state chunk by chunk. A pure function of its inputs with a fixed order of reduction: run again after a
+crash it writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import aggregators
+import compressors
+from coordinator import optimizers
+from coordinator.statefile import StateReader, StateWriter
+from muster.layout import CHUNK_COORDINATES, ParameterLayout
+from muster.modelfile import ModelFile, ModelWriter
+from muster.payload import BlobInfo, PayloadReader
+from muster.spec.model import RunSpec
+
+
+class AggregationRefused(Exception):
+    """The round cannot be aggregated: the rule's bound does not hold, or the result is not finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateInput:
+    assignment_id: str
+    path: Path
+    examples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AggregationJob:
+    """`updates` are sorted by peer id; `states` maps the optimizer's state names to files (absent: zeros)."""
+
+    spec: RunSpec
+    base: Path
+    updates: Sequence[UpdateInput]
+    states: Mapping[str, Path]
+    model_out: Path
+    states_out: Mapping[str, Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Treated:
+    assignment_id: str
+    weight: float
+    score: float
+    selected: bool
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AggregationResult:
+    model_digest: str
+    model_bytes: int
+    state_digests: Mapping[str, str]
+    treatments: tuple[Treated, ...]
+    reason: str
+    seconds: float
+
+
+def aggregate(job: AggregationJob) -> AggregationResult:
+    """Runs in a thread of its own, off the event loop. Raises `AggregationRefused`, `StorageError`."""
+    began = time.perf_counter()
+    table = job.spec.aggregation
+    pipeline = aggregators.build(table.rule, pre=table.pre, faults=table.faults, options=table.options)
+    n = len(job.updates)
+    if refusal := pipeline.refuse(n):
+        raise AggregationRefused(refusal)
+    with ExitStack() as stack:
+        base = ModelFile(job.base)
+        stack.callback(base.close)
+        source = stack.enter_context(_decoded(job, base.layout))
+        gram = None
+        if pipeline.needs_gram:
+            sums = aggregators.Gram(n)
+            for _, chunk in source.chunks():
+                sums.add(chunk)
+            gram = sums.matrix
+        plan = pipeline.plan(n, gram, weights=_weights(job) if pipeline.uses_weights else None)
+        model, states = _apply(job, base, source, plan)
+    treatments = tuple(
+        Treated(
+            assignment_id=update.assignment_id,
+            weight=float(plan.weights[i]),
+            score=float(plan.scores[i]),
+            selected=plan.selected[i],
+            sentence=plan.treatment[i],
+        )
+        for i, update in enumerate(job.updates)
+    )
+    return AggregationResult(
+        model_digest=model.digest,
+        model_bytes=model.size_bytes,
+        state_digests=states,
+        treatments=treatments,
+        reason=plan.reason,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _weights(job: AggregationJob) -> Tensor | None:
+    """Shares of a weighted mean: declared example counts, capped by the spec, since they are only the peers' word."""
+    table = job.spec.aggregation
+    if table.weights == "uniform":
+        return None
+    counts = [min(update.examples, table.examples_max) for update in job.updates]
+    return torch.tensor(counts, dtype=torch.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Decoded:
+    """The round's updates as a source of column chunks [n, c], in one scratch that is used again and again."""
+
+    layout: ParameterLayout
+    codec: compressors.Codec
+    readers: Sequence[PayloadReader]
+    scratch: Tensor  # flat [n * chunk]
+
+    def chunks(self) -> Iterator[tuple[int, Tensor]]:
+        n = len(self.readers)
+        for index in range(self.layout.chunk_count):
+            start, stop = self.layout.chunk_bounds(index)
+            chunk = self.scratch[: n * (stop - start)].view(n, stop - start)
+            for row, reader in zip(chunk, self.readers, strict=True):
+                self.codec.decode(reader.chunk("params", index), row)
+            yield index, chunk
+
+
+@contextmanager
+def _decoded(job: AggregationJob, layout: ParameterLayout) -> Iterator[_Decoded]:
+    with ExitStack() as stack:
+        readers: list[PayloadReader] = []
+        for update in job.updates:
+            reader = PayloadReader(update.path)
+            stack.callback(reader.close)
+            readers.append(reader)
+        width = min(CHUNK_COORDINATES, layout.size)
+        yield _Decoded(
+            layout=layout,
+            codec=compressors.build(job.spec.compression.up),
+            readers=readers,
+            scratch=torch.empty(len(readers) * width),
+        )
+
+
+def _apply(
+    job: AggregationJob, base: ModelFile, source: _Decoded, plan: aggregators.Plan
+) -> tuple[BlobInfo, dict[str, str]]:
+    """Second pass: reduce, check, step, write. Gives the model file's facts and the state files' digests."""
+    layout = base.layout
+    optimizer = optimizers.build(job.spec.server)
+    readers = {name: StateReader(job.states.get(name), layout.size) for name in optimizer.state_names}
+    writers = {name: StateWriter(job.states_out[name]) for name in optimizer.state_names}
+    writer = ModelWriter(job.model_out, layout, base.fixed)
+    width = min(CHUNK_COORDINATES, layout.size)
+    delta, moved = torch.empty(width), torch.empty(width)
+    try:
+        for index, chunk in source.chunks():
+            start, stop = layout.chunk_bounds(index)
+            aggregate_chunk, new_chunk = delta[: stop - start], moved[: stop - start]
+            plan.reduce(chunk, aggregate_chunk)
+            state = {name: reader.read(start, stop) for name, reader in readers.items()}
+            optimizer.step(base.vector[start:stop], aggregate_chunk, state, new_chunk)
+            if not bool(torch.isfinite(new_chunk).all()):
+                raise AggregationRefused(
+                    "the aggregate or the server's step gives values that are not finite"
+                )
+            writer.write_chunk(index, new_chunk)
+            for name, values in state.items():
+                writers[name].write(values)
+        return writer.finish(), {name: state_writer.finish() for name, state_writer in writers.items()}
+    finally:
+        writer.close()
+        for reader in readers.values():
+            reader.close()
+        for state_writer in writers.values():
+            state_writer.close()

@@ -1,0 +1,295 @@
+"""Carrying out effects: the initial model, aggregation, evaluation, and what to keep on disk.
+
+Each effect is idempotent: asked twice while under way it starts once; asked again after a restart it does the same
+work over and the engine ignores a result that it has already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from coordinator.engine.state import (
+    Aggregate,
+    Aggregated,
+    AggregationSkipped,
+    Decision,
+    Effect,
+    EvaluateOwn,
+    ModelFailed,
+    ModelReady,
+    ModelVersion,
+    OwnEvaluated,
+    PrepareModel,
+    RunState,
+    Treatment,
+)
+from muster.errors import MusterError, StorageError, TaskError
+from muster.seeds import derive_seed
+from muster.worker.host import WorkerHost
+
+if TYPE_CHECKING:
+    from coordinator.aggregation import AggregationResult
+    from coordinator.service import Coordinator
+    from muster.layout import ParameterLayout
+
+log = structlog.get_logger()
+
+TASK_SECONDS_MAX = 600.0  # making the initial model, or evaluating one version, on the coordinator
+STORAGE_RETRY_SECONDS = 2.0
+PRUNE_SECONDS = 2.0  # rounds that end within it share one look at what may go
+
+
+class EffectRunner:
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+        self._under_way: set[tuple[object, ...]] = set()
+        self._layouts: dict[str, ParameterLayout] = {}
+        self._worker = WorkerHost(
+            "coordinator.jobs",
+            label="coordinator",
+            device="cpu",
+            log_path=Path(coordinator.config.data_dir) / "worker.log",
+        )
+        self._worker_turn = asyncio.Lock()
+        # Held from a file's adoption until its row is committed, and while files are dropped: equal bytes of two runs
+        # are one blob, which one run must not drop while the other is about to name it.
+        self._files = asyncio.Lock()
+
+    async def close(self) -> None:
+        await self._worker.close()
+
+    def start(self, effect: Effect) -> None:
+        match effect:
+            case PrepareModel():
+                self._once(("prepare", effect.run_id), self._prepare(effect))
+            case Aggregate():
+                self._once(("aggregate", effect.run_id, effect.round), self._aggregate(effect))
+            case EvaluateOwn():
+                self._once(("evaluate", effect.run_id, effect.model.version), self._evaluate(effect))
+            case _:
+                raise AssertionError(f"no way to carry out {type(effect).__name__}")
+
+    def _once(self, key: tuple[object, ...], work: Coroutine[Any, Any, None]) -> None:
+        if key in self._under_way:
+            work.close()
+            return
+        self._under_way.add(key)
+
+        async def guarded() -> None:
+            try:
+                await work
+            finally:
+                self._under_way.discard(key)
+
+        self._coordinator.spawn(guarded())
+
+    # -- the initial model --------------------------------------------------------------------------------------------
+
+    async def _prepare(self, effect: PrepareModel) -> None:
+        coordinator = self._coordinator
+        run = coordinator.runs[effect.run_id]
+        path = coordinator.blobs.temporary()
+        try:
+            made = await self._run_job("init_model", run, path=str(path))
+            model = ModelVersion(
+                version=0,
+                round=0,
+                digest=made["digest"],
+                size_bytes=made["size_bytes"],
+                layout_digest=made["layout_digest"],
+            )
+            async with self._files:
+                await coordinator.blobs.adopt(path, model.digest)
+                await coordinator.post_surely(ModelReady(run_id=run.run_id, model=model))
+        except MusterError as error:
+            await coordinator.post_surely(ModelFailed(run_id=run.run_id, error=_told(error)))
+        finally:
+            path.unlink(missing_ok=True)
+
+    async def _run_job(self, job: str, run: RunState, **args: Any) -> dict[str, Any]:
+        async with self._worker_turn:
+            return await self._worker.run(
+                job,
+                {
+                    "task": run.spec.task,
+                    "task_folders": [
+                        str(Path(folder).resolve()) for folder in self._coordinator.config.task_folders
+                    ],
+                    "options": dict(run.spec.task_options),
+                    "seed": derive_seed(run.spec.seed, "model"),
+                    **args,
+                },
+                timeout_seconds=TASK_SECONDS_MAX,
+            )
+
+    # -- aggregation --------------------------------------------------------------------------------------------------
+
+    async def _aggregate(self, effect: Aggregate) -> None:
+        from coordinator.aggregation import AggregationRefused
+
+        coordinator = self._coordinator
+        while True:
+            try:
+                await self._aggregate_once(effect)
+            except AggregationRefused as refusal:
+                event = AggregationSkipped(
+                    run_id=effect.run_id, round=effect.round, reason_given=str(refusal)
+                )
+                await coordinator.post_surely(event)
+            except (StorageError, OSError) as error:
+                # Nothing is lost: the round stays AGGREGATING and goes on when there is room again.
+                log.exception("aggregation.storage", run_id=effect.run_id, round=effect.round, reason=str(error))
+                await coordinator.clock.sleep(STORAGE_RETRY_SECONDS)
+                continue
+            except (
+                Exception
+            ) as error:  # a rule may be anybody's plug-in: its failure costs the round, not the run
+                log.exception("aggregation.failed", run_id=effect.run_id, round=effect.round)
+                told = f"aggregation failed: {type(error).__name__}: {error}"
+                event = AggregationSkipped(run_id=effect.run_id, round=effect.round, reason_given=told)
+                await coordinator.post_surely(event)
+            return
+
+    async def _aggregate_once(self, effect: Aggregate) -> None:
+        from coordinator import aggregation, optimizers
+
+        coordinator = self._coordinator
+        blobs = coordinator.blobs
+        run = coordinator.runs.get(effect.run_id)
+        if run is None:
+            return
+        states = await coordinator.store.optimizer_states(effect.run_id, effect.base.version)
+        names = optimizers.build(run.spec.server).state_names
+        model_out = blobs.temporary()
+        states_out = {name: blobs.temporary() for name in names}
+        job = aggregation.AggregationJob(
+            spec=run.spec,
+            base=blobs.path(effect.base.digest),
+            updates=[
+                aggregation.UpdateInput(
+                    assignment_id=assignment.assignment_id,
+                    path=blobs.path(assignment.update.digest),
+                    examples=assignment.update.examples,
+                )
+                for assignment in effect.updates
+                if assignment.update is not None
+            ],
+            states={name: blobs.path(digest) for name, digest in states.items()},
+            model_out=model_out,
+            states_out=states_out,
+        )
+        try:
+            loop = asyncio.get_running_loop()
+            result = await loop.run_in_executor(coordinator.pool, aggregation.aggregate, job)
+            async with self._files:
+                await blobs.adopt(model_out, result.model_digest)
+                for name, digest in result.state_digests.items():
+                    await blobs.adopt(states_out[name], digest)
+                await coordinator.post_surely(_aggregated(effect, result))
+        finally:
+            for path in (model_out, *states_out.values()):
+                path.unlink(missing_ok=True)
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    async def _evaluate(self, effect: EvaluateOwn) -> None:
+        coordinator = self._coordinator
+        run = coordinator.runs.get(effect.run_id)
+        if run is None:
+            return
+        metrics: dict[str, float] = {}
+        told = ""
+        try:
+            path = str(coordinator.blobs.path(effect.model.digest))
+            metrics = (await self._run_job("evaluate", run, path=path))["metrics"]
+        except TaskError as error:
+            told = _told(error)
+        await coordinator.post_surely(
+            OwnEvaluated(run_id=run.run_id, version=effect.model.version, metrics=metrics, error=told)
+        )
+
+    # -- what lies on disk --------------------------------------------------------------------------------------------
+
+    async def layout(self, run: RunState) -> ParameterLayout:
+        """The run's parameter layout, read once from a model file's header."""
+        from muster.modelfile import ModelFile
+
+        model = run.model
+        if model is None:
+            raise AssertionError(f"run {run.run_id} has no model yet")
+        found = self._layouts.get(model.layout_digest)
+        if found is None:
+            file = await asyncio.to_thread(ModelFile, self._coordinator.blobs.path(model.digest))
+            found = self._layouts[model.layout_digest] = file.layout
+            file.close()
+        return found
+
+    def observe(self, decision: Decision) -> None:
+        """After a commit: drops what no round, replay or restart can ask for again."""
+        kinds = {transition.kind for transition in decision.transitions}
+        if kinds & {"round.committed", "round.skipped", "run.finished", "run.failed", "run.cancelled"}:
+            self._once(("prune",), self._prune())
+
+    async def _prune(self) -> None:
+        coordinator = self._coordinator
+        await coordinator.clock.sleep(PRUNE_SECONDS)
+        async with self._files:
+            gone = await coordinator.store.unneeded_blobs(
+                updates_keep_rounds=coordinator.config.updates_keep_rounds,
+                models_keep=coordinator.config.models_keep,
+            )
+            await coordinator.store.forget_blobs(gone)
+            for digest in gone:
+                await asyncio.to_thread(coordinator.blobs.remove, digest)
+
+    async def sweep(self) -> None:
+        """At start: what a kill left behind between a file's rename and its row."""
+        coordinator = self._coordinator
+        keep = await coordinator.store.live_blobs()
+        await asyncio.to_thread(coordinator.blobs.sweep, keep)
+        live = {
+            assignment.assignment_id
+            for run in coordinator.runs.values()
+            for round_state in run.rounds.values()
+            for assignment in round_state.assignments.values()
+            if not assignment.status.ended
+        }
+        for path in coordinator.spool.iterdir():
+            if path.name.split(".part")[0] not in live:
+                path.unlink()
+
+
+def _aggregated(effect: Aggregate, result: AggregationResult) -> Aggregated:
+    return Aggregated(
+        run_id=effect.run_id,
+        round=effect.round,
+        model=ModelVersion(
+            version=effect.base.version + 1,
+            round=effect.round,
+            digest=result.model_digest,
+            size_bytes=result.model_bytes,
+            layout_digest=effect.base.layout_digest,
+        ),
+        treatments=tuple(
+            Treatment(
+                assignment_id=treated.assignment_id,
+                weight=treated.weight,
+                score=treated.score,
+                selected=treated.selected,
+                sentence=treated.sentence,
+            )
+            for treated in result.treatments
+        ),
+        seconds=result.seconds,
+        states=result.state_digests,
+    )
+
+
+def _told(error: MusterError) -> str:
+    traceback = error.fields.get("traceback", "")
+    return f"{error}\n{traceback}" if traceback else str(error)

@@ -1,0 +1,87 @@
+"""`why RUN`: what a live run is waiting for, in one sentence, and the facts behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from coordinator.engine.state import (
+    AssignmentState,
+    AssignmentStatus,
+    PeerView,
+    RoundState,
+    RoundStatus,
+    RunState,
+    RunStatus,
+)
+
+_DOING = {
+    AssignmentStatus.OFFERED: "has been offered the work",
+    AssignmentStatus.ACCEPTED: "has accepted and is fetching the model",
+    AssignmentStatus.TRAINING: "is training",
+    AssignmentStatus.UPLOADING: "is uploading",
+    AssignmentStatus.DELIVERED: "has delivered",
+    AssignmentStatus.REJECTED: "was rejected",
+    AssignmentStatus.EXPIRED: "came too late",
+    AssignmentStatus.LOST: "was lost",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    sentence: str
+    details: Sequence[str]
+
+
+def explain(
+    run: RunState, peers: Mapping[str, PeerView], now: float, bytes_held: Callable[[str], int]
+) -> Explanation:
+    """`bytes_held` tells how much of an assignment's upload lies in the spool."""
+    if run.status is not RunStatus.RUNNING or not run.rounds:
+        return Explanation(sentence=run.reason, details=_absent(run, peers))
+    sentences: list[str] = []
+    details: list[str] = []
+    for number in sorted(run.rounds):
+        round_state = run.rounds[number]
+        sentences.append(_round(round_state, now))
+        for assignment in round_state.assignments.values():
+            details.append(_assignment(assignment, peers, now, bytes_held))
+    return Explanation(sentence="; ".join(sentences), details=[*details, *_absent(run, peers)])
+
+
+def _round(state: RoundState, now: float) -> str:
+    if state.status is RoundStatus.AGGREGATING:
+        return f"round {state.number} is aggregating {len(state.delivered)} updates"
+    waiting = sum(not assignment.status.ended for assignment in state.assignments.values())
+    text = (
+        f"round {state.number} has {len(state.delivered)} of the {state.quorum} updates that its quorum needs"
+    )
+    text += f" and waits for {waiting} peer{'s' * (waiting != 1)}"
+    until = state.grace_until if state.grace_until is not None else state.deadline_at
+    if until is not None:
+        what = "grace ends" if state.grace_until is not None else "deadline"
+        text += f"; {what} in {max(0.0, until - now):.0f} s"
+    return text
+
+
+def _assignment(
+    assignment: AssignmentState, peers: Mapping[str, PeerView], now: float, bytes_held: Callable[[str], int]
+) -> str:
+    text = f"{assignment.peer_id} {_DOING[assignment.status]}"
+    if assignment.attempt > 1:
+        text += f" (attempt {assignment.attempt})"
+    if assignment.status.ended:
+        return f"{text}: {assignment.reason}"
+    if assignment.status is AssignmentStatus.UPLOADING:
+        text += f", {bytes_held(assignment.assignment_id)} bytes are here"
+    peer = peers.get(assignment.peer_id)
+    if peer is not None and not peer.connected:
+        text += f"; it is {peer.status.value} and not connected"
+    return f"{text}; offered {max(0.0, now - assignment.offered_at):.0f} s ago"
+
+
+def _absent(run: RunState, peers: Mapping[str, PeerView]) -> list[str]:
+    """Peers that could take part if they were there; only of interest while the run waits for some."""
+    if run.rounds:
+        return []
+    return [f"{peer.peer_id} is {peer.status.value}" for peer in peers.values() if not peer.connected]

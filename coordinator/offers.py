@@ -1,0 +1,99 @@
+"""Open sessions: where offers and cancellations go out."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from coordinator.engine.state import AssignmentState, RunState
+from muster.seeds import derive_seed
+from protos.v1 import membership_pb2 as pb
+
+OUTBOX_MAX = 256
+
+
+@dataclass(kw_only=True)
+class Session:
+    """One open stream of one peer. The outbox is bounded: a peer that does not read loses its session, not memory."""
+
+    peer_id: str
+    epoch: int
+    outbox: asyncio.Queue[pb.SessionResponse | None] = field(
+        default_factory=lambda: asyncio.Queue(OUTBOX_MAX)
+    )
+    overflowed: bool = False
+
+    def send(self, message: pb.SessionResponse) -> None:
+        try:
+            self.outbox.put_nowait(message)
+        except asyncio.QueueFull:
+            self.overflowed = True
+
+    def close(self, reason: str, *, reconnect: bool) -> None:
+        self.send(pb.SessionResponse(closing=pb.Closing(reason=reason, reconnect=reconnect)))
+        try:
+            self.outbox.put_nowait(None)
+        except asyncio.QueueFull:
+            self.overflowed = True
+
+
+class SessionBook:
+    def __init__(self) -> None:
+        self._sessions: dict[str, Session] = {}
+
+    def get(self, peer_id: str) -> Session | None:
+        return self._sessions.get(peer_id)
+
+    def open(self, session: Session) -> None:
+        """A newer session takes the place of an older one, which is told and ended."""
+        older = self._sessions.get(session.peer_id)
+        if older is not None:
+            older.close("a newer session of this peer has taken over", reconnect=False)
+        self._sessions[session.peer_id] = session
+
+    def closed(self, session: Session) -> bool:
+        """Whether it was still the peer's current session."""
+        if self._sessions.get(session.peer_id) is session:
+            del self._sessions[session.peer_id]
+            return True
+        return False
+
+    def run_ended(self, run_id: str) -> None:
+        """Peers may forget what they keep for it; one that is away hears it when its next session opens."""
+        for session in self._sessions.values():
+            session.send(pb.SessionResponse(run_ended=pb.RunEnded(run_id=run_id)))
+
+    def close_all(self, reason: str, *, reconnect: bool) -> None:
+        for session in self._sessions.values():
+            session.close(reason, reconnect=reconnect)
+
+    def offer(self, run: RunState, assignment: AssignmentState, seconds_left: float) -> None:
+        """Sends the offer if the peer is connected; if not, it is sent when the peer's next session opens."""
+        session = self._sessions.get(assignment.peer_id)
+        if session is not None:
+            session.send(offer_message(run, assignment, seconds_left))
+
+    def cancel(self, peer_id: str, assignment_id: str, reason: str) -> None:
+        session = self._sessions.get(peer_id)
+        if session is not None:
+            session.send(pb.SessionResponse(cancel=pb.Cancel(assignment_id=assignment_id, reason=reason)))
+
+
+def offer_message(run: RunState, assignment: AssignmentState, seconds_left: float) -> pb.SessionResponse:
+    model = run.models[assignment.base_version]
+    return pb.SessionResponse(
+        offer=pb.Assignment(
+            assignment_id=assignment.assignment_id,
+            run_id=run.run_id,
+            round=assignment.round,
+            role=assignment.role,
+            base_digest=model.digest,
+            base_version=model.version,
+            base_size_bytes=model.size_bytes,
+            layout_digest=model.layout_digest,
+            spec_json=run.spec.canonical_json(),
+            # No attempt in it: a repeated attempt computes the same update.
+            seed=derive_seed(run.spec.seed, assignment.role, assignment.round, assignment.peer_id),
+            deadline_seconds=max(0.0, seconds_left),
+        )
+    )

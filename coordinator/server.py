@@ -1,0 +1,92 @@
+"""Starting and stopping the coordinator process."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+import structlog
+from muster.blobs import BlobStore
+from muster.config import CoordinatorConfig
+
+from coordinator.admin import AdminServicer
+from coordinator.models import ModelsServicer
+from coordinator.service import Coordinator
+from coordinator.sessions import MembershipServicer
+from coordinator.store import Store
+from coordinator.uploads import UpdatesServicer
+from muster.clock import Clock, SystemClock
+from muster.transport.base import Server, Transport
+
+log = structlog.get_logger()
+
+STOP_GRACE_SECONDS = 2.0
+
+
+class RunningCoordinator:
+    """A coordinator that serves: `start` gives one, `stop` ends it. Used by the command and by `simulator`."""
+
+    def __init__(self, coordinator: Coordinator, server: Server) -> None:
+        self.coordinator = coordinator
+        self._server = server
+
+    @property
+    def address(self) -> str:
+        return self._server.address
+
+    @classmethod
+    async def start(
+        cls, config: CoordinatorConfig, transport: Transport, clock: Clock | None = None
+    ) -> RunningCoordinator:
+        """Raises `ConfigError` for an address that is taken or not allowed, `StorageError` and `VersionError` of
+        the store."""
+        folder = Path(config.data_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        store = await Store.open(config.database_url)
+        coordinator = Coordinator(config, store, BlobStore(folder / "blobs"), clock or SystemClock())
+        try:
+            await coordinator.start()
+            routes = [
+                route
+                for servicer in (
+                    MembershipServicer(coordinator),
+                    ModelsServicer(coordinator),
+                    UpdatesServicer(coordinator),
+                    AdminServicer(coordinator),
+                )
+                for route in servicer.routes()
+            ]
+            server = await transport.serve(config.address, routes)
+        except BaseException:
+            await coordinator.stop()
+            raise
+        coordinator.address = server.address
+        return cls(coordinator, server)
+
+    async def stop(self) -> None:
+        self.coordinator.sessions.close_all("the coordinator is stopping", reconnect=True)
+        await self._server.stop(STOP_GRACE_SECONDS)
+        await self.coordinator.stop()
+
+
+async def serve(config: CoordinatorConfig) -> None:
+    """Serves until SIGINT or SIGTERM. Writes the bound address to `coordinator.address` in the data folder."""
+    from muster.transport import GrpcTransport
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    running = await RunningCoordinator.start(config, GrpcTransport())
+    # Aggregation and admission need torch; loading it now keeps the first round from waiting for it.
+    await asyncio.to_thread(__import__, "coordinator.aggregation")
+    address_file = Path(config.data_dir) / "coordinator.address"
+    address_file.write_text(running.address)
+    log.info("coordinator.serving", address=running.address, data_dir=str(config.data_dir))
+    try:
+        await stop.wait()
+    finally:
+        log.info("coordinator.stopping")
+        address_file.unlink(missing_ok=True)
+        await running.stop()

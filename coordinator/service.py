@@ -1,0 +1,297 @@
+"""The coordinator: an asyncio shell around pure decisions.
+
+It feeds events to the engine and to the membership detector through the journal, and carries out the effects of what
+was committed. State lives in memory and in the store alike; after a restart it is read back and every run goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import shutil
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import structlog
+from muster.blobs import BlobStore
+from muster.config import CoordinatorConfig
+
+from coordinator import membership
+from coordinator.effects import EffectRunner
+from coordinator.engine import decide as engine
+from coordinator.engine.assignments import live_offers
+from coordinator.engine.schedule import Schedule
+from coordinator.engine.schedule import build as build_schedule
+from coordinator.engine.state import (
+    AssignmentState,
+    AssignmentStatus,
+    Cancel,
+    Decision,
+    Effect,
+    Event,
+    Offer,
+    PeerGone,
+    PeerView,
+    Restored,
+    RunState,
+    RunSubmitted,
+    Tick,
+    UpdateFacts,
+    WakeAt,
+)
+from coordinator.journal import STORE_RETRY_SECONDS, Committed, Journal, Outcome
+from coordinator.members import MemberBook
+from coordinator.offers import SessionBook
+from coordinator.store import AssignmentRow, Store
+from muster.clock import Clock
+from muster.errors import MusterError, NotFoundError
+from muster.spec.model import RunSpec
+
+log = structlog.get_logger()
+
+TICK_SECONDS = 0.5  # how often heartbeats are looked at
+
+
+class Coordinator:
+    def __init__(self, config: CoordinatorConfig, store: Store, blobs: BlobStore, clock: Clock) -> None:
+        self.config = config
+        self.store = store
+        self.blobs = blobs
+        self.clock = clock
+        self.started_at = clock.now()
+        self.journal = Journal(store)
+        self.sessions = SessionBook()
+        self.runs: dict[str, RunState] = {}
+        self.address = ""  # as bound; set when it serves
+        self._schedules: dict[str, Schedule] = {}
+        self.members = MemberBook(self.journal, clock, config, self._members_changed)
+        self.pool = ThreadPoolExecutor(2, thread_name_prefix="bulk")
+        self.effects = EffectRunner(self)
+        self._wakes: list[tuple[float, str]] = []
+        self._wake_changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def spool(self) -> Path:
+        return Path(self.config.data_dir) / "spool"
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Reads back what is durable and takes up every run where it stands."""
+        self.spool.mkdir(parents=True, exist_ok=True)
+        self.members.restore(await self.store.load_peers())
+        for run in await self.store.load_runs():
+            self.runs[run.run_id] = run
+            await self._schedule(run.run_id, run.spec)
+        await self.effects.sweep()
+        for loop in (self.journal.run, self._wake_loop, self._membership_loop):
+            self.spawn(loop())
+        for run_id in list(self.runs):
+            await self.post(Restored(run_id=run_id))
+
+    async def stop(self) -> None:
+        self.sessions.close_all("the coordinator is stopping", reconnect=True)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.effects.close()
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        await self.store.close()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A background task that is kept until done; a failure in it is a defect and is logged as one."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("task.failed", exc_info=error)
+
+    # -- the engine ---------------------------------------------------------------------------------------------------
+
+    async def post(self, event: Event) -> Committed:
+        """Feeds one event to its run; returns when the consequences are durable. Raises `NotFoundError` for a run
+        that is unknown or has ended, `StorageError` with nothing changed."""
+        return await self.journal.submit(lambda: self._decide(event))
+
+    async def post_surely(self, event: Event) -> None:
+        """For what happened inside and cannot be asked again: tries until the store takes it."""
+        while True:
+            try:
+                await self.post(event)
+            except NotFoundError:
+                return
+            except MusterError as error:
+                log.warning("event.retried", event_kind=type(event).__name__, error_id=error.id)
+                await self.clock.sleep(STORE_RETRY_SECONDS)
+            else:
+                return
+
+    async def submit_run(self, event: RunSubmitted) -> Committed:
+        """Raises `ConfigError` if the spec names what is not installed here or cannot be combined."""
+        await self._schedule(event.run_id, event.spec)
+
+        def decide() -> Outcome:
+            decision = engine.new_run(event, event.run_id, self.clock.now())
+            return self._outcome(event.run_id, None, decision)
+
+        return await self.journal.submit(decide)
+
+    async def _schedule(self, run_id: str, spec: RunSpec) -> None:
+        """In a thread, since a rule's bound comes from its plug-in, which may be slow to import."""
+        self._schedules[run_id] = await asyncio.to_thread(build_schedule, spec)
+
+    def _decide(self, event: Event) -> Outcome:
+        state = self.runs.get(event.run_id)
+        if state is None:
+            raise NotFoundError(
+                "run.not_live",
+                f"no live run {event.run_id!r}",
+                cause="it is unknown or has ended",
+                fix="muster run list",
+            )
+        decision = engine.decide(
+            state, event, self.clock.now(), self.peer_views(), self._schedules.get(event.run_id)
+        )
+        return self._outcome(event.run_id, state, decision)
+
+    def _outcome(self, run_id: str, before: RunState | None, decision: Decision) -> Outcome:
+        self._place(run_id, decision.state)
+
+        def undo() -> None:
+            if before is None:
+                self.runs.pop(run_id, None)
+            else:
+                self.runs[run_id] = before
+
+        def then() -> None:
+            for transition in decision.transitions:
+                log.info(
+                    transition.kind,
+                    run_id=transition.run_id,
+                    round=transition.round,
+                    peer_id=transition.peer_id,
+                    reason=transition.reason,
+                )
+            for effect in decision.effects:
+                self._carry_out(effect)
+            self.effects.observe(decision)
+
+        return Outcome(transitions=decision.transitions, undo=undo, then=then, reason=decision.reason)
+
+    def _place(self, run_id: str, state: RunState) -> None:
+        if state.status.ended:
+            self.runs.pop(run_id, None)
+            self.sessions.run_ended(run_id)
+        else:
+            self.runs[run_id] = state
+
+    def _carry_out(self, effect: Effect) -> None:
+        if isinstance(effect, WakeAt):
+            heapq.heappush(self._wakes, (effect.at, effect.run_id))
+            self._wake_changed.set()
+        elif isinstance(effect, Offer):
+            run = self.runs.get(effect.run_id)
+            if run is not None:
+                self.sessions.offer(run, effect.assignment, effect.deadline_at - self.clock.now())
+        elif isinstance(effect, Cancel):
+            self.sessions.cancel(effect.peer_id, effect.assignment_id, effect.reason)
+        else:
+            self.effects.start(effect)
+
+    async def _wake_loop(self) -> None:
+        while True:
+            self._wake_changed.clear()
+            now = self.clock.now()
+            due: set[str] = set()
+            while self._wakes and self._wakes[0][0] <= now:
+                due.add(heapq.heappop(self._wakes)[1])
+            for run_id in due:
+                await self.post_surely(Tick(run_id=run_id))
+            timeout = max(0.0, self._wakes[0][0] - self.clock.now()) if self._wakes else None
+            try:
+                await asyncio.wait_for(self._wake_changed.wait(), timeout)
+            except TimeoutError:
+                continue
+
+    async def tick_all(self) -> None:
+        """Who is there has changed: lets every run look again."""
+        for run_id in list(self.runs):
+            await self.post_surely(Tick(run_id=run_id))
+
+    async def _members_changed(self, lost: Sequence[tuple[str, str]]) -> None:
+        """Runs hear of peers that are gone, and look again at who is there."""
+        for peer_id, reason in lost:
+            for run_id in list(self.runs):
+                await self.post_surely(PeerGone(run_id=run_id, peer_id=peer_id, reason=reason))
+        await self.tick_all()
+
+    def peer_views(self) -> Mapping[str, PeerView]:
+        return self.members.views()
+
+    async def _membership_loop(self) -> None:
+        while True:
+            await self.clock.sleep(min(TICK_SECONDS, self.config.heartbeat_seconds / 2))
+            await self.members.submit_surely(membership.Tick())
+
+    # -- look-ups -----------------------------------------------------------------------------------------------------
+
+    def live_assignments(self, peer_id: str) -> list[tuple[RunState, AssignmentState, float]]:
+        """What this peer is to be working on, each with its run and deadline."""
+        return [
+            (run, offer.assignment, offer.deadline_at)
+            for run in self.runs.values()
+            for offer in live_offers(run, peer_id)
+        ]
+
+    async def find_assignment(self, assignment_id: str) -> tuple[RunState | None, AssignmentState | None]:
+        """An assignment and, if its round is still live, its run."""
+        run = self.runs.get(assignment_id.split(".", 1)[0])
+        if run is not None:
+            for holder in (*run.rounds.values(), *run.evaluations.values()):
+                if assignment_id in holder.assignments:
+                    return run, holder.assignments[assignment_id]
+        row = await self.store.assignment(assignment_id)
+        return None, None if row is None else _of_the_record(row)
+
+    def bytes_held(self, assignment_id: str) -> int:
+        try:
+            return (self.spool / f"{assignment_id}.part").stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def free_bytes(self) -> int:
+        return shutil.disk_usage(self.spool).free
+
+
+def _of_the_record(row: AssignmentRow) -> AssignmentState:
+    """An assignment of a round that is over."""
+    update = None
+    if row.digest:
+        update = UpdateFacts(
+            digest=row.digest,
+            size_bytes=row.size_bytes,
+            dense_bytes=row.dense_bytes,
+            examples=row.examples,
+            norm=row.norm or 0.0,
+            metrics=row.metrics,
+        )
+    return AssignmentState(
+        assignment_id=row.assignment_id,
+        run_id=row.run_id,
+        round=row.round,
+        peer_id=row.peer_id,
+        role=row.role,
+        attempt=row.attempt,
+        base_version=row.base_version,
+        status=AssignmentStatus(row.state),
+        reason=row.reason,
+        offered_at=row.offered_at,
+        update=update,
+    )

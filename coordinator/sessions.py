@@ -1,0 +1,213 @@
+"""Membership calls: enrolment, and the session stream that carries heartbeats, offers and reports."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import structlog
+
+from coordinator import membership
+from coordinator.engine.state import (
+    AssignmentEvaluated,
+    AssignmentFailed,
+    AssignmentProgressed,
+    AssignmentStatus,
+    Event,
+)
+from coordinator.members import hash_secret
+from coordinator.offers import Session
+from muster.errors import AuthenticationError, NotAllowedError, NotFoundError, TransferError, UsageError
+from muster.transport.base import CallContext, Route
+from muster.version import __version__
+from muster.wire import ENROL, SESSION
+from protos.v1 import membership_pb2 as pb
+
+if TYPE_CHECKING:
+    from coordinator.service import Coordinator
+
+log = structlog.get_logger()
+
+NAME_LENGTH_MAX = 64
+SECRET_LENGTH_MIN = 16
+FAILURE_TEXT_MAX = 16_384  # of a message or traceback that a peer sends
+
+_PROGRESS = {
+    pb.ASSIGNMENT_PHASE_ACCEPTED: AssignmentStatus.ACCEPTED,
+    pb.ASSIGNMENT_PHASE_TRAINING: AssignmentStatus.TRAINING,
+    pb.ASSIGNMENT_PHASE_UPLOADING: AssignmentStatus.UPLOADING,
+}
+
+
+class MembershipServicer:
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+
+    def routes(self) -> list[Route]:
+        return [Route(method=ENROL, handle=self.enrol), Route(method=SESSION, handle=self.session)]
+
+    async def enrol(self, request: pb.EnrolRequest, context: CallContext) -> pb.EnrolResponse:
+        name = request.name
+        if not _is_name(name):
+            raise UsageError(
+                "peer.bad_name",
+                f"{name!r} is no peer name",
+                cause=f"a name has 1 to {NAME_LENGTH_MAX} letters, digits, '.', '_' or '-'",
+                fix="set peer.name in the configuration, or --name",
+            )
+        if len(request.secret) < SECRET_LENGTH_MIN:
+            raise UsageError(
+                "peer.bad_secret", f"a peer's secret has at least {SECRET_LENGTH_MIN} characters"
+            )
+        secret_hash = hash_secret(request.secret)
+        known = self._coordinator.members.get(name)
+        if known is not None and known.secret_hash != secret_hash:
+            raise AuthenticationError(
+                "peer.name_taken",
+                f"the name {name!r} belongs to another peer",
+                cause="it enrolled before with another secret; the data folder of this peer may be new or lost",
+                fix=f"take another name, or have the admin remove it: muster peer remove {name}",
+            )
+        await self._coordinator.members.submit(
+            membership.Enrolled(
+                peer_id=name,
+                secret_hash=secret_hash,
+                device=request.device,
+                muster_version=request.muster_version,
+            )
+        )
+        self._coordinator.members.authenticate(name, request.secret)
+        return pb.EnrolResponse(peer_id=name, coordinator_version=__version__)
+
+    async def session(
+        self, requests: AsyncIterator[pb.SessionRequest], context: CallContext
+    ) -> AsyncIterator[pb.SessionResponse]:
+        coordinator = self._coordinator
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("message") != "hello":
+            raise UsageError("session.no_hello", "a session starts with a hello")
+        hello = first.hello
+        peer_id = coordinator.members.authenticate(hello.credentials.peer_id, hello.credentials.secret)
+        await coordinator.members.submit(membership.Connected(peer_id=peer_id))
+        member = coordinator.members.get(peer_id)
+        session = Session(peer_id=peer_id, epoch=member.epoch if member else 0)
+        coordinator.sessions.open(session)
+        session.send(
+            pb.SessionResponse(
+                welcome=pb.Welcome(
+                    epoch=session.epoch, heartbeat_seconds=coordinator.config.heartbeat_seconds
+                )
+            )
+        )
+        self._reconcile(session, hello)
+        reader = asyncio.create_task(self._read(session, requests))
+        try:
+            while (message := await session.outbox.get()) is not None:
+                yield message
+                if session.overflowed:
+                    raise TransferError("session.unread", "the peer does not read what its session sends")
+        finally:
+            reader.cancel()
+            goodbye = await _result(reader)
+            if coordinator.sessions.closed(session):
+                coordinator.spawn(self._ended(session, goodbye))
+
+    async def _ended(self, session: Session, goodbye: bool) -> None:
+        await self._coordinator.members.submit_surely(
+            membership.Disconnected(peer_id=session.peer_id, epoch=session.epoch, goodbye=goodbye)
+        )
+
+    def _reconcile(self, session: Session, hello: pb.Hello) -> None:
+        """What the peer holds goes on or is cancelled; what it should hold and does not is offered again."""
+        coordinator = self._coordinator
+        held = set(hello.held_assignment_ids)
+        for run, assignment, deadline_at in coordinator.live_assignments(session.peer_id):
+            if assignment.assignment_id in held:
+                held.discard(assignment.assignment_id)
+            else:
+                coordinator.sessions.offer(run, assignment, deadline_at - coordinator.clock.now())
+        for assignment_id in held:
+            coordinator.sessions.cancel(
+                session.peer_id, assignment_id, "the coordinator no longer waits for it"
+            )
+        for run_id in hello.held_run_ids:
+            if run_id not in coordinator.runs:
+                session.send(pb.SessionResponse(run_ended=pb.RunEnded(run_id=run_id)))
+
+    async def _read(self, session: Session, requests: AsyncIterator[pb.SessionRequest]) -> bool:
+        """Handles what the peer says, in order. Gives whether it said goodbye."""
+        try:
+            async for message in requests:
+                match message.WhichOneof("message"):
+                    case "heartbeat":
+                        await self._coordinator.members.submit(
+                            membership.HeartbeatSeen(peer_id=session.peer_id, epoch=session.epoch)
+                        )
+                        ack = pb.HeartbeatAck(sequence=message.heartbeat.sequence)
+                        session.send(pb.SessionResponse(heartbeat_ack=ack))
+                    case "report":
+                        await self._report(session, message.report)
+                    case "goodbye":
+                        return True
+                    case _:
+                        raise UsageError("session.unexpected", "a session has one hello, at its start")
+            return False
+        except Exception:
+            log.exception("session.failed", peer_id=session.peer_id)
+            raise
+        finally:
+            session.close("the session has ended", reconnect=True)
+
+    async def _report(self, session: Session, report: pb.AssignmentReport) -> None:
+        run, assignment = await self._coordinator.find_assignment(report.assignment_id)
+        if assignment is None or assignment.peer_id != session.peer_id:
+            raise NotAllowedError(
+                "assignment.not_yours", f"assignment {report.assignment_id!r} is not {session.peer_id!r}'s"
+            )
+        event = _event(assignment.run_id, report)
+        if run is None or assignment.status.ended:
+            return  # it crossed with a deadline or a cancellation, which the peer has been told of
+        try:
+            await self._coordinator.post(event)
+        except NotFoundError:
+            return  # the run ended meanwhile
+
+
+def _event(run_id: str, report: pb.AssignmentReport) -> Event:
+    if report.phase in _PROGRESS:
+        return AssignmentProgressed(
+            run_id=run_id, assignment_id=report.assignment_id, status=_PROGRESS[report.phase]
+        )
+    if report.phase == pb.ASSIGNMENT_PHASE_EVALUATED:
+        return AssignmentEvaluated(
+            run_id=run_id,
+            assignment_id=report.assignment_id,
+            metrics=dict(report.metrics),
+            examples=report.example_count,
+        )
+    if report.phase == pb.ASSIGNMENT_PHASE_FAILED:
+        failure = report.failure
+        return AssignmentFailed(
+            run_id=run_id,
+            assignment_id=report.assignment_id,
+            error_id=failure.error_id[:100],
+            message=failure.message[:FAILURE_TEXT_MAX],
+            traceback=failure.traceback[-FAILURE_TEXT_MAX:],
+            retry=failure.retry,
+        )
+    raise UsageError("session.bad_report", f"phase {report.phase} is unknown here")
+
+
+def _is_name(name: str) -> bool:
+    allowed = name.replace(".", "").replace("_", "").replace("-", "")
+    plain = allowed.isascii() and allowed.isalnum() and name[0] not in ".-"
+    return 0 < len(name) <= NAME_LENGTH_MAX and plain
+
+
+async def _result(reader: asyncio.Task[bool]) -> bool:
+    """Whether a reader that has ended or is being cancelled had read a goodbye."""
+    try:
+        return await reader
+    except (asyncio.CancelledError, Exception):  # logged where it happened
+        return False

@@ -1,0 +1,216 @@
+"""A real federation on one machine: a coordinator and peers as processes that talk gRPC on loopback.
+
+For demos, benchmarks and fault tests: every process can be killed, restarted, and given a failpoint.
+
+    async with ProcessFederation(folder, task_folders=["."]) as federation:
+        await federation.start_coordinator()
+        for index in range(4):
+            federation.start_peer(f"peer-{index}", data={"index": index, "count": 4})
+        run = await federation.run_to_end(spec)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from muster.errors import MusterError, UnreachableError
+from muster.spec.model import RunSpec
+from muster.transport import GrpcTransport
+from muster.transport.base import Channel
+from muster.wire import METHODS
+from protos.v1 import admin_pb2 as pb
+
+START_SECONDS_MAX = 60.0
+ENDED = ("FINISHED", "FAILED", "CANCELLED")
+
+
+class ProcessFederation:
+    """Logs of each process lie in `folder` as NAME.log, its state in a folder NAME."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        task_folders: Sequence[str | Path] = (".",),
+        coordinator: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.address = "127.0.0.1:0"
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._task_folders = [str(Path(each).resolve()) for each in task_folders]
+        self._settings = dict(coordinator or {})
+        self._channel: Channel | None = None
+
+    async def __aenter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._channel is not None:
+            await self._channel.close()
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            try:
+                await asyncio.to_thread(process.wait, 10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                await asyncio.to_thread(process.wait)
+
+    # -- processes ----------------------------------------------------------------------------------------------------
+
+    async def start_coordinator(self, *, env: Mapping[str, str] | None = None, wait: bool = True) -> None:
+        """The first start takes a free port; later ones take the same again."""
+        data_dir = self.folder / "coordinator"
+        self._write(
+            "coordinator",
+            "coordinator",
+            {
+                "address": self.address,
+                "data_dir": str(data_dir),
+                "task_folders": self._task_folders,
+                **self._settings,
+            },
+        )
+        self._spawn("coordinator", ["serve"], env)
+        if wait:
+            await self._await_address(data_dir / "coordinator.address")
+
+    def start_peer(
+        self,
+        name: str,
+        *,
+        data: Mapping[str, Any] | None = None,
+        allow: Sequence[str] = ("*",),
+        attack: Mapping[str, Any] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """`attack`, a drill: {"name": "sign-flip", "options": {"scale": 10}}."""
+        settings: dict[str, Any] = {
+            "name": name,
+            "data_dir": str(self.folder / name),
+            "task_folders": self._task_folders,
+            "allow": list(allow),
+            "data": dict(data or {}),
+            "device": "cpu",
+        }
+        if attack is not None:
+            settings["attack"] = dict(attack)
+        self._write(name, "peer", settings)
+        self._spawn(name, ["join", self.address], env)
+
+    async def stop(self, name: str, number: signal.Signals = signal.SIGTERM) -> int:
+        """Sends a signal and waits for the end. Gives the exit status."""
+        process = self.processes.pop(name)
+        process.send_signal(number)
+        return await asyncio.to_thread(process.wait)
+
+    async def wait_for_exit(self, name: str) -> int:
+        return await asyncio.to_thread(self.processes.pop(name).wait)
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def _spawn(self, name: str, command: Sequence[str], env: Mapping[str, str] | None) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-m", "cli.main", *command, "-c", str(self.folder / f"{name}.toml")],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **(env or {})},
+            )
+
+    def _write(self, name: str, table: str, settings: Mapping[str, Any]) -> None:
+        lines = [f"[{table}]", *(f"{key} = {_toml(value)}" for key, value in settings.items())]
+        (self.folder / f"{name}.toml").write_text("\n".join(lines) + "\n")
+
+    async def _await_address(self, path: Path) -> None:
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while not path.exists():
+            status = self.processes["coordinator"].poll()
+            if status is not None or time.monotonic() > deadline:
+                raise UnreachableError(
+                    "coordinator.not_started",
+                    f"the coordinator did not start (exit status {status})",
+                    cause=self.log("coordinator")[-2000:],
+                )
+            await asyncio.sleep(0.02)
+        self.address = path.read_text()
+
+    # -- the coordinator's admin service ------------------------------------------------------------------------------
+
+    async def call(self, method: str, request: Any, *, timeout_seconds: float = 10.0) -> Any:
+        """One unary admin call, e.g. `call("GetRun", pb.GetRunRequest(run_id=...))`."""
+        if self._channel is None:
+            self._channel = GrpcTransport().connect(self.address)
+        return await self._channel.unary(METHODS[method], request, timeout_seconds=timeout_seconds)
+
+    async def call_patiently(self, method: str, request: Any) -> Any:
+        """The same, waiting while the coordinator is away."""
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while True:
+            try:
+                return await self.call(method, request)
+            except MusterError as error:
+                away = isinstance(error, UnreachableError) or error.status == "DEADLINE_EXCEEDED"
+                if not away or time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.1)
+
+    async def submit(self, spec: RunSpec, *, request_id: str = "") -> str:
+        """Gives the run id. The same `request_id` submits once, also across a restart."""
+        request = pb.SubmitRunRequest(
+            spec_json=spec.canonical_json(), request_id=request_id or uuid.uuid4().hex
+        )
+        return str((await self.call_patiently("SubmitRun", request)).run.run_id)
+
+    async def watch(self, run_id: str, every_seconds: float = 0.1) -> AsyncIterator[pb.Run]:
+        """The run as it stands, again and again until it has ended."""
+        while True:
+            run: pb.Run = (await self.call_patiently("GetRun", pb.GetRunRequest(run_id=run_id))).run
+            yield run
+            if run.state in ENDED:
+                return
+            await asyncio.sleep(every_seconds)
+
+    async def run_to_end(self, spec: RunSpec, *, request_id: str = "") -> pb.Run:
+        run_id = await self.submit(spec, request_id=request_id)
+        run = pb.Run()
+        async for run in self.watch(run_id):
+            pass
+        return run
+
+    async def rounds(self, run_id: str) -> list[pb.Round]:
+        answer = await self.call_patiently("ListRounds", pb.ListRoundsRequest(run_id=run_id))
+        return list(answer.rounds)
+
+    async def events(self, run_id: str = "") -> list[pb.Event]:
+        if self._channel is None:
+            self._channel = GrpcTransport().connect(self.address)
+
+        async def once() -> AsyncIterator[pb.WatchEventsRequest]:
+            yield pb.WatchEventsRequest(run_id=run_id)
+
+        found: list[pb.Event] = []
+        async for answer in self._channel.stream(METHODS["WatchEvents"], once(), timeout_seconds=30):
+            found.extend(answer.events)
+        return found
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(str(key))} = {_toml(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(each) for each in value) + "]"
+    return json.dumps(value)
