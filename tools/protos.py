@@ -2,7 +2,7 @@
 
     python -m tools.protos [FOLDER]
 
-Run from the repository root: the imports in the generated code are the paths below it. The tests generate into a
+Run from the repository root: imports in the generated code are paths below it. The tests generate into a
 folder of their own and compare.
 """
 

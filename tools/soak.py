@@ -2,8 +2,8 @@
 
     python -m tools.soak [--seconds 3600] [--first-seed 1] [PYTEST ARGUMENTS]
 
-The seed goes to Hypothesis and, as MUSTER_TEST_SEED, to the tests that draw faults. On a failure the command that
-replays it is printed and the exit status is pytest's own.
+The seed goes to Hypothesis and, as MUSTER_TEST_SEED, to the tests that draw faults. On a failure the command
+that replays it is printed and the exit status is pytest's own.
 """
 
 from __future__ import annotations

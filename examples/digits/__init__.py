@@ -1,12 +1,12 @@
 """Handwritten digits: scikit-learn's 1797 images of 8 x 8 pixels, shared out over the sites.
 
 Two tasks that differ in the model only: `Digits` (a multilayer perceptron, 4 810 parameters) and `DigitsCNN`
-(two convolutions, 9 930 parameters). A fifth of the images, the same on every machine, is the hold-out; the run's
-`[task_options]` divide the rest:
+(two convolutions, 9 930 parameters). A fifth of the images, the same on every machine, is the hold-out; the
+run's `[task_options]` divide the rest:
 
     partition = "iid"        every site sees every digit, in equal parts (the default)
     partition = "dirichlet"  skewed: the smaller `alpha` (0.5), the fewer digits a site sees
-    partition = "by-class"   each site sees `classes` (2) of the digits only
+    partition = "by-class"   each site sees `classes` (3) of the digits only
 
 A site's own policy file says which part is its own: `data = { index = 0, count = 5 }`.
 """
@@ -58,8 +58,8 @@ def _own_part(site: Site, labels: NDArray[np.int64]) -> NDArray[np.int64]:
             alpha = float(site.options.get("alpha", 0.5))
             parts = partition.dirichlet(labels, count, alpha=alpha, seed=site.seed)
         case "by-class":
-            classes = int(site.options.get("classes", 2))
-            parts = partition.by_class(labels, count, classes=classes, seed=site.seed)
+            classes = int(site.options.get("classes", 3))
+            parts = partition.by_class(labels, count, classes_per_site=classes, seed=site.seed)
         case other:
             raise ValueError(f"task_options.partition: {other!r} is none of iid, dirichlet, by-class")
     return parts[index]
@@ -77,7 +77,7 @@ class Digits(Task):
         _, labels, training, _ = _load()
         return self._dataset(training[_own_part(site, labels[training])])
 
-    def test_data(self, site: Site) -> Dataset[Any]:  # noqa: ARG002  (the same everywhere)
+    def test_data(self, site: Site) -> Dataset[Any]:
         return self._dataset(_load()[3])
 
     def _dataset(self, chosen: NDArray[np.int64]) -> Dataset[Any]:

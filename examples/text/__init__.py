@@ -1,8 +1,8 @@
 """A character-level transformer that reads the language reference shipped with Python (`pydoc_data.topics`).
 
-The topics are shared out over the sites by title, so each site reads chapters of its own: data that is naturally
-uneven. A site's policy file says which share is its own: `data = { index = 0, count = 4 }`. Every tenth topic is
-the hold-out. The text is that of the Python at hand: run all processes on one minor version.
+The topics are shared out over the sites by title, so each site reads chapters of its own: data that is
+naturally uneven. A site's policy file says which share is its own: `data = { index = 0, count = 4 }`. Every
+tenth topic is the hold-out. The text is that of the Python at hand: run all processes on one minor version.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Text(Task):
         kept = [text for at, (_, text) in enumerate(_topics()) if at % HOLD_OUT_EVERY]
         return TensorDataset(*windows("\n".join(kept[index::count])))
 
-    def test_data(self, site: Site) -> Dataset[Any]:  # noqa: ARG002  (the same everywhere)
+    def test_data(self, site: Site) -> Dataset[Any]:
         from torch.utils.data import TensorDataset
 
         held_out = [text for at, (_, text) in enumerate(_topics()) if at % HOLD_OUT_EVERY == 0]

@@ -1,0 +1,161 @@
+"""The coordinator, as the command sees it: the admin service over one channel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+
+from cli.settings import Settings
+from muster.errors import DeadlineError, MusterError, NotFoundError, UnreachableError, UsageError
+from muster.transport.base import Channel, Method
+from muster.wire import METHODS
+from protos.v1 import admin_pb2 as pb
+
+Item = TypeVar("Item", pb.Run, pb.Peer)
+
+RECONNECT_SECONDS = (
+    60.0  # a coordinator that is being restarted is waited for so long by those who follow a run
+)
+ENDED = frozenset({"FINISHED", "FAILED", "CANCELLED"})  # states that a run never leaves
+
+
+class Client:
+    """Made by `connect`. Every call raises what the coordinator raised, or `UnreachableError`,
+    `DeadlineError`."""
+
+    def __init__(self, channel: Channel, *, address: str, timeout_seconds: float) -> None:
+        self.channel = channel
+        self.address = address
+        self.timeout_seconds = timeout_seconds
+
+    async def call(self, name: str, request: Message) -> Any:
+        """One unary procedure of the admin service, by its name."""
+        method: Method[Any, Any] = METHODS[name]
+        return await self.channel.unary(method, request, timeout_seconds=self.timeout_seconds)
+
+    async def runs(self) -> Sequence[pb.Run]:
+        response: pb.ListRunsResponse = await self.call("ListRuns", pb.ListRunsRequest())
+        return response.runs
+
+    async def run(self, run_id: str) -> pb.Run:
+        response: pb.GetRunResponse = await self.call("GetRun", pb.GetRunRequest(run_id=run_id))
+        return response.run
+
+    async def rounds(self, run_id: str) -> Sequence[pb.Round]:
+        response: pb.ListRoundsResponse = await self.call("ListRounds", pb.ListRoundsRequest(run_id=run_id))
+        return response.rounds
+
+    async def round(self, run_id: str, number: int) -> pb.Round:
+        """With its assignments."""
+        request = pb.GetRoundRequest(run_id=run_id, number=number)
+        response: pb.GetRoundResponse = await self.call("GetRound", request)
+        return response.round
+
+    async def peers(self) -> Sequence[pb.Peer]:
+        response: pb.ListPeersResponse = await self.call("ListPeers", pb.ListPeersRequest())
+        return response.peers
+
+    async def models(self, run_id: str) -> Sequence[pb.Model]:
+        response: pb.ListModelsResponse = await self.call("ListModels", pb.ListModelsRequest(run_id=run_id))
+        return response.models
+
+    async def find_run(self, text: str) -> pb.Run:
+        """The run whose id is `text`, or else whose name is, or else whose id begins with it."""
+        runs = await self.runs()
+        return _pick(
+            text, runs, kind="run", ids=[run.run_id for run in runs], names=[run.name for run in runs]
+        )
+
+    async def find_peer(self, text: str) -> pb.Peer:
+        peers = await self.peers()
+        return _pick(text, peers, kind="peer", ids=[peer.peer_id for peer in peers], names=[])
+
+    async def events(
+        self, *, run_id: str = "", after_sequence: int = 0, follow: bool = False
+    ) -> AsyncIterator[Sequence[pb.Event]]:
+        """Batches of events in order, each event once. With `follow`, until the run has ended; a coordinator
+        that goes away meanwhile is waited for up to `RECONNECT_SECONDS`."""
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + RECONNECT_SECONDS
+        pause_seconds = 0.1
+        while True:
+            try:
+                async for batch in self._watch(run_id, after_sequence, follow):
+                    yield batch
+                    after_sequence = max(after_sequence, batch[-1].sequence)
+                    give_up_at = loop.time() + RECONNECT_SECONDS
+                    pause_seconds = 0.1
+                if not follow or (run_id and (await self.run(run_id)).state in ENDED):
+                    return
+            except (UnreachableError, DeadlineError):
+                if not follow or loop.time() >= give_up_at:
+                    raise
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(2.0, pause_seconds * 2)
+
+    async def _watch(
+        self, run_id: str, after_sequence: int, follow: bool
+    ) -> AsyncIterator[Sequence[pb.Event]]:
+        request = pb.WatchEventsRequest(run_id=run_id, after_sequence=after_sequence, follow=follow)
+        response: pb.WatchEventsResponse
+        async for response in self.channel.stream(
+            METHODS["WatchEvents"], once(request)
+        ):
+            if response.events:
+                yield response.events
+
+
+async def once(request: Any) -> AsyncIterator[Any]:
+    """A request as the one-element stream that streaming procedures take."""
+    yield request
+
+
+@asynccontextmanager
+async def connect(settings: Settings) -> AsyncIterator[Client]:
+    """A client of the coordinator that the settings name."""
+    from cli.node import coordinator_address
+    from muster.transport.grpc_ import GrpcTransport
+
+    address = settings.address or coordinator_address(settings)
+    channel = GrpcTransport().connect(address)
+    try:
+        yield Client(channel, address=address, timeout_seconds=settings.timeout_seconds)
+    except UnreachableError as error:
+        error.fix = error.fix or f"is it running? `muster serve` starts one; this command asked {address}"
+        raise
+    finally:
+        await channel.close()
+
+
+def _pick(text: str, items: Iterable[Item], *, kind: str, ids: list[str], names: list[str]) -> Item:
+    found = list(items)
+    for at, identifier in enumerate(ids):
+        if identifier == text:
+            return found[at]
+    matches = [at for at, name in enumerate(names) if name == text]
+    matches = matches or [at for at, identifier in enumerate(ids) if text and identifier.startswith(text)]
+    if len(matches) == 1:
+        return found[matches[0]]
+    if matches:
+        candidates = ", ".join(ids[at] for at in matches[:8]) + (", ..." if len(matches) > 8 else "")
+        raise UsageError(
+            "cli.ambiguous",
+            f"{text!r} may mean any of {len(matches)} {kind}s: {candidates}",
+            fix=f"give the {kind}'s id, or more of it",
+        )
+    raise _not_found(text, kind, [*ids, *names])
+
+
+def _not_found(text: str, kind: str, known: list[str]) -> MusterError:
+    from muster.plugins import nearest
+
+    guess = nearest(text, tuple(known))
+    return NotFoundError(
+        f"{kind}.not_found",
+        f"no {kind} is called {text!r}" + (f"; did you mean {guess!r}?" if guess else ""),
+        fix=f"muster {kind} list",
+    )

@@ -1,0 +1,135 @@
+"""`muster run watch | logs | export`: what happened, as it happens and afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.commands.runs import RunName
+from cli.output import console, emit, emit_json, note
+from cli.settings import Settings, command
+
+if TYPE_CHECKING:
+    from cli.client import Client
+    from protos.v1 import admin_pb2 as pb
+
+# Kinds of event that tell of something gone wrong.
+FAILURES = frozenset(
+    {
+        "assignment.rejected",
+        "assignment.expired",
+        "assignment.lost",
+        "round.skipped",
+        "round.failed",
+        "run.failed",
+        "evaluation.failed",
+    }
+)
+
+
+def register(app: typer.Typer) -> None:
+    command(app, "watch", example="muster run watch digits")(watch)
+    command(app, "logs", example="muster run logs digits")(logs)
+    command(app, "export", example="muster run export digits -o digits.json")(export)
+
+
+async def watch(settings: Settings, run: RunName) -> None:
+    """Follow a run to its end; exit 3 if it fails.
+
+    With --json one event a line, from the first one on.
+    """
+    from cli.client import connect
+    from cli.follow import follow
+    from cli.render import run_view
+
+    async with connect(settings) as client:
+        ended = await follow(client, settings, await client.find_run(run), beside=False)
+    if not settings.json:
+        console(settings).print(run_view(ended))
+
+
+async def logs(
+    settings: Settings,
+    run: RunName,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
+) -> None:
+    """What went wrong: failed, refused and lost work, with the tracebacks of tasks.
+
+    With --json a list; with --follow too, one entry a line.
+    """
+    from cli.client import connect
+
+    found: list[dict[str, Any]] = []
+    async with connect(settings) as client:
+        run_id = (await client.find_run(run)).run_id
+        async for entry in _failures(client, run_id, follow):
+            if not settings.json:
+                _print_failure(settings, entry)
+            elif follow:
+                emit_json(entry, line=True)
+            found.append(entry)
+    if settings.json and not follow:
+        emit_json(found)
+    elif not found:
+        note(settings, "nothing went wrong")
+
+
+async def _failures(client: Client, run_id: str, follow: bool) -> AsyncIterator[dict[str, Any]]:
+    from cli.json_form import to_json
+
+    async for batch in client.events(run_id=run_id, follow=follow):
+        for event in batch:
+            if event.kind not in FAILURES:
+                continue
+            entry = to_json(event)
+            data = entry.pop("data")
+            data = data if isinstance(data, dict) else {}
+            entry["error_id"] = data.get("error_id", "")
+            entry["traceback"] = data.get("traceback") or await _traceback(client, event)
+            yield entry
+
+
+async def _traceback(client: Client, event: pb.Event) -> str:
+    """As the round keeps it; events need not repeat it."""
+    if not (event.assignment_id and event.round):
+        return ""
+    kept = await client.round(event.run_id, event.round)
+    return next(
+        (each.traceback for each in kept.assignments if each.assignment_id == event.assignment_id), ""
+    )
+
+
+def _print_failure(settings: Settings, entry: dict[str, Any]) -> None:
+    from rich.text import Text
+
+    from cli.render import failure_line
+
+    out = console(settings)
+    out.print(failure_line(entry), soft_wrap=True)
+    for line in entry["traceback"].rstrip().splitlines():
+        out.print(Text(f"    {line}", style="dim"), soft_wrap=True)
+
+
+async def export(
+    settings: Settings,
+    run: RunName,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="RUN.json if left out.")
+    ] = None,
+) -> None:
+    """Write all that is known of a run into one JSON file: spec, rounds, assignments, events, metrics."""
+    from cli.client import connect
+    from cli.export import collect, write_atomically
+
+    async with connect(settings) as client:
+        found = await client.find_run(run)
+        document = await collect(client, settings, found)
+    path = output or Path(f"{found.run_id}.json")
+    write_atomically(path, document)
+    data = {"run_id": found.run_id, "path": str(path), "size_bytes": path.stat().st_size}
+    emit(
+        settings, data, lambda: f"{path}: {len(document['rounds'])} rounds, {len(document['events'])} events"
+    )

@@ -1,0 +1,127 @@
+"""`muster run submit | list | show | pause | resume | stop`."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.output import confirm, emit, note
+from cli.settings import Settings, command
+
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's id, its name, or the beginning of its id.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    command(app, "submit", example="muster run submit run.toml --wait")(submit)
+    command(app, "list", example="muster run list")(list_runs)
+    command(app, "show", example="muster run show digits")(show)
+    command(app, "pause", example="muster run pause digits")(pause)
+    command(app, "resume", example="muster run resume digits")(resume)
+    command(app, "stop", example="muster run stop digits --reason 'wrong learning rate'")(stop)
+
+
+async def submit(
+    settings: Settings,
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="The run spec, a TOML file.")],
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Follow the run to its end; exit 3 if it fails.")
+    ] = False,
+    request_id: Annotated[
+        str, typer.Option(metavar="ID", help="The same id submits once, however often it is sent.")
+    ] = "",
+) -> None:
+    """Check a run spec and start it.
+
+    Every mistake in the file is shown at once, with its line. What was submitted is fixed from then on.
+    """
+    from cli.client import connect
+    from cli.follow import follow
+    from cli.json_form import to_json
+    from cli.render import run_view
+    from muster.spec.load import load_spec
+    from protos.v1 import admin_pb2 as pb
+
+    checked, text = load_spec(spec)
+    async with connect(settings) as client:
+        request = pb.SubmitRunRequest(
+            spec_json=checked.canonical_json(), spec_toml=text, request_id=request_id or uuid.uuid4().hex
+        )
+        run: pb.Run = (await client.call("SubmitRun", request)).run
+        if wait:
+            note(settings, f"submitted {run.run_id}")
+            run = await follow(client, settings, run)
+    emit(settings, to_json(run), lambda: run_view(run))
+    if not wait:
+        note(
+            settings,
+            f"\nfollow it: muster run watch {run.run_id}\nwhat it waits for: muster why {run.run_id}",
+        )
+
+
+async def list_runs(settings: Settings) -> None:
+    """All runs, with their state and newest metrics."""
+    from cli.client import connect
+    from cli.json_form import to_json
+    from cli.render import runs_table
+
+    async with connect(settings) as client:
+        runs = await client.runs()
+    emit(settings, [to_json(run) for run in runs], lambda: runs_table(runs))
+
+
+async def show(settings: Settings, run: RunName) -> None:
+    """One run: its state and why, its totals; with --json its whole spec."""
+    from cli.client import connect
+    from cli.json_form import to_json
+    from cli.render import run_view
+
+    async with connect(settings) as client:
+        found = await client.find_run(run)
+    emit(settings, to_json(found), lambda: run_view(found))
+
+
+async def pause(settings: Settings, run: RunName) -> None:
+    """Let the round under way end and open no other.
+
+    What peers have done is kept; `muster run resume` goes on.
+    """
+    from protos.v1 import admin_pb2 as pb
+
+    await _steer(settings, run, "PauseRun", pb.PauseRunRequest())
+
+
+async def resume(settings: Settings, run: RunName) -> None:
+    """Go on with a paused run."""
+    from protos.v1 import admin_pb2 as pb
+
+    await _steer(settings, run, "ResumeRun", pb.ResumeRunRequest())
+
+
+async def stop(
+    settings: Settings,
+    run: RunName,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Kept with the run.")] = "",
+) -> None:
+    """End a run for good; its models stay."""
+    from protos.v1 import admin_pb2 as pb
+
+    await _steer(settings, run, "StopRun", pb.StopRunRequest(reason=reason), question="Stop {} for good?")
+
+
+async def _steer(settings: Settings, text: str, procedure: str, request: Any, *, question: str = "") -> None:
+    """Calls a procedure that takes a run's id and gives the run."""
+    from cli.client import connect
+    from cli.json_form import to_json
+    from cli.render import run_view
+
+    async with connect(settings) as client:
+        request.run_id = (await client.find_run(text)).run_id
+        if question:
+            confirm(settings, question.format(request.run_id))
+        run = (await client.call(procedure, request)).run
+    emit(settings, to_json(run), lambda: run_view(run))

@@ -1,0 +1,134 @@
+"""Following a run to its end: a live screen on a terminal, one line an event elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from cli.client import Client
+from cli.output import console, emit_json
+from cli.settings import Settings
+from muster.errors import DeadlineError, RunUnsuccessful, UnreachableError
+from protos.v1 import admin_pb2 as pb
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+ROUNDS_SHOWN = 8
+REFRESH_SECONDS = 0.25  # a tiny model makes ten rounds a second; nobody reads faster than this
+IDLE_SECONDS = 1.0  # without news the clock on the screen still goes on
+
+
+async def follow(client: Client, settings: Settings, run: pb.Run, *, beside: bool = True) -> pb.Run:
+    """Returns the finished run; raises `RunUnsuccessful` for one that failed or was stopped.
+
+    `beside`: what is shown goes to standard error, since the caller's data are something else.
+    """
+    screen = console(settings, stderr=beside)
+    if settings.json and not beside:
+        from cli.json_form import to_json
+
+        await _each_event(client, run.run_id, lambda event: emit_json(to_json(event), line=True))
+    elif settings.quiet:
+        await _each_event(client, run.run_id, lambda _: None)
+    elif screen.is_terminal:
+        await _live(client, run, screen)
+    else:
+        from cli.render import event_line
+
+        await _each_event(client, run.run_id, lambda event: screen.print(event_line(event), soft_wrap=True))
+    ended = await client.run(run.run_id)
+    if ended.state != "FINISHED":
+        raise RunUnsuccessful(
+            f"run.{ended.state.lower()}",
+            f"run {ended.run_id} ended {ended.state}: {ended.reason}",
+            fix=f"muster run logs {ended.run_id}",
+            run_id=ended.run_id,
+            state=ended.state,
+        )
+    return ended
+
+
+async def _each_event(client: Client, run_id: str, show: Callable[[pb.Event], None]) -> None:
+    async for batch in client.events(run_id=run_id, follow=True):
+        for event in batch:
+            show(event)
+
+
+class Screen:
+    """What the live screen shows: the run, its last rounds, the peers and their part in the newest round."""
+
+    def __init__(self, client: Client, run: pb.Run) -> None:
+        self._client = client
+        self.run = run
+        self.rounds: dict[int, pb.Round] = {}
+        self.peers: Sequence[pb.Peer] = ()
+        self.changed: set[int] = set()  # rounds that events have told of since the last refresh
+        self.trouble = ""
+
+    async def refresh(self) -> None:
+        """Asks for what has changed. A coordinator that is away leaves the screen as it is, with a word about it."""
+        try:
+            for number in sorted(self.changed)[-ROUNDS_SHOWN:]:
+                self.rounds[number] = await self._client.round(self.run.run_id, number)
+            self.changed.clear()
+            self.peers = await self._client.peers()
+            self.run = await self._client.run(self.run.run_id)
+            self.trouble = ""
+        except (UnreachableError, DeadlineError) as error:
+            self.trouble = f"{error.message}; trying again"
+        for number in sorted(self.rounds)[:-ROUNDS_SHOWN]:
+            del self.rounds[number]
+
+    def draw(self) -> RenderableType:
+        from rich.console import Group
+        from rich.text import Text
+
+        from cli.render import followed_peers_table, rounds_table, run_line
+
+        shown = [self.rounds[number] for number in sorted(self.rounds)]
+        parts: list[RenderableType] = [run_line(self.run), "", rounds_table(shown)]
+        parts += ["", followed_peers_table(self.peers, shown[-1] if shown else None)]
+        if self.trouble:
+            parts += ["", Text(self.trouble, style="yellow")]
+        return Group(*parts)
+
+
+async def _live(client: Client, run: pb.Run, console: Console) -> None:
+    from rich.live import Live
+
+    screen = Screen(client, run)
+    recent = (await client.call("ExplainRun", pb.ExplainRunRequest(run_id=run.run_id))).recent
+    newest = max((event.sequence for event in recent), default=0)
+    screen.changed.update(each.number for each in (await client.rounds(run.run_id))[-ROUNDS_SHOWN:])
+    news = asyncio.Event()
+
+    async def read() -> None:
+        async for batch in client.events(run_id=run.run_id, after_sequence=newest, follow=True):
+            screen.changed.update(event.round for event in batch if event.round)
+            news.set()
+
+    reader = asyncio.create_task(read())
+    try:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            while not reader.done():
+                await screen.refresh()
+                live.update(screen.draw(), refresh=True)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(_either(news, reader), IDLE_SECONDS)
+                news.clear()
+                await asyncio.sleep(REFRESH_SECONDS)
+        await reader
+    finally:
+        reader.cancel()
+
+
+async def _either(news: asyncio.Event, reader: asyncio.Task[None]) -> None:
+    """Ends when there is news or the reader has ended."""
+    waiting = asyncio.create_task(news.wait())
+    try:
+        await asyncio.wait([waiting, reader], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()

@@ -1,0 +1,48 @@
+"""Protobuf messages as plain JSON values, with fields that stay stable.
+
+Unlike protobuf's own mapping: numbers are numbers (64-bit ones too), every field is present, names are as in
+the `.proto` files, `*_json` fields are unfolded under their name without the suffix, a point in time that
+has not come is null, and so is a number that JSON cannot hold.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+
+def to_json(message: Message) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            found[field.name] = {str(key): _scalar(item) for key, item in sorted(value.items())}
+        elif field.is_repeated:
+            found[field.name] = [_single(field, item) for item in value]
+        elif field.name.endswith("_json"):
+            found[field.name.removesuffix("_json")] = _unfolded(value)
+        elif field.name.endswith("_at"):
+            found[field.name] = value or None
+        else:
+            found[field.name] = _single(field, value)
+    return found
+
+
+def _single(field: FieldDescriptor, value: Any) -> Any:
+    return to_json(value) if field.message_type is not None else _scalar(value)
+
+
+def _scalar(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _unfolded(text: str) -> Any:
+    """A coordinator writes JSON here; what is not JSON all the same is shown as it came."""
+    try:
+        return json.loads(text, parse_constant=lambda _: None) if text else {}
+    except ValueError:
+        return text

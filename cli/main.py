@@ -1,0 +1,99 @@
+"""The command's entry: the tree of commands, and how what goes wrong becomes a message and an exit status.
+
+0  done                                   5  the coordinator does not answer
+1  failed                                 6  a config, policy or run spec is wrong
+2  the command is malformed               7  protocol or schema versions differ
+3  the run waited for did not finish    130  interrupted
+4  not known to the coordinator, or not allowed
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from cli.commands import configs, federation, follow, machine, models, peers, rounds, runs
+from cli.output import print_error
+from cli.settings import group, root
+from muster.errors import InternalError, MusterError, UsageError
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141  # as a shell reports a process that SIGPIPE ended
+
+HELP = """$ muster demo
+
+Trains one PyTorch model across machines that keep their data, come and go, and may lie.
+
+Bare verbs act on this machine, nouns act on the federation through its coordinator.
+"""
+
+
+def build() -> typer.Typer:
+    app = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
+    )
+    root(app, help=HELP)
+    machine.register(app)
+    federation.register(app)
+    run = group(app, "run", help="Training runs: submit, follow, steer.")
+    runs.register(run)
+    follow.register(run)
+    rounds.register(group(app, "round", help="Rounds: who took part, with what weight, and why."))
+    peers.register(group(app, "peer", help="Peers: who is there; send away, set aside, let back."))
+    models.register(group(app, "model", help="Model versions: list, and pull as plain PyTorch weights."))
+    configs.register(group(app, "config", help="Settings of this machine, and run specs: show, check."))
+    return app
+
+
+def main() -> None:
+    sys.exit(execute(sys.argv[1:]))
+
+
+def execute(arguments: Sequence[str]) -> int:
+    """Runs one command; the exit status. Nothing but a defect of Python itself gets past it."""
+    as_json = "--json" in arguments
+    no_color = "--no-color" in arguments
+    if "_MUSTER_COMPLETE" in os.environ:
+        from typer.completion import completion_init
+
+        completion_init()
+    try:
+        result = build()(args=list(arguments), prog_name="muster", standalone_mode=False)
+        sys.stdout.flush()
+        return int(result or 0)
+    except typer.Abort:
+        print("stopped: nothing was done", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone (`| head`). Python would complain once more on flushing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except typer.TyperException as error:
+        failure: MusterError = _usage(error)
+    except MusterError as error:
+        failure = error
+    except Exception as error:  # a defect: its traceback is worth more than a bare message
+        traceback.print_exc()
+        failure = InternalError(
+            "internal.error",
+            f"{type(error).__name__}: {error}",
+            cause="a defect of Muster itself; the traceback is above",
+        )
+    print_error(failure, as_json=as_json, no_color=no_color)
+    return failure.exit_code
+
+
+def _usage(error: typer.TyperException) -> UsageError:
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "muster"
+    return UsageError("cli.usage", error.format_message(), fix=f"{path} --help")

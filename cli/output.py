@@ -1,0 +1,105 @@
+"""What goes to the terminal: data to standard output, messages and errors to standard error.
+
+With `--json` standard output carries JSON alone: one document, or one a line where a command streams; an
+error is a document too, `{"error": {...}}`, so that a script has one place to read.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cli.settings import Settings
+from muster.errors import MusterError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+PIPE_WIDTH = 1 << 15  # off a terminal a line is as long as it needs to be
+
+
+def console(settings: Settings, *, stderr: bool = False) -> Console:
+    """Colour and width as the terminal has them; neither off a terminal."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(
+        stderr=stderr,
+        no_color=settings.no_color or None,
+        width=None if stream.isatty() else PIPE_WIDTH,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+
+
+def emit(settings: Settings, data: Any, human: Callable[[], RenderableType]) -> None:
+    """A command's result: `data` as JSON, or what `human` makes."""
+    if settings.json:
+        emit_json(data)
+    else:
+        console(settings).print(human())
+
+
+def emit_json(data: Any, *, line: bool = False) -> None:
+    """One document; with `line` on one line, written through at once."""
+    text = json.dumps(data, allow_nan=False, indent=None if line else 2, ensure_ascii=False)
+    sys.stdout.write(text + "\n")
+    if line:
+        sys.stdout.flush()
+
+
+def note(settings: Settings, text: str) -> None:
+    """A message beside the data: progress in words, what to do next."""
+    if not settings.quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def confirm(settings: Settings, question: str) -> None:
+    """Asks before a destructive act. Raises `UsageError` where nobody can be asked, `typer.Abort` for a
+    no."""
+    if settings.yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "cli.confirmation_needed",
+            question,
+            cause="there is no terminal to ask on",
+            fix="give --yes to go on without asking",
+        )
+    typer.confirm(question, abort=True, err=True)
+
+
+def error_document(error: MusterError) -> dict[str, Any]:
+    return {
+        "error": {
+            "id": error.id,
+            "message": error.message,
+            "cause": error.cause,
+            "fix": error.fix,
+            "exit_code": error.exit_code,
+            "fields": error.fields,
+        }
+    }
+
+
+def print_error(error: MusterError, *, as_json: bool, no_color: bool) -> None:
+    if as_json:
+        emit_json(error_document(error))
+        return
+    from rich.text import Text
+
+    text = Text()
+    text.append(f"error[{error.id}]", style="bold red")
+    text.append(f": {error.message}")
+    for label, value in (("cause", error.cause), ("fix", error.fix)):
+        if value:
+            continued = value.replace("\n", "\n" + " " * 11)
+            text.append(f"\n  {label + ':':<9}", style="bold").append(continued)
+    if trace := error.fields.get("traceback"):
+        text.append("\n" + trace.rstrip(), style="dim")
+    console(Settings(no_color=no_color), stderr=True).print(text, soft_wrap=True)

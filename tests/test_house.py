@@ -1,0 +1,111 @@
+"""The rules of the house that no single part can keep by itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = Path(sys.executable).parent
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+def modules_after(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has loaded after `code`."""
+    done = run(sys.executable, "-c", f"import sys\n{code}\nprint('\\n'.join(sys.modules), file=sys.stderr)")
+    assert done.returncode == 0, done.stderr
+    return {name.partition(".")[0] for name in done.stderr.splitlines()}
+
+
+def test_imports_only_go_down() -> None:
+    done = run(SCRIPTS / "lint-imports", "--no-cache")
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_import_rules_name_every_package_of_the_wheel() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = pyproject["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    rules = (ROOT / ".importlinter").read_text()
+    named = rules.split("root_packages =")[1].split("include_external")[0].split()
+    assert sorted(named) == sorted(packages)
+    assert all((ROOT / package / "py.typed").exists() for package in packages)
+
+
+def test_a_package_that_looks_up_is_found_out(tmp_path: Path) -> None:
+    """The check itself can fail: a copy of the rules over two packages that import the wrong way round."""
+    for name, text in (("low", "import high\n"), ("high", "")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(text)
+    (tmp_path / "rules").write_text(
+        "[importlinter]\nroot_packages =\n    low\n    high\n"
+        "[importlinter:contract:floors]\nname = floors\ntype = layers\nlayers =\n    high\n    low\n"
+    )
+    done = run(SCRIPTS / "lint-imports", "--no-cache", "--config", tmp_path / "rules", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "low is not allowed to import high" in done.stdout
+
+
+def test_generated_protobuf_code_is_that_of_the_proto_files(tmp_path: Path) -> None:
+    done = run(sys.executable, "-m", "tools.protos", tmp_path)
+    assert done.returncode == 0, done.stderr
+    made = {path.name: path.read_text() for path in (tmp_path / "protos" / "v1").iterdir()}
+    kept = {path.name: path.read_text() for path in (ROOT / "protos" / "v1").glob("*_pb2*.py*")}
+    assert sorted(made) == sorted(kept)
+    different = [name for name in made if made[name] != kept[name]]
+    assert not different, f"run `make protos`: {different}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["run", "--help"], ["run", "submit", "--help"], ["version"], ["completion", "bash"]],
+)
+def test_a_command_that_needs_nothing_loads_nothing_heavy(arguments: list[str]) -> None:
+    loaded = modules_after(f"from cli.main import execute\nassert execute({arguments!r}) == 0")
+    assert not loaded & {"grpc", "sqlalchemy", "torch", "numpy", "pydantic"}
+
+
+@pytest.mark.parametrize("module", ["muster", "coordinator.server", "peer.daemon", "simulator.processes"])
+def test_torch_waits_until_there_is_a_tensor(module: str) -> None:
+    assert "torch" not in modules_after(f"import {module}")
+
+
+def test_ruff_finds_nothing() -> None:
+    done = run(SCRIPTS / "ruff", "check", "--no-cache", ".")
+    assert done.returncode == 0, done.stdout
+
+
+def test_ruff_would_format_nothing() -> None:
+    done = run(SCRIPTS / "ruff", "format", "--no-cache", "--check", ".")
+    assert done.returncode == 0, done.stdout
+
+
+def test_everything_that_the_tests_run_with_is_pinned() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *pyproject["dependencies"],
+        *(each for group in pyproject["optional-dependencies"].values() for each in group),
+    ]
+    pinned = {
+        line.partition("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    names = {canonical(requirement) for requirement in wanted} - {"muster-fl"}
+    assert names <= pinned
+    assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text().splitlines()
+
+
+def canonical(requirement: str) -> str:
+    name = requirement
+    for mark in "[<>=!~; ":
+        name = name.partition(mark)[0]
+    return name.lower().replace("_", "-")
