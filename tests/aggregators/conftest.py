@@ -1,0 +1,46 @@
+"""How the tests run a pipeline: both passes over column chunks, exactly as a coordinator does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import aggregators
+
+
+class Aggregate:
+    """The result and the plan of one aggregation."""
+
+    def __init__(self, X: Tensor, pipeline: aggregators.Pipeline, weights: Tensor | None, chunk: int) -> None:
+        n, d = X.shape
+        before = X.clone()
+        gram = aggregators.Gram(n)
+        for start in range(0, d if pipeline.needs_gram else 0, chunk):
+            gram.add(X[:, start : start + chunk])
+        self.plan = pipeline.plan(n, gram.matrix if pipeline.needs_gram else None, weights)
+        self.vector = torch.full((d,), 7.0, dtype=X.dtype)  # whatever was there must not show through
+        for start in range(0, d, chunk):
+            self.plan.reduce(X[:, start : start + chunk], self.vector[start : start + chunk])
+        assert torch.equal(X.view(torch.uint8), before.view(torch.uint8)), "an input was changed"
+
+
+@pytest.fixture(scope="session")
+def aggregate() -> Callable[..., Aggregate]:
+    def run(
+        X: Tensor,
+        rule: str,
+        *,
+        pre: tuple[str, ...] = (),
+        faults: int = 0,
+        weights: Tensor | None = None,
+        chunk: int = 1 << 18,
+        **options: Any,
+    ) -> Aggregate:
+        pipeline = aggregators.build(rule, pre=pre, faults=faults, options=options)
+        return Aggregate(X, pipeline, weights, chunk)
+
+    return run
