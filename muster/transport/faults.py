@@ -38,6 +38,6 @@ class SeededFaults:
         self._drop_probability = drop_probability
         self._delay_seconds_max = delay_seconds_max
 
-    def __call__(self, passage: Passage) -> Fault | None:  # noqa: ARG002  # all messages fare alike
+    def __call__(self, passage: Passage) -> Fault | None:  # all messages fare alike
         drop = self._random.random() < self._drop_probability
         return Fault(delay_seconds=self._random.uniform(0.0, self._delay_seconds_max), drop=drop)

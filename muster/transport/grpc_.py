@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -187,12 +187,15 @@ async def _send(call: Any, requests: AsyncIterator[Message]) -> None:
     """Writes the requests, then half-closes. What `requests` raises cancels the call and is the task's
     exception; a call that has ended is no error here, since its reader learns why."""
     try:
+        await call.wait_for_connection()
         async for request in requests:
-            try:
-                await call.write(request.SerializeToString())
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            # Not `call.write`: when it meets the end of a call, it overwrites the status that the server gave,
+            # and so the reason of a refusal, with "Internal error from Core".
+            if not await _sent(call._cython_call.send_serialized_message(request.SerializeToString())):
                 return
-        await call.done_writing()
+        await _sent(call._cython_call.send_receive_close())
+    except grpc.aio.AioRpcError:
+        return
     except Exception:
         call.cancel()
         raise
@@ -200,6 +203,15 @@ async def _send(call: Any, requests: AsyncIterator[Message]) -> None:
         if close := getattr(requests, "aclose", None):
             with contextlib.suppress(RuntimeError):  # it is running: somebody else closes it
                 await close()
+
+
+async def _sent(operation: Awaitable[None]) -> bool:
+    """False if the call has ended."""
+    try:
+        await operation
+    except (grpc.aio.InternalError, asyncio.InvalidStateError):
+        return False
+    return True
 
 
 def _this_task_is_cancelled() -> bool:
