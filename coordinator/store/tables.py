@@ -235,8 +235,8 @@ Index("ix_transfers_peer", TRANSFERS.c.peer_id)
 EVENTS = Table(
     "events",
     METADATA,
-    # SQLite grows a number by itself only for INTEGER.
-    Column("sequence", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    # Given by the writer, one after the other without a gap. In SQLite an INTEGER key is the row's own place.
+    Column("sequence", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
     _number("at", optional=False),
     _text("kind"),
     _text("run_id"),
@@ -245,7 +245,6 @@ EVENTS = Table(
     _text("peer_id"),
     _text("reason"),
     _text("data_json"),
-    sqlite_autoincrement=True,  # a number is never given twice, even if rows are deleted
 )
 Index("ix_events_run", EVENTS.c.run_id, EVENTS.c.sequence)
 Index("ix_events_peer", EVENTS.c.peer_id, EVENTS.c.sequence)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import groupby
+from itertools import count, groupby
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Executable, Table, and_, bindparam, insert, update
+from sqlalchemy import Connection, Executable, Table, and_, bindparam, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from coordinator.engine.state import Transition
@@ -113,20 +113,24 @@ def _conflict(like: Sequence[Transition]) -> Exception:
 
 # -- events --------------------------------------------------------------------------------------------------
 
-_EVENT_INSERT = insert(tables.EVENTS).returning(tables.EVENTS.c.sequence, sort_by_parameter_order=True)
+_NEWEST = select(func.coalesce(func.max(tables.EVENTS.c.sequence), 0))
+_EVENT_INSERT = insert(tables.EVENTS)
 
 
 def _write_events(connection: Connection, transitions: Sequence[Transition]) -> list[int]:
-    rows = [_event_row(transition) for transition in transitions if transition.kind]
-    if not rows:
+    telling = [transition for transition in transitions if transition.kind]
+    if not telling:
         return [0] * len(transitions)
-    numbers = iter(connection.execute(_EVENT_INSERT, rows).scalars().all())
+    newest: int = connection.execute(_NEWEST).scalar_one()  # and it stays so: there is one writer at a time
+    connection.execute(_EVENT_INSERT, [_event_row(t, newest + i) for i, t in enumerate(telling, 1)])
+    numbers = count(newest + 1)
     return [next(numbers) if transition.kind else 0 for transition in transitions]
 
 
-def _event_row(transition: Transition) -> Row:
+def _event_row(transition: Transition, sequence: int) -> Row:
     return _clean(
         {
+            "sequence": sequence,
             "at": transition.at,
             "kind": transition.kind,
             "run_id": transition.run_id,

@@ -195,7 +195,7 @@ def upgrade() -> None:
             "sequence",
             sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
             nullable=False,
-            autoincrement=True,
+            autoincrement=False,
         ),
         sa.Column("at", sa.Double(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
@@ -206,7 +206,6 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("data_json", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("sequence", name="pk_events"),
-        sqlite_autoincrement=True,
     )
     op.create_index("ix_events_assignment", "events", ["assignment_id"])
     op.create_index("ix_events_peer", "events", ["peer_id", "sequence"])
