@@ -58,7 +58,8 @@ def check(
         try:
             return Checked(tuple(problems), model.model_validate_json(json.dumps(rest), strict=True))
         except ValidationError as error:
-            found = error.errors(include_url=False)
+            # A default made of another key cannot be made while that one is wrong: it is told once, there.
+            found = [d for d in error.errors(include_url=False) if d["type"] != "default_factory_not_called"]
         problems += [Problem(details["loc"], _words(model, details)) for details in found]
         rest = _without(rest, [details["loc"] for details in found])
         absent = [str(d["loc"][0]) for d in found if d["type"] == "missing" and len(d["loc"]) == 1]
