@@ -108,6 +108,7 @@ class ModelFile:
     @property
     def fixed(self) -> dict[str, Tensor]:
         """The fixed tensors by name, each a copy of its own."""
+        self._data()
         return {spec.name: self._fixed_tensor(spec) for spec in self.layout.fixed}
 
     def _fixed_tensor(self, spec: TensorSpec) -> Tensor:

@@ -1,4 +1,4 @@
-"""Writing a blob once, front to back, with its digest made on the way."""
+"""Writing a blob once, with its digest. Not synced: `BlobStore.adopt` does that."""
 
 from __future__ import annotations
 
@@ -15,45 +15,60 @@ class BlobInfo(NamedTuple):
     digest: str
 
 
-def write_failed(path: Path, error: OSError) -> StorageError:
-    return StorageError(
-        "storage.write_failed",
-        f"cannot write {path}: {error.strerror or error}",
-        cause="the disk is full or the folder cannot be written",
-        fix="free space or correct the folder's permissions, then try again",
-        path=path,
-    )
+class BlobFile:
+    """Replaces the file at `path`. Raises `StorageError` "storage.write_failed", and is closed then.
 
-
-class HashedFile:
-    """Replaces the file at `path`; not synced, `BlobStore.adopt` does that.
-
-    Raises `StorageError` "storage.write_failed".
+    Unbuffered, since bodies are large and a buffer would tell of a full disk only at the end.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        try:
+            self._file = path.open("wb", buffering=0)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def write(self, data: bytes | memoryview) -> None:
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self._file.close()
+            raise self._failed(error) from error
+
+    def seek(self, offset: int) -> None:
+        self._file.seek(offset)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _failed(self, error: OSError) -> StorageError:
+        return StorageError(
+            "storage.write_failed",
+            f"cannot write {self._path}: {error.strerror or error}",
+            cause="the disk is full or the folder cannot be written",
+            fix="free space or correct the folder's permissions, then try again",
+            path=self._path,
+        )
+
+
+class HashedFile:
+    """A `BlobFile` written front to back, its digest made on the way."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = BlobFile(path)
         self._hasher = blake3()
         self._size = 0
-        try:
-            self._file = path.open("wb")
-        except OSError as error:
-            raise write_failed(path, error) from error
 
     def write(self, data: bytes | memoryview) -> None:
         self._hasher.update(data)
         self._size += len(data)
-        try:
-            self._file.write(data)
-        except OSError as error:
-            raise write_failed(self._path, error) from error
+        self._file.write(data)
 
     def finish(self) -> BlobInfo:
         self.close()
         return BlobInfo(self._size, self._hasher.hexdigest())
 
     def close(self) -> None:
-        try:
-            self._file.close()
-        except OSError as error:
-            raise write_failed(self._path, error) from error
+        self._file.close()

@@ -15,7 +15,7 @@ from typing import Any
 
 from muster.digests import digest_file
 from muster.errors import ConfigError, InternalError, UpdateRejected
-from muster.hashedfile import BlobInfo, write_failed
+from muster.hashedfile import BlobFile, BlobInfo
 from muster.layout import CHUNK_COORDINATES
 from muster.safetensors_header import (
     Entry,
@@ -105,11 +105,8 @@ class PayloadWriter:
             raise ConfigError(
                 "update.too_many_chunks", f"{total} chunks do not fit an update: {error}"
             ) from None
-        try:
-            self._file = path.open("wb")
-            self._file.seek(self._header_bytes)
-        except OSError as error:
-            raise write_failed(path, error) from error
+        self._file = BlobFile(path)
+        self._file.seek(self._header_bytes)
 
     def append(self, group: str, body: bytes) -> None:
         """The group's next chunk. Groups may be interleaved."""
@@ -118,10 +115,7 @@ class PayloadWriter:
             raise InternalError(
                 "update.bad_chunk", f"chunk {index} of {self._due[group]} of {group!r} has {len(body)} bytes"
             )
-        try:
-            self._file.write(body)
-        except OSError as error:
-            raise write_failed(self._path, error) from error
+        self._file.write(body)
         stop = self._at + len(body)
         self._entries[_entry_name(group, index)] = Entry(
             dtype="U8", shape=(len(body),), start=self._at, stop=stop
@@ -134,20 +128,14 @@ class PayloadWriter:
         if self._written != self._due:
             raise InternalError("update.chunks_missing", f"chunks written: {self._written}, due: {self._due}")
         header = render(self._metadata, self._entries, size=self._header_bytes)
-        try:
-            self._file.seek(0)
-            self._file.write(header)
-            self._file.close()
-        except OSError as error:
-            raise write_failed(self._path, error) from error
+        self._file.seek(0)
+        self._file.write(header)
+        self._file.close()
         return BlobInfo(self._header_bytes + self._at, digest_file(self._path))
 
     def close(self) -> None:
         """Closes the file, finished or not; harmless when it is closed already."""
-        try:
-            self._file.close()
-        except OSError as error:
-            raise write_failed(self._path, error) from error
+        self._file.close()
 
 
 class PayloadReader:
