@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -102,9 +102,7 @@ class Client:
     ) -> AsyncIterator[Sequence[pb.Event]]:
         request = pb.WatchEventsRequest(run_id=run_id, after_sequence=after_sequence, follow=follow)
         response: pb.WatchEventsResponse
-        async for response in self.channel.stream(
-            METHODS["WatchEvents"], once(request)
-        ):
+        async for response in self.channel.stream(METHODS["WatchEvents"], once(request)):
             if response.events:
                 yield response.events
 
@@ -115,7 +113,7 @@ async def once(request: Any) -> AsyncIterator[Any]:
 
 
 @asynccontextmanager
-async def connect(settings: Settings) -> AsyncIterator[Client]:
+async def connect(settings: Settings) -> AsyncGenerator[Client]:
     """A client of the coordinator that the settings name."""
     from cli.node import coordinator_address
     from muster.transport.grpc_ import GrpcTransport

@@ -1,8 +1,8 @@
 """`muster demo`: three runs on this machine, one peer lying in two of them.
 
 Real processes that talk gRPC on loopback: a coordinator and five peers with a share of scikit-learn's digits each.
-First everybody is honest; then one peer sends its update sign-flipped and ten times over, once against a plain mean and once
-against the robust default.
+First everybody is honest; then one peer sends its update sign-flipped and ten times over, once against a plain mean
+and once against the robust default.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ import json
 import math
 from typing import Any
 
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 
@@ -22,18 +21,18 @@ def to_json(message: Message) -> dict[str, Any]:
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
             found[field.name] = {str(key): _scalar(item) for key, item in sorted(value.items())}
         elif field.is_repeated:
-            found[field.name] = [_single(field, item) for item in value]
+            found[field.name] = [_single(item) for item in value]
         elif field.name.endswith("_json"):
             found[field.name.removesuffix("_json")] = _unfolded(value)
         elif field.name.endswith("_at"):
             found[field.name] = value or None
         else:
-            found[field.name] = _single(field, value)
+            found[field.name] = _single(value)
     return found
 
 
-def _single(field: FieldDescriptor, value: Any) -> Any:
-    return to_json(value) if field.message_type is not None else _scalar(value)
+def _single(value: Any) -> Any:
+    return to_json(value) if isinstance(value, Message) else _scalar(value)
 
 
 def _scalar(value: Any) -> Any:

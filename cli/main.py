@@ -62,7 +62,7 @@ def execute(arguments: Sequence[str]) -> int:
     as_json = "--json" in arguments
     no_color = "--no-color" in arguments
     if "_MUSTER_COMPLETE" in os.environ:
-        from typer.completion import completion_init
+        from typer.completion import completion_init  # type: ignore[attr-defined]  # from a private module
 
         completion_init()
     try:
@@ -97,3 +97,7 @@ def _usage(error: typer.TyperException) -> UsageError:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "muster"
     return UsageError("cli.usage", error.format_message(), fix=f"{path} --help")
+
+
+if __name__ == "__main__":
+    main()

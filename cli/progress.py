@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from cli.output import console
@@ -12,7 +12,7 @@ from cli.settings import Settings
 @contextmanager
 def progress_bar(
     settings: Settings, title: str, *, bytes_unit: bool = False
-) -> Iterator[Callable[[int, int], None]]:
+) -> Generator[Callable[[int, int], None]]:
     """Gives `show(done, total)`, to be called as often as there is news."""
     screen = console(settings, stderr=True)
     if settings.quiet or not screen.is_terminal:

@@ -36,9 +36,9 @@ def _load() -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64], 
     import numpy as np
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    images = (digits.images / 16.0).astype(np.float32)[:, np.newaxis]
-    labels = digits.target.astype(np.int64)
+    pixels, digits = load_digits(return_X_y=True)
+    images = (np.asarray(pixels) / 16.0).astype(np.float32).reshape(-1, 1, 8, 8)
+    labels = np.asarray(digits).astype(np.int64)
     order = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
     held_out = round(len(labels) * TEST_SHARE)
     return images, labels, np.sort(order[held_out:]), np.sort(order[:held_out])

@@ -1,0 +1,94 @@
+"""`muster config show | validate | schema`."""
+
+from __future__ import annotations
+
+import tomllib
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.node import node_config
+from cli.output import emit, emit_json
+from cli.settings import Settings, command
+
+
+class Schema(StrEnum):
+    RUN = "run"
+    NODE = "node"
+
+
+def register(app: typer.Typer) -> None:
+    command(app, "show", example="muster config show --origin")(show)
+    command(app, "validate", example="muster config validate run.toml")(validate)
+    command(app, "schema", example="muster config schema run > run.schema.json")(schema)
+
+
+def show(
+    settings: Settings,
+    origin: Annotated[bool, typer.Option("--origin", help="Also where each value was said.")] = False,
+) -> None:
+    """The settings of this machine, all layers merged: files, environment, flags."""
+    from cli.render import table
+
+    rows = list(node_config(settings).rows())
+    data: dict[str, Any] = {
+        key: {"value": value, "origin": place} if origin else value for key, value, place in rows
+    }
+
+    def human() -> Any:
+        made = table("KEY", "VALUE", *(["SAID IN"] if origin else []), last_wraps=False)
+        for key, value, place in rows:
+            made.add_row(key, "-" if value is None else str(value), *([place] if origin else []))
+        return made
+
+    emit(settings, data, human)
+
+
+def validate(
+    settings: Settings,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A run spec, a node config or a policy.")],
+) -> None:
+    """Check a file and tell all its mistakes at once, with their lines.
+
+    What kind of file it is shows in its tables: [[allow]] makes a policy, [coordinator] or [peer] a node config.
+    """
+    kind, digest = _check(file)
+    data = {"path": str(file), "kind": kind, "valid": True, "digest": digest}
+    emit(settings, data, lambda: f"{file}: a valid {kind}" + (f", digest {digest}" if digest else ""))
+
+
+def _check(file: Path) -> tuple[str, str | None]:
+    """What the file is, and the digest of a run spec. Raises `ConfigError`."""
+    from muster.config import check_config_file
+    from muster.spec.load import load_spec, read_toml
+
+    try:
+        tables = set(tomllib.loads(read_toml(file, "config", "file")))
+    except tomllib.TOMLDecodeError:
+        tables = set[str]()  # the spec's own reader tells the line
+    if "allow" in tables:
+        from peer.policy import load_policy
+
+        load_policy(file)
+        return "policy", None
+    if tables & {"coordinator", "peer"}:
+        check_config_file(file)
+        return "node config", None
+    return "run spec", load_spec(file)[0].digest
+
+
+def schema(
+    _settings: Settings,
+    kind: Annotated[Schema, typer.Argument(help="Of run specs or of node configs.")] = Schema.RUN,
+) -> None:
+    """The JSON Schema of run specs or of node configs, for editors that complete and check."""
+    if kind is Schema.RUN:
+        from muster.spec.load import spec_schema
+
+        emit_json(spec_schema())
+    else:
+        from muster.config import config_schema
+
+        emit_json(config_schema())

@@ -1,0 +1,80 @@
+"""Fetching a model version and leaving it as a file that plain PyTorch loads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from cli.client import Client
+from cli.progress import progress_bar
+from cli.settings import Settings
+from muster.errors import NotFoundError, StorageError, UsageError
+from muster.wire import METHODS
+from protos.v1 import admin_pb2 as pb
+
+
+async def pull_model(
+    client: Client, settings: Settings, which: str, output: Path | None
+) -> tuple[pb.Model, Path]:
+    """`which` is "RUN" or "RUN@ROUND". The bytes come into a file beside `output` that carries the digest in its
+    name, so that a later call goes on with it; `output` itself appears whole or not at all.
+
+    Raises `NotFoundError`, `UsageError`, `TransferError`, `StorageError`.
+    """
+    from muster.transfer import fetch
+
+    name, at, number = which.rpartition("@")
+    run = await client.find_run(name if at else which)
+    model = _choose(run.run_id, await client.models(run.run_id), number if at else None)
+    path = output or Path(f"{run.run_id}-{model.round}.safetensors")
+    if not path.parent.is_dir():
+        raise StorageError(
+            "cli.not_written", f"there is no folder {path.parent}", fix=f"mkdir -p {path.parent}"
+        )
+    body = path.with_name(f".{path.name}.{model.digest[:16]}.part")
+
+    def request_at(offset: int) -> pb.PullModelRequest:
+        return pb.PullModelRequest(run_id=run.run_id, round=model.round, offset=offset)
+
+    with progress_bar(settings, path.name, bytes_unit=True) as show:
+        await fetch(client.channel, METHODS["PullModel"], request_at, body, on_progress=show)
+    _convert(body, path)
+    body.unlink()
+    return model, path
+
+
+def _choose(run_id: str, models: Sequence[pb.Model], number: str | None) -> pb.Model:
+    """The newest, or that of a round."""
+    if number is not None and not number.isdecimal():
+        raise UsageError("cli.usage", f"{number!r} is not a round", fix=f"muster model pull {run_id}@3")
+    found = [model for model in models if number is None or model.round == int(number)]
+    if not found:
+        what = "no model yet" if number is None else f"no model of round {number}"
+        raise NotFoundError(
+            "model.not_found", f"run {run_id!r} has {what}", fix=f"muster model list {run_id}"
+        )
+    return max(found, key=lambda model: model.version)
+
+
+def _convert(body: Path, path: Path) -> None:
+    """The coordinator's float32 vector to named tensors in the model's own dtypes."""
+    from safetensors.torch import save_file
+
+    from muster.modelfile import ModelFile, export_state
+
+    partial = path.with_name(f".{path.name}.new")
+    file = ModelFile(body)
+    try:
+        save_file(export_state(file), partial, metadata={"format": "pt"})
+        fd = os.open(partial, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StorageError("cli.not_written", f"cannot write {path}: {error.strerror}") from error
+    finally:
+        file.close()
