@@ -158,6 +158,9 @@ class PeerConfig(Table):
         default_factory=lambda: platformdirs.user_config_path("muster") / "policy.toml",
         description="file that says which tasks may run here and on which data; without it none may",
     )
+    allow: tuple[str, ...] = Field(
+        default=(), description="tasks or patterns allowed without a policy file, before what the file says"
+    )
     data: dict[str, Any] = Field(
         default_factory=dict, description="handed to allowed tasks as site.data; never leaves this machine"
     )
