@@ -186,7 +186,7 @@ class LoadedConfig:
 
     def origin(self, key: str) -> str:
         """Where `section.key` was said: "FILE:LINE", "environment NAME", "flag --NAME" or "default"."""
-        return self._layers.place(tuple(key.split(".")))
+        return self._layers.origin(tuple(key.split(".")))
 
     def rows(self) -> Iterator[tuple[str, Any, str]]:
         """Each key with its value and origin, in the order of the tables."""

@@ -58,13 +58,15 @@ class Layers:
                 flag = "--" + str(key[-1]).replace("_", "-")
                 self._set(key, self._anchored(key, plain, Path.cwd()), f"flag {flag}")
 
-    def place(self, path: KeyPath) -> str:
-        """Where the key at `path` was said; of a table, where its last said key was; else "default"."""
+    def origin(self, path: KeyPath) -> str:
+        """Where the key at `path` was said, or the last key within it; "default" if none was."""
         inside = [place for key, place in self.places.items() if key[: len(path)] == path]
-        if inside and path:
-            return inside[-1]
-        above = path[:-1]
-        return self.places[above] if above in self.places else self.place(above) if above else DEFAULT
+        return inside[-1] if inside else DEFAULT
+
+    def place(self, path: KeyPath) -> str:
+        """Where to look for a mistake at `path`: its origin; of a key that is missing, that of its table."""
+        found = self.origin(path)
+        return self.place(path[:-1]) if found == DEFAULT and len(path) > 1 else found
 
     def _set(self, path: KeyPath, value: Any, place: str) -> None:
         table = self.values

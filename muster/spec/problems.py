@@ -60,9 +60,13 @@ def check(
         except ValidationError as error:
             # A default made of another key cannot be made while that one is wrong: it is told once, there.
             found = [d for d in error.errors(include_url=False) if d["type"] != "default_factory_not_called"]
-        problems += [Problem(details["loc"], _words(model, details)) for details in found]
-        rest = _without(rest, [details["loc"] for details in found])
-        absent = [str(d["loc"][0]) for d in found if d["type"] == "missing" and len(d["loc"]) == 1]
+        missing = [d["loc"] for d in found if d["type"] == "missing"]
+        # What is missing because it was taken out for being wrong was told already.
+        told = {problem.path for problem in problems}
+        problems += [Problem(d["loc"], _words(model, d)) for d in found if d["loc"] not in told]
+        # Nothing stands in for a key that a table requires: the table goes.
+        rest = _without(rest, [d["loc"][:-1] if d["loc"] in missing else d["loc"] for d in found])
+        absent = [str(loc[0]) for loc in missing if len(loc) == 1]
         rest.update({key: stand_ins[key] for key in absent if stand_ins and key in stand_ins})
         if any(not details["loc"] for details in found):
             break
