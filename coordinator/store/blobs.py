@@ -78,16 +78,24 @@ def _needed_updates(keep_rounds: int) -> Select[str]:
 
 
 def _needed_models(keep: int | None) -> list[Select[str]]:
-    newest = select(func.max(MODELS.c.version)).where(MODELS.c.run_id == RUNS.c.run_id).scalar_subquery()
-    of_run = select(MODELS.c.digest).join(RUNS, RUNS.c.run_id == MODELS.c.run_id)
+    later = MODELS.alias()
+    newest = select(func.max(later.c.version)).where(later.c.run_id == MODELS.c.run_id).scalar_subquery()
+    models = select(MODELS.c.digest)
     live_round = and_(ROUNDS.c.run_id == MODELS.c.run_id, ROUNDS.c.base_version == MODELS.c.version)
     live_work = and_(ASSIGNMENTS.c.run_id == MODELS.c.run_id, ASSIGNMENTS.c.base_version == MODELS.c.version)
+    its_round = and_(
+        ROUNDS.c.run_id == ASSIGNMENTS.c.run_id,
+        ROUNDS.c.number == ASSIGNMENTS.c.round,
+        not_ended(ROUNDS, RoundStatus),
+    )
     evaluated = and_(EVALUATIONS.c.run_id == MODELS.c.run_id, EVALUATIONS.c.version == MODELS.c.version)
     return [
-        of_run.where(true() if keep is None else MODELS.c.version > newest - max(1, keep)),
-        of_run.join(ROUNDS, live_round).where(not_ended(ROUNDS, RoundStatus)),
-        of_run.join(ASSIGNMENTS, live_work).where(not_ended(ASSIGNMENTS, AssignmentStatus)),
-        of_run.join(EVALUATIONS, evaluated).where(EVALUATIONS.c.state != EvaluationStatus.FINISHED.value),
+        models.where(true() if keep is None else MODELS.c.version > newest - max(1, keep)),
+        models.join(ROUNDS, live_round).where(not_ended(ROUNDS, RoundStatus)),
+        models.join(ASSIGNMENTS, live_work)
+        .join(ROUNDS, its_round)
+        .where(not_ended(ASSIGNMENTS, AssignmentStatus)),
+        models.join(EVALUATIONS, evaluated).where(EVALUATIONS.c.state != EvaluationStatus.FINISHED.value),
     ]
 
 

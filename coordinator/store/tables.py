@@ -119,6 +119,7 @@ ROUNDS = Table(
     _number("aggregate_seconds"),
     _refers(["run_id"], "runs", ["run_id"]),
 )
+Index("ix_rounds_state", ROUNDS.c.run_id, ROUNDS.c.state)
 
 PEERS = Table(
     "peers",
@@ -220,6 +221,7 @@ EVALUATIONS = Table(
     _text("metrics_json", "{}"),
     _refers(["run_id", "version"], "models", ["run_id", "version"]),
 )
+Index("ix_evaluations_state", EVALUATIONS.c.run_id, EVALUATIONS.c.state)
 
 TRANSFERS = Table(
     "transfers",

@@ -57,6 +57,7 @@ def upgrade() -> None:
             ["run_id"], ["runs.run_id"], name="fk_rounds_runs", deferrable=True, initially="DEFERRED"
         ),
     )
+    op.create_index("ix_rounds_state", "rounds", ["run_id", "state"])
     op.create_table(
         "peers",
         sa.Column("peer_id", sa.Text(), nullable=False, autoincrement=False),
@@ -179,6 +180,7 @@ def upgrade() -> None:
             initially="DEFERRED",
         ),
     )
+    op.create_index("ix_evaluations_state", "evaluations", ["run_id", "state"])
     op.create_table(
         "transfers",
         sa.Column("run_id", sa.Text(), nullable=False, autoincrement=False),

@@ -1,0 +1,79 @@
+from typing import Any
+
+import pytest
+
+from coordinator.store import Store
+
+
+@pytest.fixture
+async def filled(store: Store, script: Any) -> Store:
+    """Four committed rounds, the fifth open, the third version still under evaluation."""
+    await store.commit([script.peer("a"), script.peer("b"), script.run(last_round=5, model_version=4)])
+    rows = [script.model(version) for version in range(5)]
+    for number in range(1, 5):
+        rows += [
+            script.round(number, "COMMITTED"),
+            script.assignment(number, "a", "DELIVERED", digest=f"u{number}"),
+            script.row("", "optimizer_state", _moment(number), "", digest=f"s{number}"),
+        ]
+    rows += [
+        script.round(5, base_version=4),
+        script.assignment(5, "a", "DELIVERED", digest="u5", base_version=4),
+        script.assignment(5, "b", "TRAINING", base_version=2),
+        script.evaluation(1),
+        script.evaluation(3, "FINISHED"),
+    ]
+    await store.commit(rows)
+    return store
+
+
+def _moment(version: int) -> dict[str, Any]:
+    return {"run_id": "r1", "version": version, "name": "m"}
+
+
+ALL = (
+    {f"model{version}" for version in range(5)}
+    | {f"u{n}" for n in range(1, 6)}
+    | {f"s{n}" for n in range(1, 5)}
+)
+
+
+async def test_what_rows_name_is_live(filled: Store) -> None:
+    assert await filled.live_blobs() == ALL
+
+
+async def test_only_what_nothing_asks_for_is_unneeded(filled: Store) -> None:
+    gone = await filled.unneeded_blobs(updates_keep_rounds=2, models_keep=1)
+    # Live work starts from version 2, and version 1 is being evaluated.
+    assert gone == {"model0", "model3", "u1", "u2", "u3", "s1", "s2", "s3"}
+    assert await filled.unneeded_blobs(updates_keep_rounds=0, models_keep=None) == {
+        "u1", "u2", "u3", "u4", "s1", "s2", "s3",
+    }  # fmt: skip
+    assert await filled.unneeded_blobs(updates_keep_rounds=9, models_keep=9) == {"s1", "s2", "s3"}
+    assert await filled.live_blobs() == ALL  # to ask is not to remove
+
+
+async def test_the_newest_version_is_always_kept(filled: Store) -> None:
+    assert "model4" not in await filled.unneeded_blobs(updates_keep_rounds=0, models_keep=0)
+
+
+async def test_what_is_given_up_is_told_no_more(filled: Store) -> None:
+    gone = await filled.unneeded_blobs(updates_keep_rounds=2, models_keep=1)
+    await filled.forget_blobs(gone)
+    assert await filled.live_blobs() == ALL - gone
+    assert await filled.unneeded_blobs(updates_keep_rounds=2, models_keep=1) == set()
+    model = await filled.model("r1", version=0)
+    assert model is not None  # the record stays
+    await filled.forget_blobs([])
+
+
+async def test_one_blob_of_two_rows_is_kept_for_the_one_that_needs_it(filled: Store, script: Any) -> None:
+    await filled.commit([script.round(6, "COMMITTED"), script.model(6, digest="model0")])
+    gone = await filled.unneeded_blobs(updates_keep_rounds=9, models_keep=1)
+    assert "model0" not in gone
+    assert "model3" in gone
+
+
+async def test_an_ended_run_needs_no_optimizer(filled: Store, script: Any) -> None:
+    await filled.commit([script.row("run.finished", "run", {"run_id": "r1"}, "RUNNING", state="FINISHED")])
+    assert "s4" in await filled.unneeded_blobs(updates_keep_rounds=9, models_keep=9)
