@@ -63,7 +63,7 @@ def configure_logging(level: str = "info", *, stream: TextIO | None = None, json
 def _endings(*, terminal: bool) -> list[Processor]:
     drop = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     if terminal:
-        return [drop, structlog.dev.ConsoleRenderer(colors="NO_COLOR" not in os.environ)]
+        return [drop, structlog.dev.ConsoleRenderer(colors=not os.environ.get("NO_COLOR"))]
     return [drop, structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
 
 
