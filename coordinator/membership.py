@@ -12,9 +12,8 @@ change no row; only transitions do.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from coordinator.engine.state import PeerStatus, PeerView, Transition
@@ -69,7 +68,7 @@ class Record(Protocol):
 
 @dataclass(frozen=True)
 class Members:
-    peers: Mapping[str, Member] = MappingProxyType({})
+    peers: Mapping[str, Member] = field(default_factory=dict[str, Member])
 
     @classmethod
     def restored(cls, records: Iterable[Record], now: float) -> Members:

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from coordinator import invariants, membership
+from coordinator.engine.state import PeerStatus, PeerView, Transition
+from coordinator.membership import (
+    Connected,
+    Disconnected,
+    Drain,
+    Enrolled,
+    HeartbeatSeen,
+    Limits,
+    Members,
+    Quarantine,
+    Release,
+    Remove,
+    Tick,
+)
+
+LIMITS = Limits(suspect_seconds=5, lost_seconds=20)
+
+
+class Cluster:
+    """One peer, "a", as the detector sees it."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.members = Members()
+        self.log: list[Transition] = []
+        self.send(Enrolled(peer_id="a", secret_hash="hash", device="cpu", muster_version="0.1.0"))
+
+    def send(self, event: Any, after: float = 0.0) -> str:
+        self.now += after
+        decision = membership.decide(self.members, event, self.now, LIMITS)
+        for transition in decision.transitions:
+            old = self.members.get(transition.peer_id)
+            assert transition.before == (str(old.status) if old is not None else None)
+            new = decision.members.get(transition.peer_id)
+            assert new is not None
+            assert transition.values["state"] == new.status
+            assert transition.values["reason"] == new.reason == transition.reason
+        self.members = decision.members
+        self.log += decision.transitions
+        self.newest = decision.transitions
+        return decision.reason
+
+    @property
+    def a(self) -> membership.Member:
+        member = self.members.get("a")
+        assert member is not None
+        return member
+
+    def connect(self) -> str:
+        return self.send(Connected(peer_id="a"))
+
+    def beat(self, after: float = 0.0, epoch: int | None = None) -> str:
+        return self.send(HeartbeatSeen(peer_id="a", epoch=epoch or self.a.epoch), after)
+
+    def tick(self, after: float) -> str:
+        return self.send(Tick(), after)
+
+    def drop(self, *, goodbye: bool = False, epoch: int | None = None) -> str:
+        return self.send(Disconnected(peer_id="a", epoch=epoch or self.a.epoch, goodbye=goodbye))
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster()
+
+
+def test_a_peer_enrols_once_and_is_pending_until_it_comes(cluster: Cluster) -> None:
+    assert cluster.a.status is PeerStatus.PENDING
+    assert cluster.newest[0].values["secret_hash"] == "hash"
+    assert cluster.newest[0].values["enrolled_at"] == 100.0
+    again = Enrolled(peer_id="a", secret_hash="hash", device="cpu", muster_version="0.1.0")
+    assert (cluster.send(again), cluster.newest) == ("a is enrolled already", ())
+    newer = Enrolled(peer_id="a", secret_hash="hash", device="cuda:0", muster_version="0.2.0")
+    assert cluster.send(newer) == "a enrolled again, with Muster 0.2.0 on cuda:0"
+    assert cluster.tick(1e6) == "everybody is as before"
+
+
+def test_heartbeats_keep_a_peer_active(cluster: Cluster) -> None:
+    assert cluster.connect() == "a connected with session 1"
+    for _ in range(50):
+        cluster.beat(after=4.9)
+        cluster.tick(0)
+        assert cluster.newest == ()
+    assert cluster.members.views == {"a": PeerView(peer_id="a", status=PeerStatus.ACTIVE, connected=True)}
+
+
+def test_missed_heartbeats_make_a_peer_suspect_and_then_lost(cluster: Cluster) -> None:
+    cluster.connect()
+    assert cluster.tick(4.9) == "everybody is as before"
+    assert cluster.tick(0.1) == "a has sent no heartbeat for 5.0 s"
+    assert (cluster.a.status, cluster.newest[0].kind) == (PeerStatus.SUSPECT, "peer.suspected")
+    assert membership.gone(cluster.newest) == ()
+    cluster.tick(14.9)
+    assert cluster.a.status is PeerStatus.SUSPECT
+    assert cluster.tick(0.1) == "a has given no sign of life for 20.0 s"
+    assert (cluster.a.status, cluster.a.connected) == (PeerStatus.LOST, False)
+    assert membership.gone(cluster.newest) == (("a", "a has given no sign of life for 20.0 s"),)
+
+
+def test_a_suspect_that_speaks_again_is_active(cluster: Cluster) -> None:
+    cluster.connect()
+    cluster.tick(10)
+    assert cluster.beat() == "a sends heartbeats again"
+    assert cluster.a.status is PeerStatus.ACTIVE
+    cluster.tick(4.9)
+    assert cluster.newest == ()
+
+
+def test_a_broken_connection_makes_suspect_at_once_and_coming_back_active(cluster: Cluster) -> None:
+    cluster.connect()
+    assert cluster.drop() == "a lost its connection"
+    assert (cluster.a.status, cluster.a.connected) == (PeerStatus.SUSPECT, False)
+    assert cluster.connect() == "a is back with session 2"
+    assert (cluster.a.status, cluster.a.epoch) == (PeerStatus.ACTIVE, 2)
+    assert cluster.drop(goodbye=True) == "a left"
+    cluster.tick(20)
+    assert cluster.a.status is PeerStatus.LOST
+    cluster.connect()
+    assert (cluster.a.status, cluster.a.epoch) == (PeerStatus.ACTIVE, 3)
+
+
+def test_what_an_older_session_says_is_ignored(cluster: Cluster) -> None:
+    cluster.connect()
+    cluster.connect()
+    assert cluster.drop(epoch=1) == "session 1 of a is over; the newest is session 2"
+    assert cluster.a.connected
+    cluster.tick(6)
+    assert cluster.beat(epoch=1) == "session 1 of a is over; the newest is session 2"
+    assert cluster.a.status is PeerStatus.SUSPECT
+    cluster.drop()
+    assert cluster.beat() == "session 2 of a has ended"
+    assert cluster.a.status is PeerStatus.SUSPECT
+
+
+def test_a_draining_peer_gets_no_new_work_and_is_lost_when_gone(cluster: Cluster) -> None:
+    cluster.connect()
+    assert cluster.send(Drain(peer_id="a", reason="new disk")) == (
+        "a is draining and gets no new work: new disk"
+    )
+    assert membership.gone(cluster.newest) == ()  # it keeps what it holds
+    cluster.drop()
+    assert cluster.a.status is PeerStatus.DRAINING
+    assert cluster.connect() == "a is back with session 2, still DRAINING"
+    assert cluster.drop(goodbye=True) == "a was draining and left"
+    assert cluster.a.status is PeerStatus.LOST
+    assert cluster.send(Drain(peer_id="a")) == "a is LOST and gets no work anyway"
+    cluster.connect()
+    assert cluster.a.status is PeerStatus.ACTIVE
+
+
+def test_a_draining_peer_that_falls_silent_is_lost(cluster: Cluster) -> None:
+    cluster.connect()
+    cluster.send(Drain(peer_id="a"))
+    cluster.tick(19)
+    assert cluster.a.status is PeerStatus.DRAINING
+    cluster.tick(1)
+    assert cluster.a.status is PeerStatus.LOST
+
+
+def test_quarantine_holds_across_sessions_until_release(cluster: Cluster) -> None:
+    cluster.connect()
+    reason = cluster.send(Quarantine(peer_id="a", reason="its updates look forged"))
+    assert reason == ("a is quarantined: it gets no work, its updates are refused: its updates look forged")
+    assert membership.gone(cluster.newest) == (("a", reason),)
+    assert cluster.send(Quarantine(peer_id="a")) == "a is QUARANTINED already"
+    assert cluster.drop() == "a lost its connection and stays QUARANTINED"
+    cluster.tick(1000)
+    cluster.connect()
+    assert cluster.a.status is PeerStatus.QUARANTINED
+    assert cluster.send(Drain(peer_id="a")) == "a is QUARANTINED and gets no work anyway"
+    assert cluster.send(Release(peer_id="a")) == ("a is released from being QUARANTINED: it gets work again")
+    assert cluster.a.status is PeerStatus.ACTIVE
+    assert cluster.send(Release(peer_id="a")) == "a is ACTIVE: there is nothing to release it from"
+
+
+def test_a_release_while_away_leaves_the_detector_to_its_work(cluster: Cluster) -> None:
+    cluster.send(Quarantine(peer_id="a"))
+    cluster.send(Release(peer_id="a"))
+    assert cluster.a.status is PeerStatus.PENDING  # it has never been here
+    cluster.connect()
+    cluster.send(Drain(peer_id="a"))
+    cluster.drop()
+    assert cluster.send(Release(peer_id="a")) == "a is released from being DRAINING: it is not connected"
+    assert cluster.a.status is PeerStatus.SUSPECT
+    cluster.tick(20)
+    assert cluster.a.status is PeerStatus.LOST
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Connected(peer_id="a"),
+        Enrolled(peer_id="a", secret_hash="other", device="cpu", muster_version="9"),
+        Release(peer_id="a"),
+        Drain(peer_id="a"),
+        Quarantine(peer_id="a"),
+        HeartbeatSeen(peer_id="a", epoch=1),
+        Disconnected(peer_id="a", epoch=1),
+        Remove(peer_id="a"),
+    ],
+)
+def test_a_removed_peer_never_comes_back(cluster: Cluster, event: Any) -> None:
+    cluster.connect()
+    assert cluster.send(Remove(peer_id="a", reason="sold")) == "a is removed and cannot come back: sold"
+    assert membership.gone(cluster.newest)
+    assert cluster.send(event) == "a was removed and cannot come back"
+    assert (cluster.newest, cluster.a.status, cluster.a.connected) == ((), PeerStatus.REVOKED, False)
+
+
+def test_nobody_acts_without_being_enrolled(cluster: Cluster) -> None:
+    assert cluster.send(Connected(peer_id="z")) == "z is not enrolled"
+    assert cluster.members.get("z") is None
+
+
+@dataclass(frozen=True)
+class Row:
+    peer_id: str
+    state: str
+    epoch: int
+    reason: str = "as it was"
+    secret_hash: str = "hash"
+    device: str = "cpu"
+    muster_version: str = "0.1.0"
+
+
+def test_after_a_restart_everybody_has_time_to_come_back(cluster: Cluster) -> None:
+    rows = [Row("a", "ACTIVE", 3), Row("b", "SUSPECT", 1), Row("c", "REVOKED", 2), Row("d", "ACTIVE", 1)]
+    cluster.members = Members.restored(rows, now=cluster.now)
+    assert cluster.a.secret_hash == "hash"
+    assert not any(view.connected for view in cluster.members.views.values())
+    cluster.send(Connected(peer_id="d"))
+    assert cluster.connect() == "a is back with session 4"
+    cluster.members = Members.restored(rows, now=cluster.now)
+    assert cluster.tick(5) == (
+        "a is not back 5.0 s after the coordinator's start; d is not back 5.0 s after the coordinator's start"
+    )
+    cluster.tick(15)
+    states = [view.status for view in cluster.members.views.values()]
+    assert states == [PeerStatus.LOST, PeerStatus.LOST, PeerStatus.REVOKED, PeerStatus.LOST]
+
+
+def test_the_log_of_all_this_passes_the_checker(cluster: Cluster) -> None:
+    cluster.connect()
+    cluster.drop()
+    cluster.connect()
+    cluster.send(Quarantine(peer_id="a"))
+    cluster.send(Release(peer_id="a"))
+    cluster.send(Remove(peer_id="a"))
+
+    @dataclass(frozen=True)
+    class Logged:
+        sequence: int
+        at: float
+        kind: str
+        run_id: str
+        round: int
+        assignment_id: str
+        peer_id: str
+        data: Any
+
+    log = [
+        Logged(n, t.at, t.kind, t.run_id, t.round, t.assignment_id, t.peer_id, t.data)
+        for n, t in enumerate(cluster.log)
+    ]
+    assert invariants.check(log) == []
+    swapped = [log[0], log[3], log[1]]
+    assert "session 1 of a follows session 2" in invariants.check(swapped)[1]
