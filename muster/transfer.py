@@ -1,0 +1,300 @@
+"""Bodies of any size over a `Channel`: in chunks, resumable, never complete before their digest says so.
+
+The receiving side of both directions is `PartialBody`, the sending side `read_chunks`. `fetch` and `upload`
+are the two loops around them: they resume where the other side stands, after a break of either side, until
+all is there or their time is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from concurrent.futures import Future
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+
+from muster.backoff import Backoff
+from muster.digests import CHUNK_BYTES, checksum
+from muster.disk import disk_threads, replace_durably, storage_error
+from muster.errors import (
+    DeadlineError,
+    MusterError,
+    OffsetError,
+    StorageError,
+    TransferError,
+    UnreachableError,
+)
+from muster.partial import PartialBody
+from muster.transport.base import Channel, Method
+from muster.wire import BEGIN_UPDATE, COMMIT_UPDATE, UPLOAD_UPDATE
+from protos.v1.tensors_pb2 import BlobHeader, Chunk
+from protos.v1.updates_pb2 import (
+    BeginUpdateRequest,
+    CommitUpdateRequest,
+    Receipt,
+    UploadUpdateRequest,
+)
+
+__all__ = ["PartialBody", "fetch", "read_chunks", "upload"]
+
+Request = TypeVar("Request", bound=Message)
+Result = TypeVar("Result")
+OnProgress = Callable[[int, int], None]  # bytes that are there, bytes in all
+
+CALL_SECONDS_MAX = 30.0  # one unary call, and the longest silence within a stream; less if less time is left
+_READ_AHEAD_CHUNKS = 2
+_DIGEST_ATTEMPTS = 2  # a body that was damaged twice is wrong at its source
+
+# What the next attempt can mend; any other error is for the caller.
+_TRANSIENT = {
+    "transfer.offset", "transfer.checksum", "transfer.truncated", "transfer.stalled", "transfer.nothing_held",
+    "transfer.digest", "storage.disk_full",
+}  # fmt: skip
+
+
+async def read_chunks(path: Path, offset: int) -> AsyncGenerator[Chunk, None]:
+    """The file from `offset` to its end, a thread reading ahead by `_READ_AHEAD_CHUNKS`.
+
+    Raises `OffsetError` "transfer.offset" (beyond the end), `StorageError` "storage.failed".
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    reading: Future[list[Chunk]] | None = None
+    try:
+        size = os.fstat(fd).st_size
+        if offset > size:
+            raise OffsetError(
+                "transfer.offset", f"asked for offset {offset} of a body of {size} bytes", offset=size
+            )
+        step = _READ_AHEAD_CHUNKS * CHUNK_BYTES
+        while offset < size:
+            end = min(size, offset + step)
+            if reading is None:
+                reading = disk_threads().submit(_read, path, fd, offset, end)
+            chunks = await asyncio.wrap_future(reading)
+            offset = end
+            if offset < size:
+                reading = disk_threads().submit(_read, path, fd, offset, min(size, offset + step))
+            for chunk in chunks:
+                yield chunk
+    finally:
+        if reading is None:
+            os.close(fd)
+        else:  # a read that nobody waits for any more may still be under way
+            reading.add_done_callback(lambda _: os.close(fd))
+
+
+async def fetch(
+    channel: Channel,
+    method: Method[Request, Any],
+    request_at: Callable[[int], Request],
+    target: Path,
+    *,
+    timeout_seconds: float,
+    digest: str | None = None,
+    backoff: Backoff | None = None,
+    on_progress: OnProgress | None = None,
+) -> BlobHeader:
+    """Brings a body to `target`: whole, verified and durable, or not at all.
+
+    `method` streams messages with a `header`, then `chunk`s; `request_at` asks for them from an offset. What
+    has come lies in `target.partial` meanwhile, and a later call goes on from there. `digest` is the body
+    that is wanted, where the caller knows it: another one is refused ("transfer.unexpected_body").
+
+    Raises `DeadlineError` "transfer.deadline" (its cause is the last attempt's error), `StorageError`, and
+    whatever the other side refuses with.
+    """
+    partial = target.with_name(target.name + ".partial")
+
+    async def attempt(progress: Callable[[int, int], None], seconds_left: float) -> BlobHeader:
+        held = await _on_disk(_held, partial)
+        async with aclosing(
+            channel.stream(method, _only(request_at(held)), timeout_seconds=seconds_left)
+        ) as stream:
+            header: BlobHeader = (await _next_within(stream, CALL_SECONDS_MAX)).header
+            _check_wanted(header, digest)
+            body = await _on_disk(PartialBody.open, partial, header)
+            try:
+                if header.offset != body.offset:
+                    body.remove()  # of another body, or the other side cannot start there: from nothing then
+                    raise OffsetError("transfer.offset", f"asked for offset {held}, got {header.offset}")
+                while (message := await _next_within(stream, CALL_SECONDS_MAX, None)) is not None:
+                    await body.write(message.chunk)
+                    progress(body.offset, header.size_bytes)
+                await body.complete()
+            finally:
+                body.close()
+        await _on_disk(_take_over, body, target)
+        return header
+
+    return await _until_done(
+        attempt, timeout_seconds, backoff or Backoff(), on_progress, f"fetching {target.name}"
+    )
+
+
+async def upload(
+    channel: Channel,
+    begin: BeginUpdateRequest,
+    path: Path,
+    *,
+    timeout_seconds: float,
+    backoff: Backoff | None = None,
+    on_progress: OnProgress | None = None,
+) -> Receipt:
+    """Brings the update in `path`, which `begin.header` describes, to the coordinator and returns its
+    receipt.
+
+    Called again after any interruption it goes on where the coordinator stands; an update that was committed
+    before gets the same receipt.
+
+    Raises `DeadlineError` "transfer.deadline" (its cause is the last attempt's error), `StorageError` if
+    `path` cannot be read, and whatever the coordinator refuses with (`UpdateRejected`, `StateError`...).
+    """
+    header = begin.header
+
+    async def attempt(progress: Callable[[int, int], None], seconds_left: float) -> Receipt:
+        call_seconds = min(CALL_SECONDS_MAX, seconds_left)
+        answer = await channel.unary(BEGIN_UPDATE, begin, timeout_seconds=call_seconds)
+        if answer.HasField("receipt"):
+            return answer.receipt
+        offset = answer.offset
+        progress(offset, header.size_bytes)
+        if offset < header.size_bytes:
+            requests = _upload_requests(begin, path, offset, progress)
+            async with aclosing(
+                channel.stream(UPLOAD_UPDATE, requests, timeout_seconds=seconds_left)
+            ) as stream:
+                offset = (await _next_within(stream, seconds_left)).offset
+        progress(offset, header.size_bytes)
+        if offset < header.size_bytes:
+            raise TransferError("transfer.truncated", f"{offset} of {header.size_bytes} bytes have come")
+        commit = CommitUpdateRequest(
+            credentials=begin.credentials, assignment_id=header.assignment_id, digest=header.digest
+        )
+        committed = await channel.unary(COMMIT_UPDATE, commit, timeout_seconds=seconds_left)
+        return committed.receipt
+
+    return await _until_done(
+        attempt, timeout_seconds, backoff or Backoff(), on_progress, f"uploading {path.name}"
+    )
+
+
+async def _until_done(
+    attempt: Callable[[OnProgress, float], Awaitable[Result]],
+    timeout_seconds: float,
+    backoff: Backoff,
+    on_progress: OnProgress | None,
+    what: str,
+) -> Result:
+    """Attempts until one succeeds, time is over or an error is none that another attempt can mend."""
+    clock = asyncio.get_running_loop().time
+    due = clock() + timeout_seconds
+    there, in_all, damaged = 0, 0, 0
+    last: MusterError | None = None
+
+    def progress(count: int, total: int) -> None:
+        nonlocal there, in_all
+        if count > there:
+            backoff.reset()
+        there, in_all = count, total
+        if on_progress is not None:
+            on_progress(count, total)
+
+    while (left := due - clock()) > 0:
+        try:
+            async with asyncio.timeout(left):
+                return await attempt(progress, left)
+        except TimeoutError:
+            break
+        except MusterError as error:
+            damaged += error.id == "transfer.digest"
+            if not _is_transient(error) or damaged >= _DIGEST_ATTEMPTS:
+                raise
+            last = error
+        await asyncio.sleep(min(backoff.next_delay(), max(0.0, due - clock())))
+    raise DeadlineError(
+        "transfer.deadline",
+        f"{what} was not done within {timeout_seconds:.0f} s: {there} of {in_all} bytes are there",
+        cause=str(last) if last else "the connection is too slow",
+        fix="try again: it goes on from there",
+    )
+
+
+def _is_transient(error: MusterError) -> bool:
+    if error.id == "transport.closed":
+        return False
+    return isinstance(error, UnreachableError | DeadlineError) or error.id in _TRANSIENT
+
+
+async def _upload_requests(
+    begin: BeginUpdateRequest, path: Path, offset: int, progress: OnProgress
+) -> AsyncGenerator[UploadUpdateRequest, None]:
+    yield UploadUpdateRequest(begin=begin)
+    async with aclosing(read_chunks(path, offset)) as chunks:
+        async for chunk in chunks:
+            yield UploadUpdateRequest(chunk=chunk)
+            progress(chunk.offset + len(chunk.data), begin.header.size_bytes)
+
+
+async def _only(request: Request) -> AsyncGenerator[Request, None]:
+    yield request
+
+
+async def _next_within(stream: AsyncGenerator[Any, None], seconds: float, *default: Any) -> Any:
+    try:
+        async with asyncio.timeout(seconds):
+            return await anext(stream, *default)
+    except TimeoutError:
+        raise TransferError("transfer.stalled", f"nothing came for {seconds:.0f} s") from None
+    except StopAsyncIteration:
+        raise TransferError("transfer.truncated", "the stream ended without a message") from None
+
+
+async def _on_disk(work: Callable[..., Result], *arguments: Any) -> Result:
+    return await asyncio.get_running_loop().run_in_executor(disk_threads(), work, *arguments)
+
+
+def _held(partial: Path) -> int:
+    try:
+        body = PartialBody.reopen(partial)
+    except FileNotFoundError:
+        return 0
+    body.close()
+    return body.offset
+
+
+def _check_wanted(header: BlobHeader, digest: str | None) -> None:
+    if digest is not None and header.digest != digest:
+        raise TransferError(
+            "transfer.unexpected_body",
+            f"asked for the body {digest[:16]}…, was offered {header.digest[:16]}…",
+            cause="the other side does not keep what it announced",
+        )
+
+
+def _take_over(body: PartialBody, target: Path) -> None:
+    try:
+        replace_durably(body.path, target)
+    except OSError as error:
+        raise storage_error(target, error) from error
+    body.remove()  # what is left of it: the header
+
+
+def _read(path: Path, fd: int, offset: int, end: int) -> list[Chunk]:
+    chunks: list[Chunk] = []
+    while offset < end:
+        try:
+            data = os.pread(fd, min(CHUNK_BYTES, end - offset), offset)
+        except OSError as error:
+            raise storage_error(path, error) from error
+        if not data:
+            raise StorageError("storage.failed", f"{path} became shorter while it was read")
+        chunks.append(Chunk(offset=offset, data=data, crc32c=checksum(data)))
+        offset += len(data)
+    return chunks
