@@ -41,7 +41,9 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        value: Any = _version()
+        from muster.version import muster_version
+
+        value: Any = muster_version()
     elif name in _HOME:
         value = getattr(import_module(_HOME[name]), name)
     else:
@@ -52,12 +54,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("muster-fl")
-    except PackageNotFoundError:
-        return "0+checkout"  # a bare checkout that was never installed

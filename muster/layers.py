@@ -50,9 +50,10 @@ class Layers:
             self._set(key, self._anchored(key, value, Path.cwd()), f"environment {name}")
 
     def add_flags(self, flags: Mapping[str, Any]) -> None:
-        """Nested like a file's tables; what is None was not given."""
-        for key, value in _leaves(flags):
+        """Nested like a file's tables, or with a dotted key in a section; what is None was not given."""
+        for (section, *names), value in _leaves(flags):
             if value is not None:
+                key: KeyPath = (section, *str(names[0]).split("."), *names[1:]) if names else (section,)
                 plain = [str(v) if isinstance(v, Path) else v for v in value] if _listed(value) else value
                 plain = str(plain) if isinstance(plain, Path) else plain
                 flag = "--" + str(key[-1]).replace("_", "-")

@@ -77,10 +77,14 @@ def test_every_layer_beats_the_one_below_and_values_tell_their_origin(tmp_path: 
             "MUSTER_PEER__LOG_LEVEL": "info",
             "OTHER_PEER__NAME": "x",
         },
-        flags={"peer": {"log_level": "error", "name": None}, "coordinator": {"address": None}},
+        flags={
+            "peer": {"log_level": "error", "name": None, "data.root.sub": 1},
+            "coordinator": {"address": None},
+        },
     )
     peer = found.peer
     assert (peer.name, peer.coordinator, peer.device, peer.log_level) == ("n1", "c2:2", "cuda:1", "error")
+    assert peer.data == {"root": {"sub": 1}}
     assert [found.origin(f"peer.{key}") for key in keys] == [
         f"{low}:2",
         f"{high}:2",
