@@ -50,10 +50,13 @@ _READ_AHEAD_CHUNKS = 2
 _DIGEST_ATTEMPTS = 2  # a body that was damaged twice is wrong at its source
 
 # What the next attempt can mend; any other error is for the caller.
-_TRANSIENT = {
+_TRANSIENT = frozenset({
     "transfer.offset", "transfer.checksum", "transfer.truncated", "transfer.stalled", "transfer.nothing_held",
-    "transfer.digest", "storage.disk_full",
-}  # fmt: skip
+    "transfer.digest",
+})  # fmt: skip
+_TRANSIENT_THERE = _TRANSIENT | {
+    "storage.disk_full"
+}  # the other side's disk; a full one here is told at once
 
 
 async def read_chunks(path: Path, offset: int) -> AsyncGenerator[Chunk, None]:
@@ -134,7 +137,7 @@ async def fetch(
         return header
 
     return await _until_done(
-        attempt, timeout_seconds, backoff or Backoff(), on_progress, f"fetching {target.name}"
+        attempt, timeout_seconds, backoff or Backoff(), on_progress, f"fetching {target.name}", _TRANSIENT
     )
 
 
@@ -181,7 +184,12 @@ async def upload(
         return committed.receipt
 
     return await _until_done(
-        attempt, timeout_seconds, backoff or Backoff(), on_progress, f"uploading {path.name}"
+        attempt,
+        timeout_seconds,
+        backoff or Backoff(),
+        on_progress,
+        f"uploading {path.name}",
+        _TRANSIENT_THERE,
     )
 
 
@@ -191,6 +199,7 @@ async def _until_done(
     backoff: Backoff,
     on_progress: OnProgress | None,
     what: str,
+    transient: frozenset[str],
 ) -> Result:
     """Attempts until one succeeds, time is over or an error is none that another attempt can mend."""
     clock = asyncio.get_running_loop().time
@@ -214,7 +223,7 @@ async def _until_done(
             break
         except MusterError as error:
             damaged += error.id == "transfer.digest"
-            if not _is_transient(error) or damaged >= _DIGEST_ATTEMPTS:
+            if not _is_transient(error, transient) or damaged >= _DIGEST_ATTEMPTS:
                 raise
             last = error
         await asyncio.sleep(min(backoff.next_delay(), max(0.0, due - clock())))
@@ -226,10 +235,10 @@ async def _until_done(
     )
 
 
-def _is_transient(error: MusterError) -> bool:
+def _is_transient(error: MusterError, transient: frozenset[str]) -> bool:
     if error.id == "transport.closed":
         return False
-    return isinstance(error, UnreachableError | DeadlineError) or error.id in _TRANSIENT
+    return isinstance(error, UnreachableError | DeadlineError) or error.id in transient
 
 
 async def _upload_requests(
