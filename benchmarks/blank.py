@@ -23,8 +23,8 @@ class Blank(Task):
     def model(self) -> nn.Module:
         return Weights(int(self.options["size"]))
 
-    def train_data(self, site: Site) -> Dataset[Any]:  # noqa: ARG002  # the same nothing everywhere
+    def train_data(self, site: Site) -> Dataset[Any]:  # the same nothing everywhere
         return TensorDataset(torch.zeros(1, 1))
 
-    def fit(self, model: nn.Module, context: FitContext) -> FitReport:  # noqa: ARG002  # leaves the model as it is
+    def fit(self, model: nn.Module, context: FitContext) -> FitReport:  # leaves the model as it is
         return FitReport(examples=1, steps=0)

@@ -27,11 +27,11 @@ def _pieces(size: int) -> list[bytes]:
 
 
 async def _serve(size: int) -> None:
-    async def down(request: bytes, context: Any) -> AsyncIterator[bytes]:
+    async def down(_request: bytes, _context: Any) -> AsyncIterator[bytes]:
         for piece in _pieces(size):
             yield piece
 
-    async def up(requests: AsyncIterator[bytes], context: Any) -> bytes:
+    async def up(requests: AsyncIterator[bytes], _context: Any) -> bytes:
         held = 0
         async for piece in requests:
             held += len(piece)

@@ -3,8 +3,8 @@
     python -m benchmarks.rounds --json
 
 The floor, measured in the same run, moves the same bytes by bare grpc.aio streams of 1 MiB between as many processes
-(`benchmarks/floor.py`). Memory is anonymous memory (RssAnon and swap; mapped files do not count) above the process's size
-when idle; a peer is its daemon and its worker together.
+(`benchmarks/floor.py`). Memory is anonymous memory (RssAnon and swap; mapped files do not count) above the
+process's size when idle; a peer is its daemon and its worker together.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,7 @@ async def measure(size_mb: float, peers: int, rounds: int, rule: str) -> dict[st
                 raise RuntimeError(f"the run ended {run.state}: {run.reason}")
             found: list[pb.Round] = await federation.rounds(run.run_id)
             ends = [each.ended_at for each in found]
-            seconds = [after - before for before, after in zip(ends, ends[1:], strict=False)][
-                WARM_UP_ROUNDS - 1 :
-            ]
+            seconds = [after - before for before, after in pairwise(ends)][WARM_UP_ROUNDS - 1 :]
             above = {name: watch.peaks[name] - idle[name] for name in roots}
             return {
                 "model_mb": size_mb,

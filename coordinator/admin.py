@@ -19,7 +19,7 @@ from coordinator.store import rows
 from muster.errors import ConfigError, MusterError, NotFoundError, StateError
 from muster.spec.model import RunSpec
 from muster.transport.base import CallContext, Route
-from muster.version import __version__
+from muster.version import muster_version
 from muster.wire import METHODS, PROTOCOL_VERSION
 from protos.v1 import admin_pb2 as pb
 from protos.v1.tensors_pb2 import BlobHeader
@@ -63,7 +63,7 @@ class AdminServicer:
     async def get_status(self, request: pb.GetStatusRequest, context: CallContext) -> pb.GetStatusResponse:
         coordinator = self._coordinator
         return pb.GetStatusResponse(
-            coordinator_version=__version__,
+            coordinator_version=muster_version(),
             protocol=PROTOCOL_VERSION,
             address=coordinator.address,
             started_at=coordinator.started_at,

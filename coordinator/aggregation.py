@@ -8,7 +8,7 @@ crash it writes the same bytes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +137,7 @@ class _Decoded:
 
 
 @contextmanager
-def _decoded(job: AggregationJob, layout: ParameterLayout) -> Iterator[_Decoded]:
+def _decoded(job: AggregationJob, layout: ParameterLayout) -> Generator[_Decoded]:
     with ExitStack() as stack:
         readers: list[PayloadReader] = []
         for update in job.updates:

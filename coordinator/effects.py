@@ -143,7 +143,9 @@ class EffectRunner:
                 await coordinator.post_surely(event)
             except (StorageError, OSError) as error:
                 # Nothing is lost: the round stays AGGREGATING and goes on when there is room again.
-                log.exception("aggregation.storage", run_id=effect.run_id, round=effect.round, reason=str(error))
+                log.exception(
+                    "aggregation.storage", run_id=effect.run_id, round=effect.round, reason=str(error)
+                )
                 await coordinator.clock.sleep(STORAGE_RETRY_SECONDS)
                 continue
             except (

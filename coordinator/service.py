@@ -171,7 +171,7 @@ class Coordinator:
                 self.runs[run_id] = before
 
         def then() -> None:
-            for transition in decision.transitions:
+            for transition in filter(lambda each: each.kind, decision.transitions):
                 log.info(
                     transition.kind,
                     run_id=transition.run_id,

@@ -20,7 +20,7 @@ from coordinator.members import hash_secret
 from coordinator.offers import Session
 from muster.errors import AuthenticationError, NotAllowedError, NotFoundError, TransferError, UsageError
 from muster.transport.base import CallContext, Route
-from muster.version import __version__
+from muster.version import muster_version
 from muster.wire import ENROL, SESSION
 from protos.v1 import membership_pb2 as pb
 
@@ -78,7 +78,7 @@ class MembershipServicer:
             )
         )
         self._coordinator.members.authenticate(name, request.secret)
-        return pb.EnrolResponse(peer_id=name, coordinator_version=__version__)
+        return pb.EnrolResponse(peer_id=name, coordinator_version=muster_version())
 
     async def session(
         self, requests: AsyncIterator[pb.SessionRequest], context: CallContext

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
 import torch
 from blake3 import blake3
 from torch import Tensor
@@ -21,7 +20,7 @@ class StateReader:
     def read(self, start: int, stop: int) -> Tensor:
         chunk = torch.zeros(stop - start)
         if self._fd is not None:
-            view = memoryview(chunk.numpy()).cast("B")
+            view = chunk.numpy().data.cast("B")
             if os.preadv(self._fd, [view], 4 * start) != len(view):
                 raise OSError(f"optimizer state ends before coordinate {stop} of {self._size}")
         return chunk
@@ -40,7 +39,7 @@ class StateWriter:
         self._hasher = blake3()
 
     def write(self, chunk: Tensor) -> None:
-        data = np.ascontiguousarray(chunk.numpy()).data.cast("B")
+        data = chunk.numpy().data.cast("B")
         self._hasher.update(data)
         self._file.write(data)
 

@@ -233,11 +233,24 @@ class UpdatesServicer:
                 )
             )
             raise error
-        free = await asyncio.to_thread(self._coordinator.free_bytes)
-        if header.size_bytes + self._coordinator.config.disk_reserve_bytes > free:
+        self._check_room(header)
+
+    def _check_room(self, header: BlobHeader) -> None:
+        config = self._coordinator.config
+        own = self._path(header.assignment_id)
+        held = sum(path.stat().st_size for path in self._coordinator.spool.iterdir() if path != own)
+        if held + header.size_bytes > config.spool_bytes_max:
+            raise StorageError(
+                "storage.spool_full",
+                f"an update of {header.size_bytes} bytes does not fit the spool, which holds {held} bytes",
+                cause=f"coordinator.spool_bytes_max is {config.spool_bytes_max}",
+                fix="raise it if the disk has room; the peer goes on by itself",
+            )
+        free = self._coordinator.free_bytes()
+        if header.size_bytes + config.disk_reserve_bytes > free:
             raise StorageError(
                 "storage.disk_full",
-                f"an update of {header.size_bytes} bytes does not fit: {free} bytes are free in {self._coordinator.spool}",
+                f"an update of {header.size_bytes} bytes does not fit in {self._coordinator.spool}, with {free} free",
                 cause="the coordinator keeps a reserve for its database",
                 fix="free disk space; the peer goes on by itself",
             )

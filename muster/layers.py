@@ -100,10 +100,14 @@ class Layers:
 
 
 def _leaves(data: Mapping[str, Any], above: KeyPath = ()) -> list[tuple[KeyPath, Any]]:
+    """An empty section says nothing; an empty table within one is a value like any other."""
     found: list[tuple[KeyPath, Any]] = []
     for key, value in data.items():
         path = (*above, key)
-        found += _leaves(value, path) if isinstance(value, Mapping) and value else [(path, value)]
+        if isinstance(value, Mapping) and (value or not above):
+            found += _leaves(value, path)
+        else:
+            found.append((path, value))
     return found
 
 

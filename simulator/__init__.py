@@ -1,0 +1,1 @@
+"""Muster without machines: tools for users' own tests."""

@@ -67,7 +67,7 @@ class ProcessFederation:
                 process.kill()
                 await asyncio.to_thread(process.wait)
 
-    # -- processes ----------------------------------------------------------------------------------------------------
+    # -- processes --------------------------------------------------------------------------------------
 
     async def start_coordinator(self, *, env: Mapping[str, str] | None = None, wait: bool = True) -> None:
         """The first start takes a free port; later ones take the same again."""
@@ -96,11 +96,14 @@ class ProcessFederation:
         env: Mapping[str, str] | None = None,
     ) -> None:
         """`attack`, a drill: {"name": "sign-flip", "options": {"scale": 10}}."""
+        policy = self.folder / f"{name}.policy.toml"
+        policy.write_text("".join(f"[[allow]]\ntask = {json.dumps(task)}\n" for task in allow))
         settings: dict[str, Any] = {
             "name": name,
             "data_dir": str(self.folder / name),
+            "coordinator": self.address,
             "task_folders": self._task_folders,
-            "allow": list(allow),
+            "policy": str(policy),
             "data": dict(data or {}),
             "device": "cpu",
         }
@@ -115,8 +118,16 @@ class ProcessFederation:
         process.send_signal(number)
         return await asyncio.to_thread(process.wait)
 
-    async def wait_for_exit(self, name: str) -> int:
-        return await asyncio.to_thread(self.processes.pop(name).wait)
+    async def exited(self, name: str) -> int:
+        """Waits until the process has ended by itself (a failpoint). Gives the exit status."""
+        return await asyncio.to_thread(self.processes[name].wait)
+
+    def kill_process(self, pid: int) -> None:
+        """SIGKILL to a worker, say; one that has gone already is no error."""
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
@@ -128,7 +139,8 @@ class ProcessFederation:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **(env or {})},
+                # All share this machine's cores: with a pool of threads each, they would only wait for each other.
+                env={"OMP_NUM_THREADS": "1", **os.environ, **(env or {})},
             )
 
     def _write(self, name: str, table: str, settings: Mapping[str, Any]) -> None:
@@ -175,10 +187,21 @@ class ProcessFederation:
         )
         return str((await self.call_patiently("SubmitRun", request)).run.run_id)
 
+    async def run(self, run_id: str) -> pb.Run:
+        """The run as it stands."""
+        return (await self.call_patiently("GetRun", pb.GetRunRequest(run_id=run_id))).run  # type: ignore[no-any-return]
+
+    async def progressed(self, run_id: str, committed: int) -> pb.Run:
+        """Waits until the run has committed more rounds than these, or has ended."""
+        async for run in self.watch(run_id, every_seconds=0.05):
+            if run.rounds_committed > committed:
+                return run
+        return await self.run(run_id)
+
     async def watch(self, run_id: str, every_seconds: float = 0.1) -> AsyncIterator[pb.Run]:
         """The run as it stands, again and again until it has ended."""
         while True:
-            run: pb.Run = (await self.call_patiently("GetRun", pb.GetRunRequest(run_id=run_id))).run
+            run = await self.run(run_id)
             yield run
             if run.state in ENDED:
                 return
@@ -186,10 +209,8 @@ class ProcessFederation:
 
     async def run_to_end(self, spec: RunSpec, *, request_id: str = "") -> pb.Run:
         run_id = await self.submit(spec, request_id=request_id)
-        run = pb.Run()
-        async for run in self.watch(run_id):
-            pass
-        return run
+        ended = [run async for run in self.watch(run_id)]
+        return ended[-1]
 
     async def rounds(self, run_id: str) -> list[pb.Round]:
         answer = await self.call_patiently("ListRounds", pb.ListRoundsRequest(run_id=run_id))

@@ -233,3 +233,11 @@ def test_every_key_is_described_and_the_schema_tells_both_tables() -> None:
     for model in (CoordinatorConfig, PeerConfig):
         assert [name for name, field in model.model_fields.items() if not field.description] == []
     assert NodeConfig.model_config["frozen"]
+
+
+def test_an_empty_section_in_a_higher_layer_says_nothing(tmp_path: Path) -> None:
+    low, high = tmp_path / "low.toml", tmp_path / "high.toml"
+    low.write_text('[coordinator]\naddress = "127.0.0.1:7171"\n')
+    high.write_text("[coordinator]\n")
+    loaded = load_config(file=high, files=[low], environment={}, flags={"coordinator": {}})
+    assert loaded.coordinator.address == "127.0.0.1:7171"
