@@ -19,9 +19,12 @@ _SAME = 1e-14  # two points are one if their squared distance is below this shar
 class GeometricMedian(Rule):
     """z = the point of the least sum of distances to the rows, to convergence.
 
-    Every point on the way is z = sum_i w_i x_i with weights on the simplex, and |z - x_i|^2 = w^T K w - 2 (K
-    w)_i + K_ii, so an iteration costs n^2, whatever the model's size. Rows on one line may have many medians;
-    then it is one of them. Bound: n > 2f, where kappa = 4 (1 + f/(n - 2f))^2. Cost: two passes.
+    Every point on the way is z = sum_i w_i x_i with weights on the simplex, and
+
+        |z - x_i|^2 = w^T K w - 2 (K w)_i + K_ii,
+
+    so an iteration costs n^2, whatever the model's size. Rows on one line may have many medians; then it is
+    one of them. Bound: n > 2f, where kappa = 4 (1 + f/(n - 2f))^2. Cost: two passes.
     """
 
     name: ClassVar[str] = "geometric-median"
@@ -50,10 +53,9 @@ class GeometricMedian(Rule):
 
 
 def weiszfeld(gram: Tensor, between: Tensor) -> tuple[Tensor, int]:
-    """Weights [n] of the geometric median of n points with Gram matrix `gram` and squared distances
-    `between`, both [n, n] float64; and the iterations it took.
+    """Weights [n] of the geometric median of n points, and the iterations it took.
 
-    Only K enters the iteration: with z near the many, a far row has a weight like 1/distance, which cancels
+    `gram` K and the squared distances `between` are [n, n] float64. Only K enters the iteration: with z near the many, a far row has a weight like 1/distance, which cancels
     the rounding of its products with other rows, but not that of its squared distances.
     """
     at_row = _optimal_row(gram, between)
@@ -71,9 +73,10 @@ def weiszfeld(gram: Tensor, between: Tensor) -> tuple[Tensor, int]:
 def _optimal_row(gram: Tensor, between: Tensor) -> Tensor | None:
     """Even weights on the rows that stand where the median is, if it is a row and the only median.
 
-    Row k is, if the unit vectors from it to the rows elsewhere add up to less than the number of rows that
-    stand upon it: R^2 = |sum_i u_i (x_i - x_k)|^2 = u^T K u - 2 s (K u)_k + s^2 K_kk, with u_i = 1/|x_i -
-    x_k|, zero upon it, s their sum.
+    Row k is, if the unit vectors from it to the rows elsewhere add up to a length R below the number of rows
+    that stand upon it. With u_i = 1/|x_i - x_k|, but zero upon it, and s the sum of u,
+
+        R^2 = |sum_i u_i (x_i - x_k)|^2 = u^T K u - 2 s (K u)_k + s^2 K_kk.
     """
     squares = gram.diagonal()
     upon = between <= _SAME * (squares[:, None] + squares[None, :])
@@ -89,18 +92,14 @@ def _optimal_row(gram: Tensor, between: Tensor) -> Tensor | None:
 
 
 def _start(between: Tensor) -> Tensor:
-    """Even weights on the rows that have a majority about as near as any has: a start that far rows cannot
-    move.
-    """
+    """Even weights on the rows with a majority about as near as any has: far rows cannot move this start."""
     majority = between.kthvalue(len(between) // 2 + 1, dim=1).values
     central = (majority <= 4 * majority.min()).to(between.dtype)
     return central / central.sum()
 
 
 def _step(gram: Tensor, weights: Tensor) -> tuple[Tensor, float]:
-    """The next weights, and the norm of the gradient where we stand (of the least subgradient, if upon a
-    row).
-    """
+    """The next weights, and the norm of the gradient here (of the least subgradient, if upon a row)."""
     squares = _squares_to(gram, weights)
     own = gram.diagonal() + weights @ gram @ weights
     upon = squares <= _SAME * own

@@ -16,8 +16,8 @@ from aggregators.rule import Geometry, Mix, Needs, Rule
 class Krum(Rule):
     """z = the x_i with the least score s_i, the sum of its n - f - 2 least squared distances to other rows.
 
-    Some libraries count n - f - 1 neighbours; this is the number of the paper. Bound: n > 2f + 2. Cost: two
-    passes.
+    Some libraries count n - f - 1 neighbours; this is the number of the paper.
+    Bound: n > 2f + 2. Cost: two passes.
     """
 
     name: ClassVar[str] = "krum"
@@ -78,11 +78,6 @@ class MultiKrum(Krum):
 
 
 def krum_scores(geometry: Geometry, faults: int) -> Tensor:
-    """[n] float64; infinite for a row that is not finite, and such a row is no other's neighbour while others
-    last.
-    """
-    others = geometry.distances.clone().fill_diagonal_(
-        -1.0
-    )  # first in its own order, whatever stands upon it
-    ascending = others.sort(dim=1).values
+    """[n] float64; infinite for a row that is not finite, which is the last choice of neighbour for any other."""
+    ascending = geometry.distances.sort(dim=1).values  # each row's own zero comes first
     return ascending[:, 1 : geometry.n - faults - 1].sum(dim=1)

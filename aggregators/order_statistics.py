@@ -17,10 +17,8 @@ import torch
 from torch import Tensor
 
 _SCRATCH_VALUES = 1 << 18  # 1 MiB of float32: the size of a core's second-level cache
-_COLUMNS_LEAST, _COLUMNS_MOST = (
-    1_024,
-    16_384,
-)  # below, calls cost more than values; above, torch starts threads
+_COLUMNS_LEAST = 1_024  # below, a call costs more than its values
+_COLUMNS_MOST = 16_384  # above, torch starts threads, which costs more than it gains
 
 
 def comparators(n: int) -> Iterator[tuple[int, int]]:
@@ -46,9 +44,9 @@ def comparators(n: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Program:
-    """Straight-line code: `steps` (greater, a, b, target) put the minimum or the maximum of slots a and b in
-    a third.
+    """Straight-line code for one network.
 
+    A step (greater, a, b, target) puts the minimum of slots a and b, or the maximum, in the target slot.
     Slots 0 to n-1 are the input rows, never written; slot n + k is scratch row k. `results` are the slots of
     the wanted ranks, ascending.
     """

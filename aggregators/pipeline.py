@@ -20,8 +20,7 @@ def build(
 ) -> Pipeline:
     """The rule called `rule` behind the pre-rules `pre`, applied in their order.
 
-    `faults` is f, how many rows may be faulty; `options` are the rule's. Raises `RuleError` with one
-    sentence.
+    `faults` is f, how many rows may be faulty; `options` are the rule's. Raises `RuleError` with a sentence.
 
     >>> pipeline = build("trimmed-mean", pre=("arc", "nnm"), faults=1)
     >>> pipeline.refuse(2)
@@ -59,24 +58,20 @@ class Pipeline:
 
     @property
     def uses_weights(self) -> bool:
-        """Whether weights given to `plan` count: for a mean, unless pre-rules say that no declaration is
-        believed.
-        """
+        """Whether weights given to `plan` count: those of a mean do, unless a pre-rule stands before it."""
         return Needs.WEIGHTS in self.rule.needs and not self.pre
 
     def refuse(self, n: int) -> str | None:
-        """One sentence, with the bound, if n updates are too few for f; None if they will do. f is never
-        lowered.
-        """
+        """One sentence, with the bound, if n updates are too few for f; else None. f is never lowered."""
         if n < 1:
             return "an aggregation needs at least one update: n is 0"
         refusals = (plugin.refuse(n) for plugin in (*self.pre, self.rule))
         return next((sentence for sentence in refusals if sentence), None)
 
     def plan(self, n: int, gram: Tensor | None = None, weights: Tensor | None = None) -> Plan:
-        """Decides how n updates are mixed, given their Gram matrix [n, n] if `needs_gram`, and weights [n] of
-        any scale.
+        """Decides how n updates are mixed.
 
+        `gram` [n, n] float64 is read only if `needs_gram`, `weights` [n] of any scale only if `uses_weights`.
         Raises `RuleError` where `refuse(n)` has a sentence, where the weights are no weights, and where more
         than f updates have no finite norm, since then more than f are faulty.
         """
@@ -133,13 +128,10 @@ def _normalised(weights: Tensor, n: int) -> Tensor:
 
 
 def _sound(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """A copy with zero for the rows and columns of updates without a finite norm, and which updates are
-    finite.
-    """
+    """A copy with zero in place of every update without a finite norm, and which updates are finite."""
     inner = gram.detach().to("cpu", torch.float64, copy=True)
     finite = inner.diagonal().isfinite()
-    # By Cauchy and Schwarz two finite norms have a finite product, but partial sums may overflow on the way
-    # to it.
+    # Two finite norms have a finite product (Cauchy and Schwarz), but a partial sum may overflow before it.
     while bool((wrong := ~inner.isfinite() & finite[:, None] & finite[None, :]).any()):
         finite &= ~_longest(inner, wrong.any(dim=1))
     inner[~finite] = 0.0

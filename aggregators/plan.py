@@ -37,9 +37,8 @@ class Plan:
         self._n = n
         self._matrix = matrix
         self._reducer = reducer
-        self._rows = (
-            used.nonzero().flatten()
-        )  # no other row is ever read: it may hold NaN, and 0 * NaN is NaN
+        # No other row is ever read: it may hold NaN, and 0 * NaN is NaN.
+        self._rows = used.nonzero().flatten()
         self._scratch: _Scratch | None = None
 
     def reduce(self, X: Tensor, out: Tensor) -> None:

@@ -31,9 +31,7 @@ def names(group: str) -> tuple[str, ...]:
 
 
 def find(group: str, name: str, base: type[T]) -> type[T]:
-    """The class called `name`; `RuleError` names the nearest if there is none, and tells if it is of another
-    kind.
-    """
+    """The class called `name`; the `RuleError` if there is none names the nearest, or the kind that it is of."""
     point = _installed(group).get(name)
     kind = _KINDS[group]
     if point is None:

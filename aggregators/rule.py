@@ -58,8 +58,7 @@ class Geometry:
 
     @cached_property
     def distances(self) -> Tensor:
-        """Squared distances [n, n] float64: the diagonal is zero, and all else of a row that is not finite
-        infinite.
+        """Squared distances [n, n] float64, zero on the diagonal, and infinite to a row that is not finite.
 
         Rows are never centred first: one far row would take the digits of all the others.
         """
@@ -104,8 +103,9 @@ class Mix:
 
 @dataclass(frozen=True, kw_only=True)
 class PreMix:
-    """What a pre-rule decided: row i of W @ X [n, n] stands for row i from now on, and a lost row's column is
-    zero.
+    """What a pre-rule decided: row i of W @ X stands for row i from now on, whatever the rule behind it.
+
+    `matrix` W is [n, n] float64, with zero in the column of every row that is not finite.
     """
 
     matrix: Tensor
@@ -126,9 +126,7 @@ class _Plugin(ABC):
         check_integer(self.name, "faults", self.faults, minimum=0)
 
     def refuse(self, n: int) -> str | None:
-        """One sentence if n rows of which `faults` may be faulty are beyond it, else None. The default: 2f <
-        n.
-        """
+        """One sentence if n rows, `faults` of them faulty, are beyond it, else None. The default: n > 2f."""
         if n > 2 * self.faults:
             return None
         return f"{self.name} needs n > 2f: n is {n}, f is {self.faults}"

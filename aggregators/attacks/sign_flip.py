@@ -14,8 +14,9 @@ from aggregators.options import check_number
 
 @dataclass(frozen=True, kw_only=True)
 class SignFlip(Attack):
-    """-scale * mu, with mu the mean of the updates seen. The scale is 1 unless set; 10 makes a mean run
-    backwards.
+    """-scale * mu, with mu the mean of the updates seen.
+
+    The scale is 1 unless set; with 10, one such peer in five turns a mean backwards.
     """
 
     name: ClassVar[str] = "sign-flip"

@@ -60,6 +60,13 @@ def test_nnm_ties_go_to_itself_and_then_to_the_lowest(aggregate, seed):
     assert torch.allclose(aggregate(X, "trimmed-mean", pre=("nnm",), faults=3).vector, reference)
 
 
+def test_a_duplicate_mixes_with_itself_before_its_twins(aggregate):
+    # Five rows alike and three to take: each takes itself, then the lowest of the others.
+    plan = aggregate(torch.ones(5, 2), "mean", pre=("nnm",), faults=2).plan
+    assert [round(float(weight) * 15) for weight in plan.weights] == [5, 5, 3, 1, 1]
+    assert plan.treatment[4].startswith("is among the 3 nearest of 1 updates")
+
+
 def test_krum_behind_nnm_measures_the_mixtures(aggregate):
     X = torch.randn(9, 5, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
     mixed = nnm(X, 2)
