@@ -82,20 +82,25 @@ class Client:
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + RECONNECT_SECONDS
         pause_seconds = 0.1
+        ended = False
         while True:
+            news = False
             try:
                 async for batch in self._watch(run_id, after_sequence, follow):
+                    news = True
                     yield batch
                     after_sequence = max(after_sequence, batch[-1].sequence)
-                    give_up_at = loop.time() + RECONNECT_SECONDS
-                    pause_seconds = 0.1
-                if not follow or (run_id and (await self.run(run_id)).state in ENDED):
+                if not follow or (ended and not news):
                     return
+                # The end of a stream does not tell that all has come: an ended run is asked once more.
+                ended = bool(run_id) and (await self.run(run_id)).state in ENDED
+                give_up_at = loop.time() + RECONNECT_SECONDS
             except (UnreachableError, DeadlineError):
                 if not follow or loop.time() >= give_up_at:
                     raise
-            await asyncio.sleep(pause_seconds)
-            pause_seconds = min(2.0, pause_seconds * 2)
+            pause_seconds = 0.1 if news else min(2.0, pause_seconds * 2)
+            if not ended:
+                await asyncio.sleep(pause_seconds)
 
     async def _watch(
         self, run_id: str, after_sequence: int, follow: bool
@@ -123,7 +128,7 @@ async def connect(settings: Settings) -> AsyncGenerator[Client]:
     try:
         yield Client(channel, address=address, timeout_seconds=settings.timeout_seconds)
     except UnreachableError as error:
-        error.fix = error.fix or f"is it running? `muster serve` starts one; this command asked {address}"
+        error.fix = "start one with `muster serve`, or give the address of another with --address"
         raise
     finally:
         await channel.close()

@@ -22,7 +22,6 @@ from cli.settings import group, root
 from muster.errors import InternalError, MusterError, UsageError
 
 INTERRUPTED = 130
-BROKEN_PIPE = 141  # as a shell reports a process that SIGPIPE ended
 
 HELP = """$ muster demo
 
@@ -67,17 +66,12 @@ def execute(arguments: Sequence[str]) -> int:
         completion_init()
     try:
         result = build()(args=list(arguments), prog_name="muster", standalone_mode=False)
-        sys.stdout.flush()
         return int(result or 0)
     except typer.Abort:
         print("stopped: nothing was done", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader has gone (`| head`). Python would complain once more on flushing at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
     except typer.TyperException as error:
         failure: MusterError = _usage(error)
     except MusterError as error:

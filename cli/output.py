@@ -71,7 +71,10 @@ def confirm(settings: Settings, question: str) -> None:
             cause="there is no terminal to ask on",
             fix="give --yes to go on without asking",
         )
-    typer.confirm(question, abort=True, err=True)
+    # Not `typer.confirm`, which echoes to standard output.
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise typer.Abort
 
 
 def error_document(error: MusterError) -> dict[str, Any]:

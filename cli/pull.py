@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cli.client import Client
 from cli.progress import progress_bar
 from cli.settings import Settings
-from muster.errors import NotFoundError, StorageError, UsageError
+from muster.errors import DeadlineError, NotFoundError, StorageError, UsageError
 from muster.wire import METHODS
 from protos.v1 import admin_pb2 as pb
+
+OnProgress = Callable[[int, int], None]  # bytes here, bytes in all
+
+STALL_SECONDS = 60.0  # a restarted coordinator is back long before
 
 
 async def pull_model(
@@ -22,8 +26,6 @@ async def pull_model(
 
     Raises `NotFoundError`, `UsageError`, `TransferError`, `StorageError`.
     """
-    from muster.transfer import fetch
-
     name, at, number = which.rpartition("@")
     run = await client.find_run(name if at else which)
     model = _choose(run.run_id, await client.models(run.run_id), number if at else None)
@@ -38,10 +40,45 @@ async def pull_model(
         return pb.PullModelRequest(run_id=run.run_id, round=model.round, offset=offset)
 
     with progress_bar(settings, path.name, bytes_unit=True) as show:
-        await fetch(client.channel, METHODS["PullModel"], request_at, body, on_progress=show)
+        await _fetch(client, request_at, body, model.digest, show)
     _convert(body, path)
     body.unlink()
     return model, path
+
+
+async def _fetch(
+    client: Client,
+    request_at: Callable[[int], pb.PullModelRequest],
+    target: Path,
+    digest: str,
+    show: OnProgress,
+) -> None:
+    """However long it takes, as long as it goes on."""
+    from muster.transfer import fetch
+
+    here = 0
+
+    def progress(count: int, total: int) -> None:
+        nonlocal here
+        here = count
+        show(count, total)
+
+    while True:
+        before = here
+        try:
+            await fetch(
+                client.channel,
+                METHODS["PullModel"],
+                request_at,
+                target,
+                timeout_seconds=STALL_SECONDS,
+                digest=digest,
+                on_progress=progress,
+            )
+            return
+        except DeadlineError:
+            if here == before:
+                raise
 
 
 def _choose(run_id: str, models: Sequence[pb.Model], number: str | None) -> pb.Model:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-TIMEOUT_SECONDS = (
-    10.0  # a coordinator on the same network answers in milliseconds; a busy disk may take seconds
-)
+BROKEN_PIPE = 141  # as a shell reports a process that SIGPIPE ended
+TIMEOUT_SECONDS = 10.0  # a coordinator near by answers in milliseconds; a busy disk may take seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +103,15 @@ def command(
 
         def run(context: typer.Context, **values: Any) -> int:
             common = {key: values.pop(key) for key in _COMMON}
-            result = function(_collect(context, common), **values)
-            if inspect.iscoroutine(result):
-                result = asyncio.run(result)
+            try:
+                result = function(_collect(context, common), **values)
+                if inspect.iscoroutine(result):
+                    result = asyncio.run(result)
+                sys.stdout.flush()
+            except BrokenPipeError:
+                # The reader has gone (`| head`). Python would complain once more on flushing at exit.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return BROKEN_PIPE
             return int(result or 0)
 
         _with_parameters(run, [_CONTEXT, *own, *_PARAMETERS])

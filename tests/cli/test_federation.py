@@ -1,0 +1,282 @@
+"""Commands that ask the coordinator: what people read, what scripts read, what goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.main import execute
+
+SPEC = 'task = "examples.digits:Digits"\nrounds = 3\nname = "{}"\n'
+
+
+def test_status(ask: Callable[..., Any], ask_json: Callable[..., Any]) -> None:
+    said = ask("status")
+    assert said.code == 0
+    assert "2 active, 1 suspect" in said.out
+    assert "text-99" in said.out
+    assert "digits-1a2b" not in said.out  # it has ended
+    data = ask_json("status")
+    assert data["peers"] == {"ACTIVE": 2, "SUSPECT": 1}
+    assert data["disk_free_bytes"] == 5 << 30
+    assert "text-99" in [run["run_id"] for run in data["live_runs"]]
+
+
+def test_run_list_and_show(ask: Callable[..., Any], ask_json: Callable[..., Any]) -> None:
+    listed = ask("run", "list").out
+    assert "digits-1a2b" in listed
+    assert "3/3" in listed
+    assert "accuracy 0.9625" in listed
+    shown = ask("run", "show", "digits").out
+    assert "3 of 3 committed" in shown
+    assert "4.0 times less than dense" in shown
+    data = ask_json("run", "show", "digits")
+    assert data["spec"] == {"task": "examples.digits:Digits", "rounds": 3}
+    assert (data["bytes_up"], data["metrics"]) == (1000, {"accuracy": 0.9625})
+    assert ask_json("run", "list")[0] == data
+    assert ask_json("run", "show", "text-9")["ended_at"] is None
+
+
+@pytest.mark.parametrize("which", ["digits-1a2b", "digits", "digits-1"])
+def test_a_run_is_known_by_id_name_or_beginning(ask_json: Callable[..., Any], which: str) -> None:
+    assert ask_json("run", "show", which)["run_id"] == "digits-1a2b"
+
+
+def test_pause_and_resume(ask_json: Callable[..., Any]) -> None:
+    assert ask_json("run", "pause", "text")["state"] == "PAUSED"
+    assert ask_json("run", "resume", "text")["state"] == "RUNNING"
+
+
+def test_what_the_coordinator_refuses_is_told_with_its_own_id(ask: Callable[..., Any]) -> None:
+    said = ask("run", "pause", "digits")
+    assert said.code == 1
+    assert said.err.startswith("error[run.ended]: run 'digits-1a2b' has ended")
+    assert said.out == ""
+
+
+def test_stop_asks_first(ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    said = ask("run", "stop", "text")
+    assert said.code == 2
+    assert "error[cli.confirmation_needed]: Stop text-99 for good?" in said.err
+    assert "--yes" in said.err
+    stopped = ask("run", "stop", "text", "--yes", "--reason", "enough", "--json")
+    assert (stopped.data["state"], stopped.data["reason"]) == ("CANCELLED", "enough")
+
+
+@pytest.mark.parametrize(("answer", "code", "state"), [("n\n", 1, None), ("y\n", 0, "CANCELLED")])
+def test_stop_takes_an_answer(
+    ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, answer: str, code: int, state: str | None
+) -> None:
+    import io
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal(answer))
+    said = ask("run", "stop", "text", "--json")
+    assert said.code == code
+    assert "Stop text-99 for good?" in said.err
+    assert (said.data["state"] if said.out else None) == state
+
+
+def test_round_list_and_show(ask: Callable[..., Any], ask_json: Callable[..., Any]) -> None:
+    listed = ask("round", "list", "digits").out.splitlines()
+    assert [line.split()[:2] for line in listed[1:]] == [
+        ["1", "COMMITTED"],
+        ["2", "COMMITTED"],
+        ["3", "COMMITTED"],
+    ]
+    assert "1/2" in listed[2]
+    shown = ask("round", "show", "digits", "2").out
+    assert "arc+nnm+trimmed-mean" in shown
+    assert "taken whole" in shown
+    assert "the task failed" in shown
+    data = ask_json("round", "show", "digits", "2")
+    assert [each["weight"] for each in data["assignments"]] == [1.0, 0.0]
+    assert ask_json("round", "show", "digits")["number"] == 3
+    assert [each["number"] for each in ask_json("round", "list", "digits")] == [1, 2, 3]
+
+
+def test_an_empty_list_is_an_empty_list(ask: Callable[..., Any], ask_json: Callable[..., Any]) -> None:
+    assert ask_json("round", "list", "text") == []
+    assert ask_json("model", "list", "text") == []
+    assert ask_json("run", "logs", "text") == []
+    assert ask("round", "list", "text").out == "No rounds yet.\n"
+    assert ask("round", "show", "text").code == 1
+
+
+def test_peers(ask: Callable[..., Any], ask_json: Callable[..., Any]) -> None:
+    assert [line.split()[0] for line in ask("peer", "list").out.splitlines()] == [
+        "PEER",
+        "ward-0",
+        "ward-1",
+        "lab",
+    ]
+    assert ask_json("peer", "list")[2]["state"] == "SUSPECT"
+    shown = ask("peer", "show", "ward-1").out
+    assert "assignment.rejected" in shown
+    assert ask_json("peer", "show", "lab")["peer"]["peer_id"] == "lab"
+
+
+def test_peer_steering(ask: Callable[..., Any], ask_json: Callable[..., Any]) -> None:
+    assert ask_json("peer", "drain", "ward-0", "--reason", "new disk")["state"] == "DRAINING"
+    assert ask_json("peer", "release", "ward-0")["state"] == "ACTIVE"
+    assert ask("peer", "quarantine", "ward-0").code == 2
+    assert ask_json("peer", "quarantine", "ward-0", "--yes")["state"] == "QUARANTINED"
+    assert ask_json("peer", "release", "ward-0")["state"] == "ACTIVE"
+    assert ask("peer", "remove", "lab").code == 2
+    assert ask_json("peer", "remove", "lab", "-y", "--reason", "gone")["reason"] == "gone"
+    ask_json("peer", "release", "lab")
+
+
+def test_a_name_that_may_mean_two_things_is_refused(ask: Callable[..., Any]) -> None:
+    said = ask("peer", "show", "ward")
+    assert said.code == 2
+    assert "error[cli.ambiguous]: 'ward' may mean any of 2 peers: ward-0, ward-1" in said.err
+
+
+def test_what_is_not_there_is_not_found(ask: Callable[..., Any]) -> None:
+    said = ask("run", "show", "dgits")
+    assert said.code == 1
+    assert "error[run.not_found]: no run is called 'dgits'; did you mean 'digits'?" in said.err
+    assert "muster run list" in said.err
+    assert ask("round", "show", "digits", "9").code == 1
+    assert ask("peer", "show", "nobody", "--json").data["error"]["id"] == "peer.not_found"
+
+
+def test_why(ask: Callable[..., Any], ask_json: Callable[..., Any]) -> None:
+    lines = ask("why", "text").out.splitlines()
+    assert lines[0].startswith("the run is ")
+    assert lines[1] == "  ward-0 is training since 4 s"
+    data = ask_json("why", "digits")
+    assert data["sentence"] == "the run is FINISHED: all 3 rounds are committed"
+    assert data["recent"][-1]["kind"] == "run.finished"
+
+
+def test_submit_sends_the_spec_and_shows_the_run(
+    ask: Callable[..., Any], ask_json: Callable[..., Any], at_home: Path
+) -> None:
+    (at_home / "run.toml").write_text(SPEC.format("first"))
+    said = ask("run", "submit", "run.toml")
+    assert said.code == 0
+    assert "FINISHED" in said.out
+    assert "muster run watch first-" in said.err
+    data = ask_json("run", "submit", "run.toml", "--wait", "--request-id", "twice")
+    assert data["spec"]["aggregation"]["rule"] == "mean"  # defaults are filled in before anything is sent
+    assert ask_json("run", "submit", "run.toml", "--request-id", "twice")["run_id"] == data["run_id"]
+
+
+def test_a_run_that_is_waited_for_and_fails_is_exit_3(ask: Callable[..., Any], at_home: Path) -> None:
+    (at_home / "run.toml").write_text(SPEC.format("doomed"))
+    said = ask("run", "submit", "run.toml", "--wait")
+    assert said.code == 3
+    assert "\nerror[run.failed]: run doomed-" in said.err
+    assert "5 rounds in a row were skipped" in said.err
+    assert "muster run logs doomed-" in said.err
+    error = ask("run", "submit", "run.toml", "--wait", "--json").data["error"]
+    assert (error["id"], error["exit_code"], error["fields"]["state"]) == ("run.failed", 3, "FAILED")
+
+
+def test_a_spec_with_three_mistakes_tells_all_three(ask: Callable[..., Any], at_home: Path) -> None:
+    (at_home / "bad.toml").write_text(
+        'task = "examples.digits:Digits"\nround = 3\nrounds = 0\n[train]\nlr = -1\n'
+    )
+    said = ask("run", "submit", "bad.toml")
+    assert said.code == 6
+    assert said.err.startswith("error[spec.invalid]")
+    assert all(f"bad.toml:{line}" in said.err for line in (2, 3, 5))
+    assert ask("run", "submit", "none.toml", "--json").data["error"]["exit_code"] == 6
+
+
+def test_watch_shows_every_event_once_though_the_stream_breaks(
+    ask: Callable[..., Any], federation: Any
+) -> None:
+    said = ask("run", "watch", "digits", "--json")
+    assert said.code == 0
+    kinds = [event["kind"] for event in said.lines]
+    assert kinds[0] == "run.submitted"
+    assert kinds[-1] == "run.finished"
+    assert len(kinds) == 9
+    plain = ask("run", "watch", "digits").out
+    assert plain.count("round.committed") == 3
+    assert "all 3 rounds are committed" in plain
+
+
+def test_logs_show_failures_with_their_tracebacks(
+    ask: Callable[..., Any], ask_json: Callable[..., Any]
+) -> None:
+    said = ask("run", "logs", "digits").out
+    assert "round 2, ward-1: the task failed [worker.failed]" in said
+    assert "    ZeroDivisionError: division by zero" in said
+    (entry,) = ask_json("run", "logs", "digits")
+    assert entry["error_id"] == "worker.failed"
+    assert "line 7, in loss" in entry["traceback"]
+    assert len(ask("run", "logs", "digits", "--follow", "--json").lines) == 1
+
+
+def test_export_writes_everything(ask: Callable[..., Any], at_home: Path) -> None:
+    import json
+
+    assert ask("run", "export", "digits").code == 0
+    document = json.loads((at_home / "digits-1a2b.json").read_text())
+    assert document["format"] == "muster.run/1"
+    assert document["spec"]["rounds"] == 3
+    assert [len(each["assignments"]) for each in document["rounds"]] == [1, 2, 1]
+    assert document["metrics"][-1] == {"round": 3, "accuracy": 0.93}
+    assert len(document["events"]) == 9
+    assert [path.name for path in at_home.iterdir()] == ["digits-1a2b.json"]
+    said = ask("run", "export", "digits", "-o", "nowhere/x.json")
+    assert said.code == 1
+    assert "error[cli.not_written]" in said.err
+
+
+def test_nobody_answers(muster: Callable[..., Any]) -> None:
+    said = muster("run", "list", "--address", "127.0.0.1:1")
+    assert said.code == 5
+    assert said.err.startswith("error[transport.unreachable]")
+    assert "muster serve" in said.err
+    assert muster("run", "list", "--address", "127.0.0.1:1", "--json").data["error"]["exit_code"] == 5
+
+
+def test_another_machine_is_refused_with_the_reason(muster: Callable[..., Any]) -> None:
+    said = muster("status", "--address", "10.0.0.1:7070")
+    assert said.code == 6
+    assert "error[transport.address_not_loopback]" in said.err
+
+
+@pytest.mark.parametrize(
+    ("configured", "given"),
+    [
+        ("[coordinator]\naddress = '{}'\n", []),
+        ("[peer]\ncoordinator = '{}'\n", []),
+        (
+            "[coordinator]\naddress = '127.0.0.1:1'\n[peer]\ncoordinator = '127.0.0.1:2'\n",
+            ["--address", "{}"],
+        ),
+    ],
+)
+def test_the_address_comes_from_the_config_unless_given(
+    muster: Callable[..., Any], federation: Any, at_home: Path, configured: str, given: list[str]
+) -> None:
+    (at_home / "muster.toml").write_text(configured.format(federation.address))
+    assert muster("status", *(each.format(federation.address) for each in given)).code == 0
+
+
+def test_a_coordinator_on_any_free_port_has_left_word_of_it(
+    muster: Callable[..., Any], federation: Any, at_home: Path
+) -> None:
+    (at_home / "state").mkdir()
+    (at_home / "state" / "coordinator.address").write_text(federation.address)
+    (at_home / "muster.toml").write_text("[coordinator]\naddress = '127.0.0.1:0'\ndata_dir = 'state'\n")
+    assert muster("status").code == 0
+
+
+def test_options_may_stand_before_the_command(
+    federation: Any, capsys: pytest.CaptureFixture[str], at_home: Path
+) -> None:
+    assert execute(["--json", "--address", federation.address, "run", "list"]) == 0
+    assert capsys.readouterr().out.startswith("[")
