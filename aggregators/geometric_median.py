@@ -55,8 +55,9 @@ class GeometricMedian(Rule):
 def weiszfeld(gram: Tensor, between: Tensor) -> tuple[Tensor, int]:
     """Weights [n] of the geometric median of n points, and the iterations it took.
 
-    `gram` K and the squared distances `between` are [n, n] float64. Only K enters the iteration: with z near the many, a far row has a weight like 1/distance, which cancels
-    the rounding of its products with other rows, but not that of its squared distances.
+    `gram` K and the squared distances `between` are [n, n] float64. Only K enters the iteration: with z near
+    the many, a far row has a weight like 1/distance, which cancels the rounding of its products with other
+    rows, but not that of its squared distances.
     """
     at_row = _optimal_row(gram, between)
     if at_row is not None:
