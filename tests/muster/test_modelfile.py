@@ -96,6 +96,19 @@ def test_the_layout_tells_floating_fixed_and_tied_tensors_apart() -> None:
     assert ParameterLayout.from_json(layout.to_json()) == layout
 
 
+def test_a_view_of_another_shape_is_no_alias(path: Path) -> None:
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.arange(4.0).view(2, 2))
+    model.register_buffer("turned", model.weight.detach().t())
+    model.register_buffer("row", model.weight.detach()[0])
+    layout = layout_of(model)
+    assert layout.aliases == ()
+    write_initial(path, layout, model)
+    file = ModelFile(path)
+    assert file.vector.tolist() == [0, 1, 2, 3, 0, 2, 1, 3, 0, 1]
+    file.close()
+
+
 def test_the_safetensors_library_reads_a_model_version(path: Path) -> None:
     model = Everything(seed=3)
     layout = layout_of(model)
