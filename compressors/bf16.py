@@ -19,13 +19,13 @@ class Bf16(PlainCodec):
     linear = False
     spelling = "bf16"
 
-    def delta(self, size: int) -> float:  # noqa: ARG002  # the bound holds coordinate by coordinate
+    def delta(self, size: int) -> float:  # the bound holds coordinate by coordinate
         return 1.0 - 2.0**-16
 
     def bytes_max(self, size: int) -> int:
         return 2 * size
 
-    def encode(self, x: Tensor, seed: int) -> bytes:  # noqa: ARG002  # deterministic
+    def encode(self, x: Tensor, seed: int) -> bytes:  # deterministic
         size = chunk_array(x).size
         halves = scratch("bf16", size, torch.bfloat16)
         halves.copy_(x.detach())

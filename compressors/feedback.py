@@ -31,5 +31,5 @@ class NoFeedback(Feedback):
 
     state_names = ()
 
-    def encode(self, codec: Codec, x: Tensor, state: dict[str, Tensor], seed: int) -> bytes:  # noqa: ARG002  # none
+    def encode(self, codec: Codec, x: Tensor, state: dict[str, Tensor], seed: int) -> bytes:  # none
         return codec.encode(x, seed)

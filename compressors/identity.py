@@ -14,13 +14,13 @@ class Identity(PlainCodec):
     linear = True
     spelling = "identity"
 
-    def delta(self, size: int) -> float:  # noqa: ARG002  # nothing is lost at any size
+    def delta(self, size: int) -> float:  # nothing is lost at any size
         return 1.0
 
     def bytes_max(self, size: int) -> int:
         return 4 * size
 
-    def encode(self, x: Tensor, seed: int) -> bytes:  # noqa: ARG002  # deterministic
+    def encode(self, x: Tensor, seed: int) -> bytes:  # deterministic
         return chunk_array(x).tobytes()
 
     def decode(self, body: bytes | memoryview, out: Tensor) -> None:

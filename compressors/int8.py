@@ -35,7 +35,7 @@ class Int8(PlainCodec):
     def bytes_max(self, size: int) -> int:
         return size + 4 * -(-size // BLOCK)
 
-    def encode(self, x: Tensor, seed: int) -> bytes:  # noqa: ARG002  # deterministic
+    def encode(self, x: Tensor, seed: int) -> bytes:  # deterministic
         size = chunk_array(x).size
         x = x.detach()
         body = scratch("int8.body", self.bytes_max(size), torch.uint8)

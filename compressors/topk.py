@@ -63,7 +63,7 @@ class TopK(Codec):
     def bytes_max(self, size: int) -> int:
         return 4 * -(-size // SEGMENT) + VALUE_BYTES * self.k(size)
 
-    def encode(self, x: Tensor, seed: int) -> bytes:  # noqa: ARG002  # deterministic
+    def encode(self, x: Tensor, seed: int) -> bytes:  # deterministic
         values = chunk_array(x)
         kept = _select(values, self.k(values.size))
         ends = np.searchsorted(kept, np.arange(SEGMENT, values.size + SEGMENT, SEGMENT))
