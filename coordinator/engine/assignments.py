@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -41,11 +41,7 @@ _STEPS = {
 
 def find(state: RunState, assignment_id: str) -> AssignmentState | None:
     """Among live rounds and evaluations; those of ended ones are history."""
-    for holder in (*state.rounds.values(), *state.evaluations.values()):
-        found = holder.assignments.get(assignment_id)
-        if found is not None:
-            return found
-    return None
+    return next((held[assignment_id] for held in _held(state) if assignment_id in held), None)
 
 
 def live_offers(state: RunState, peer_id: str | None = None) -> tuple[Offer, ...]:
@@ -113,11 +109,10 @@ def expire(draft: Draft, assignment: AssignmentState, reason: str) -> None:
 
 def lose(draft: Draft, peer_id: str, reason: str) -> str | None:
     """Its peer is gone. A training assignment may be offered again if the peer comes back in time."""
-    holders = (*draft.state.rounds.values(), *draft.state.evaluations.values())
     live = [
         assignment
-        for holder in holders
-        for assignment in holder.assignments.values()
+        for held in _held(draft.state)
+        for assignment in held.values()
         if assignment.peer_id == peer_id and not assignment.status.ended
     ]
     if not live:
@@ -232,6 +227,13 @@ def evaluated(draft: Draft, event: AssignmentEvaluated) -> str | None:
 
 
 # -- inside ----------------------------------------------------------------------------------------------
+
+
+def _held(state: RunState) -> Iterator[Mapping[str, AssignmentState]]:
+    for round_ in state.rounds.values():
+        yield round_.assignments
+    for evaluation in state.evaluations.values():
+        yield evaluation.assignments
 
 
 def _live(state: RunState, assignment_id: str) -> tuple[AssignmentState | None, str]:

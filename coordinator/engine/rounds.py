@@ -234,8 +234,9 @@ def _move(
     status: RoundStatus | None = None,
     values: Mapping[str, Any] | None = None,
     data: Mapping[str, Any] | None = None,
-    **times: float | None,
+    **times: Any,
 ) -> None:
+    """Into a status, or with new `times` (which fields and columns both have) in the one it is in."""
     status = status or round_.status
     draft.put_round(replace(round_, status=status, reason=reason, **times))
     row: dict[str, Any] = {"state": str(status), "reason": reason, **times, **(values or {})}

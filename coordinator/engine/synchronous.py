@@ -165,10 +165,10 @@ class Synchronous:
 
     def _standing(self, round_: RoundState, peers: Mapping[str, PeerView]) -> _Standing:
         newest: dict[str, AssignmentState] = {}
-        for assignment in round_.assignments.values():
-            held = newest.get(assignment.peer_id)
-            if held is None or held.attempt < assignment.attempt:
-                newest[assignment.peer_id] = assignment
+        for each in round_.assignments.values():
+            held = newest.get(each.peer_id)
+            if held is None or held.attempt < each.attempt:
+                newest[each.peer_id] = each
         live: list[str] = []
         ready: list[str] = []
         away: list[str] = []

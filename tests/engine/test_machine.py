@@ -79,7 +79,7 @@ SPECS = st.fixed_dictionaries(
 
 def test_every_run_keeps_its_books_and_ends_or_waits_with_a_reason(make_world: Any) -> None:
     machine = settings(
-        max_examples=200,
+        max_examples=100,
         stateful_step_count=40,
         deadline=None,
         derandomize=True,
@@ -187,6 +187,14 @@ class Machine(RuleBasedStateMachine):
         before = self._world.state
         self._send(data.draw(st.sampled_from(self._results)))
         assert self._world.state is before
+
+    @rule()
+    def result_of_a_round_that_does_not_aggregate(self) -> None:
+        state = self._world.state
+        for number, round_ in state.rounds.items():
+            if round_.status is RoundStatus.OPEN:
+                self._send(self._world.result(number))
+                assert self._world.state is state
 
     @rule(number=st.integers(0, 6))
     def aggregation_skipped(self, number: int) -> None:
