@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
-from muster.errors import StorageError
+from muster.disk import storage_error
 
 
 class BlobInfo(NamedTuple):
@@ -16,7 +16,7 @@ class BlobInfo(NamedTuple):
 
 
 class BlobFile:
-    """Replaces the file at `path`. Raises `StorageError` "storage.write_failed", and is closed then.
+    """Replaces the file at `path`. Raises `StorageError` as `muster.disk` has it, and is closed then.
 
     Unbuffered, since bodies are large and a buffer would tell of a full disk only at the end.
     """
@@ -26,7 +26,7 @@ class BlobFile:
         try:
             self._file = path.open("wb", buffering=0)
         except OSError as error:
-            raise self._failed(error) from error
+            raise storage_error(path, error) from error
 
     def write(self, data: bytes | memoryview) -> None:
         rest = memoryview(data)
@@ -35,22 +35,13 @@ class BlobFile:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
             self._file.close()
-            raise self._failed(error) from error
+            raise storage_error(self._path, error) from error
 
     def seek(self, offset: int) -> None:
         self._file.seek(offset)
 
     def close(self) -> None:
         self._file.close()
-
-    def _failed(self, error: OSError) -> StorageError:
-        return StorageError(
-            "storage.write_failed",
-            f"cannot write {self._path}: {error.strerror or error}",
-            cause="the disk is full or the folder cannot be written",
-            fix="free space or correct the folder's permissions, then try again",
-            path=self._path,
-        )
 
 
 class HashedFile:

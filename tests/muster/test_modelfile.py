@@ -336,11 +336,11 @@ def test_a_model_of_too_many_tensors_is_refused_before_anything_is_written(path:
 
 
 def test_a_full_disk_is_a_storage_error() -> None:
-    with pytest.raises(StorageError, match="No space left") as caught:
+    with pytest.raises(StorageError, match="no space left") as caught:
         write_model(
             Path("/dev/full"), TWO_CHUNKS, [torch.zeros(CHUNK_COORDINATES)] * 2, {"n": torch.tensor(1)}
         )
-    assert caught.value.id == "storage.write_failed"
+    assert caught.value.id == "storage.disk_full"
 
 
 # --- reading what nobody vouches for -----------------------------------------------------------------------------
