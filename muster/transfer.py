@@ -8,9 +8,7 @@ all is there or their time is over.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from concurrent.futures import Future
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,20 +16,19 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from muster.backoff import Backoff
-from muster.digests import CHUNK_BYTES, checksum
+from muster.chunks import read_chunks
 from muster.disk import disk_threads, replace_durably, storage_error
 from muster.errors import (
     DeadlineError,
     MusterError,
     OffsetError,
-    StorageError,
     TransferError,
     UnreachableError,
 )
 from muster.partial import PartialBody
 from muster.transport.base import Channel, Method
 from muster.wire import BEGIN_UPDATE, COMMIT_UPDATE, UPLOAD_UPDATE
-from protos.v1.tensors_pb2 import BlobHeader, Chunk
+from protos.v1.tensors_pb2 import BlobHeader
 from protos.v1.updates_pb2 import (
     BeginUpdateRequest,
     CommitUpdateRequest,
@@ -46,7 +43,6 @@ Result = TypeVar("Result")
 OnProgress = Callable[[int, int], None]  # bytes that are there, bytes in all
 
 CALL_SECONDS_MAX = 30.0  # one unary call, and the longest silence within a stream; less if less time is left
-_READ_AHEAD_CHUNKS = 2
 _DIGEST_ATTEMPTS = 2  # a body that was damaged twice is wrong at its source
 
 # What the next attempt can mend; any other error is for the caller.
@@ -57,40 +53,6 @@ _TRANSIENT = frozenset({
 _TRANSIENT_THERE = _TRANSIENT | {
     "storage.disk_full"
 }  # the other side's disk; a full one here is told at once
-
-
-async def read_chunks(path: Path, offset: int) -> AsyncGenerator[Chunk, None]:
-    """The file from `offset` to its end, a thread reading ahead by `_READ_AHEAD_CHUNKS`.
-
-    Raises `OffsetError` "transfer.offset" (beyond the end), `StorageError` "storage.failed".
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise storage_error(path, error) from error
-    reading: Future[list[Chunk]] | None = None
-    try:
-        size = os.fstat(fd).st_size
-        if offset > size:
-            raise OffsetError(
-                "transfer.offset", f"asked for offset {offset} of a body of {size} bytes", offset=size
-            )
-        step = _READ_AHEAD_CHUNKS * CHUNK_BYTES
-        while offset < size:
-            end = min(size, offset + step)
-            if reading is None:
-                reading = disk_threads().submit(_read, path, fd, offset, end)
-            chunks = await asyncio.wrap_future(reading)
-            offset = end
-            if offset < size:
-                reading = disk_threads().submit(_read, path, fd, offset, min(size, offset + step))
-            for chunk in chunks:
-                yield chunk
-    finally:
-        if reading is None:
-            os.close(fd)
-        else:  # a read that nobody waits for any more may still be under way
-            reading.add_done_callback(lambda _: os.close(fd))
 
 
 async def fetch(
@@ -137,7 +99,12 @@ async def fetch(
         return header
 
     return await _until_done(
-        attempt, timeout_seconds, backoff or Backoff(), on_progress, f"fetching {target.name}", _TRANSIENT
+        attempt,
+        timeout_seconds,
+        backoff=backoff,
+        on_progress=on_progress,
+        what=f"fetching {target.name}",
+        transient=_TRANSIENT,
     )
 
 
@@ -186,22 +153,24 @@ async def upload(
     return await _until_done(
         attempt,
         timeout_seconds,
-        backoff or Backoff(),
-        on_progress,
-        f"uploading {path.name}",
-        _TRANSIENT_THERE,
+        backoff=backoff,
+        on_progress=on_progress,
+        what=f"uploading {path.name}",
+        transient=_TRANSIENT_THERE,
     )
 
 
 async def _until_done(
     attempt: Callable[[OnProgress, float], Awaitable[Result]],
     timeout_seconds: float,
-    backoff: Backoff,
+    *,
+    backoff: Backoff | None,
     on_progress: OnProgress | None,
     what: str,
     transient: frozenset[str],
 ) -> Result:
     """Attempts until one succeeds, time is over or an error is none that another attempt can mend."""
+    backoff = backoff or Backoff()
     clock = asyncio.get_running_loop().time
     due = clock() + timeout_seconds
     there, in_all, damaged = 0, 0, 0
@@ -293,17 +262,3 @@ def _take_over(body: PartialBody, target: Path) -> None:
     except OSError as error:
         raise storage_error(target, error) from error
     body.remove()  # what is left of it: the header
-
-
-def _read(path: Path, fd: int, offset: int, end: int) -> list[Chunk]:
-    chunks: list[Chunk] = []
-    while offset < end:
-        try:
-            data = os.pread(fd, min(CHUNK_BYTES, end - offset), offset)
-        except OSError as error:
-            raise storage_error(path, error) from error
-        if not data:
-            raise StorageError("storage.failed", f"{path} became shorter while it was read")
-        chunks.append(Chunk(offset=offset, data=data, crc32c=checksum(data)))
-        offset += len(data)
-    return chunks

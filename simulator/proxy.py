@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
@@ -43,9 +45,17 @@ class _Connection:
     def reset(self) -> None:
         for side in (self.client, self.server):
             if side is not None:
-                side.transport.abort()
+                _reset(side)
         for task in self.tasks:
             task.cancel()
+
+
+def _reset(side: asyncio.StreamWriter) -> None:
+    """Closes with RST: to the other end an error, where FIN would be the end of a well-ended stream."""
+    sock = side.get_extra_info("socket")
+    if sock is not None and sock.fileno() >= 0:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    side.transport.abort()
 
 
 class ChaosProxy:
@@ -104,7 +114,7 @@ class ChaosProxy:
             for task in connection.tasks:
                 task.cancel()
             if connection.server is not None:
-                connection.server.transport.abort()
+                _reset(connection.server)
         return len(connections)
 
     def freeze(self) -> None:

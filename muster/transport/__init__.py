@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from muster.transport.base import CallContext, Channel, Method, Route, Server, Transport
@@ -13,6 +14,10 @@ from muster.transport.base import CallContext, Channel, Method, Route, Server, T
 if TYPE_CHECKING:
     from muster.transport.grpc_ import GrpcTransport
     from muster.transport.memory import MemoryTransport
+
+# gRPC reads this when it is imported. Unset, it writes lines of its own about every server that stops to
+# standard error, between ours; what matters in them reaches the caller as an error anyway.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 __all__ = [
     "CallContext",
