@@ -182,9 +182,9 @@ class Draft:
         )
 
     def _keep_models(self) -> None:
+        """Lets go of versions that nothing needs any more, which takes a look at all that is live."""
         state = self.state
-        known = dict(state.models)
-        if state.model is not None:
-            known[state.model.version] = state.model
+        if state.model is None or tuple(state.models) == (state.model.version,):
+            return
         used = versions_in_use(state.model, state.rounds, state.evaluations)
-        self.change(models={version: known[version] for version in sorted(used)})
+        self.change(models={version: state.models[version] for version in sorted(used)})

@@ -44,6 +44,7 @@ from muster.seeds import derive_random
 from muster.spec.model import RunSpec
 
 _NEVER_AGAIN = (PeerStatus.DRAINING, PeerStatus.QUARANTINED, PeerStatus.REVOKED)
+_LIVE = tuple(status for status in AssignmentStatus if not status.ended)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,10 +165,11 @@ class Synchronous:
         return None
 
     def _standing(self, round_: RoundState, peers: Mapping[str, PeerView]) -> _Standing:
+        # Runs for every delivery over the whole cohort: it does little for those that need nothing.
         newest: dict[str, AssignmentState] = {}
         for each in round_.assignments.values():
-            held = newest.get(each.peer_id)
-            if held is None or held.attempt < each.attempt:
+            held = newest.setdefault(each.peer_id, each)
+            if held.attempt < each.attempt:
                 newest[each.peer_id] = each
         live: list[str] = []
         ready: list[str] = []
@@ -175,13 +177,14 @@ class Synchronous:
         delivered = 0
         for peer_id in round_.cohort:
             assignment = newest.get(peer_id)
-            peer = peers.get(peer_id)
-            if assignment is not None and not assignment.status.ended:
-                live.append(assignment.assignment_id)
-            elif assignment is not None and assignment.status is AssignmentStatus.DELIVERED:
+            if assignment is not None and assignment.status is AssignmentStatus.DELIVERED:
                 delivered += 1
-            elif peer is not None and self._may_ask(assignment) and peer.status not in _NEVER_AGAIN:
-                (ready if _present(peer) else away).append(peer_id)
+            elif assignment is not None and assignment.status in _LIVE:
+                live.append(assignment.assignment_id)
+            elif self._may_ask(assignment):
+                peer = peers.get(peer_id)
+                if peer is not None and peer.status not in _NEVER_AGAIN:
+                    (ready if _present(peer) else away).append(peer_id)
         return _Standing(delivered=delivered, live=tuple(live), ready=tuple(ready), away=tuple(away))
 
     def _may_ask(self, newest: AssignmentState | None) -> bool:
