@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from muster.spec.model import RunSpec
+from protos.v1.membership_pb2 import Assignment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,3 +68,62 @@ class Trained:
 class Evaluated:
     metrics: Mapping[str, float]
     examples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """What of this peer's own settings goes into an order."""
+
+    name: str
+    task_folders: tuple[str, ...] = ()
+    attack: Mapping[str, Any] | None = None
+
+
+def _common(
+    site: Site, offer: Assignment, spec: RunSpec, *, data: Mapping[str, Any], device: str, base: Path
+) -> dict[str, Any]:
+    return {
+        "task": spec.task,
+        "task_folders": site.task_folders,
+        "options": spec.task_options,
+        "site_name": site.name,
+        "site_data": data,
+        "site_seed": spec.seed,
+        "device": device,
+        "base": str(base),
+        "seed": offer.seed,
+    }
+
+
+def train_order(
+    site: Site,
+    offer: Assignment,
+    spec: RunSpec,
+    *,
+    data: Mapping[str, Any],
+    device: str,
+    base: Path,
+    stem: Path,
+    state: Mapping[str, Path],
+) -> TrainOrder:
+    """The files that it makes begin with `stem`."""
+    return TrainOrder(
+        **_common(site, offer, spec, data=data, device=device, base=base),
+        assignment_id=offer.assignment_id,
+        run_id=offer.run_id,
+        round=offer.round,
+        base_digest=offer.base_digest,
+        train=spec.train.model_dump(mode="json"),
+        codec=spec.compression.up,
+        feedback=spec.compression.feedback,
+        update=f"{stem}.update",
+        state={key: str(path) for key, path in state.items()},
+        staged=f"{stem}.state",
+        attack=site.attack,
+    )
+
+
+def evaluate_order(
+    site: Site, offer: Assignment, spec: RunSpec, *, data: Mapping[str, Any], device: str, base: Path
+) -> EvaluateOrder:
+    return EvaluateOrder(**_common(site, offer, spec, data=data, device=device, base=base))

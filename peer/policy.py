@@ -4,7 +4,7 @@ Code never comes over the wire: a task is a class that is installed here, and it
 own policy allows it, on the data that the policy names. The policy is a TOML file
 
     [[allow]]
-    task = "examples.digits:Digits"        # exact, or a pattern: "examples.*:*"
+    task = "examples.digits:Digits"        # exact, or a pattern: "examples.*:*", "*"
     data = { index = 0, count = 4 }        # handed to the task as site.data; it never leaves this machine
 
 or is put together on the command line (`muster join --allow TASK --data key=value`), or both. The first entry
@@ -31,7 +31,7 @@ class AllowEntry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    task: str = Field(pattern=r"^[\w.*?\[\]!-]+:[\w*?\[\]!-]+$")
+    task: str = Field(pattern=r"^([\w.*?\[\]!-]+:[\w*?\[\]!-]+|\*)$")
     data: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -26,40 +26,49 @@ SILENT_HEARTBEATS_MAX = 4  # so many unanswered heartbeats and the line counts a
 OUTBOX_MAX = 1024
 
 
+Settled = Callable[[], Awaitable[None]]
+
+
 class Handler(Protocol):
-    """What the daemon does with what the coordinator says. The calls come one at a time, in order."""
+    """What is done with what the coordinator says. The calls come one at a time, in order."""
 
-    async def welcomed(self, session: Session) -> None: ...
+    async def offer(self, offer: pb.Assignment) -> None: ...
 
-    async def offered(self, offer: pb.Assignment) -> None: ...
-
-    async def cancelled(self, cancel: pb.Cancel) -> None: ...
+    async def cancel(self, assignment_id: str, reason: str) -> None: ...
 
     async def run_ended(self, run_id: str) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class SessionEnd:
-    """How a session ended: `closing` as the coordinator told it, or None where the line just broke off."""
+    """How a session ended: as the coordinator told it, or, with `reconnect`, where the stream just ended."""
 
-    welcomed: bool
-    closing: pb.Closing | None = None
+    reason: str
+    reconnect: bool
 
 
 class Session:
-    def __init__(self, channel: Channel, hello: pb.Hello, handler: Handler, clock: Clock) -> None:
+    """`on_welcome` is called when the coordinator has taken the hello."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        hello: pb.Hello,
+        handler: Handler,
+        clock: Clock,
+        *,
+        on_welcome: Callable[[], None],
+    ) -> None:
         self._channel = channel
         self._handler = handler
         self._clock = clock
+        self._on_welcome = on_welcome
         self._outbox: asyncio.Queue[pb.SessionRequest | None] = asyncio.Queue(OUTBOX_MAX)
         self._outbox.put_nowait(pb.SessionRequest(hello=hello))
         self._sequence = 0
-        self._unsettled: deque[tuple[int, Callable[[], Awaitable[None]]]] = deque()
-        self.was_welcomed = False
+        self._unsettled: deque[tuple[int, Settled]] = deque()
 
-    def report(
-        self, report: pb.AssignmentReport, settled: Callable[[], Awaitable[None]] | None = None
-    ) -> None:
+    def report(self, report: pb.AssignmentReport, settled: Settled | None = None) -> None:
         """Sends a report. `settled` is called once the coordinator has it for good, if this session lives so
         long."""
         self._put(pb.SessionRequest(report=report))
@@ -77,24 +86,21 @@ class Session:
         responses = self._channel.stream(SESSION, self._requests())
         beating: asyncio.Task[None] | None = None
         try:
-            first = await _next(responses, WELCOME_SECONDS_MAX)
-            if first is None:
-                return SessionEnd(welcomed=False)
-            if first.HasField("closing"):
-                return SessionEnd(welcomed=False, closing=first.closing)
-            interval = first.welcome.heartbeat_seconds
-            self.was_welcomed = True
+            welcome = await _next(responses, WELCOME_SECONDS_MAX)
+            if welcome is None or welcome.HasField("closing"):
+                return _end(welcome)
+            interval = welcome.welcome.heartbeat_seconds
             beating = asyncio.create_task(self._beat_for_ever(interval))
-            await self._handler.welcomed(self)
-            while (response := await _next(responses, SILENT_HEARTBEATS_MAX * interval)) is not None:
-                if response.HasField("closing"):
-                    return SessionEnd(welcomed=True, closing=response.closing)
+            self._on_welcome()
+            while True:
+                response = await _next(responses, SILENT_HEARTBEATS_MAX * interval)
+                if response is None or response.HasField("closing"):
+                    return _end(response)
                 await self._dispatch(response)
-            return SessionEnd(welcomed=True)
         finally:
             if beating is not None:
                 beating.cancel()
-            await _close(responses)
+            await responses.aclose()
 
     def _put(self, request: pb.SessionRequest | None) -> None:
         # A full outbox is a line that takes nothing any more: it will be found silent, and all is told again
@@ -112,9 +118,9 @@ class Session:
                 while self._unsettled and self._unsettled[0][0] <= response.heartbeat_ack.sequence:
                     await self._unsettled.popleft()[1]()
             case "offer":
-                await self._handler.offered(response.offer)
+                await self._handler.offer(response.offer)
             case "cancel":
-                await self._handler.cancelled(response.cancel)
+                await self._handler.cancel(response.cancel.assignment_id, response.cancel.reason)
             case "run_ended":
                 await self._handler.run_ended(response.run_ended.run_id)
             case _:  # of a newer coordinator, and nothing that this side needs to know
@@ -130,6 +136,12 @@ class Session:
         self._put(pb.SessionRequest(heartbeat=pb.Heartbeat(sequence=self._sequence)))
 
 
+def _end(last: pb.SessionResponse | None) -> SessionEnd:
+    if last is None:
+        return SessionEnd(reason="the stream has ended", reconnect=True)
+    return SessionEnd(reason=last.closing.reason, reconnect=last.closing.reconnect)
+
+
 async def _next(responses: AsyncIterator[pb.SessionResponse], seconds: float) -> pb.SessionResponse | None:
     """The next message, or None at the end of the stream."""
     try:
@@ -142,10 +154,3 @@ async def _next(responses: AsyncIterator[pb.SessionResponse], seconds: float) ->
             cause="it has stopped, or the network between swallows everything",
             fix="nothing to do here: the peer connects again by itself",
         ) from error
-
-
-async def _close(responses: AsyncIterator[pb.SessionResponse]) -> None:
-    """Cancels the call if it still runs."""
-    aclose = getattr(responses, "aclose", None)
-    if aclose is not None:
-        await aclose()

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from muster.disk import storage_error
 from muster.errors import StorageError
-from muster.hashedfile import write_failed
 
 
 class StateReader:
@@ -46,20 +46,20 @@ class StateReader:
 
 
 class StateWriter:
-    """Appends chunks in order to a new file. Raises `StorageError` `storage.write_failed`."""
+    """Appends chunks in order to a new file. Raises `StorageError`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             self._file = path.open("xb")
         except OSError as error:
-            raise write_failed(path, error) from error
+            raise storage_error(path, error) from error
 
     def write(self, chunk: Tensor) -> None:
         try:
             self._file.write(chunk.contiguous().numpy().data.cast("B"))
         except OSError as error:
-            raise write_failed(self.path, error) from error
+            raise storage_error(self.path, error) from error
 
     def finish(self) -> None:
         """Makes the file durable."""
@@ -67,7 +67,7 @@ class StateWriter:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise write_failed(self.path, error) from error
+            raise storage_error(self.path, error) from error
 
     def close(self) -> None:
         self._file.close()

@@ -172,7 +172,7 @@ class PeerStore:
     def stage(self, assignment_id: str, update: Path, digest: str, state: Mapping[str, Path]) -> None:
         """Training is done: `update` waits for delivery, and `state` (key to file) waits for its receipt.
 
-        The files were made by `new_file` and are synced. Does nothing for an assignment no longer held.
+        The files begin with a `new_stem` and are synced. Does nothing for an assignment no longer held.
         """
         with self._transaction():
             row = self._db.execute(
@@ -243,9 +243,19 @@ class PeerStore:
 
     # -- files -----------------------------------------------------------------------------------------------
 
-    def new_file(self, kind: str) -> Path:
-        """A path never used before, for a job to write to. Until a row names it, a restart removes it."""
-        return self._files / f"{secrets.token_hex(12)}.{kind}"
+    def new_stem(self) -> Path:
+        """The beginning of paths never used before, for a job to write to ("STEM.update", "STEM.state.0").
+
+        Until a row names such a file, `discard` and a restart remove it.
+        """
+        return self._files / secrets.token_hex(12)
+
+    def discard(self, stem: Path) -> None:
+        """Removes the files that begin with `stem` and that no row names."""
+        named = self._named()
+        for path in self._files.glob(f"{stem.name}.*"):
+            if path.name not in named:
+                path.unlink(missing_ok=True)
 
     def _named(self) -> set[str]:
         query = (

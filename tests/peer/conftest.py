@@ -1,12 +1,27 @@
-"""A task of the tests' own, as a module in a folder, and models and orders for it."""
+"""A task of the tests' own, as a module in a folder; a scripted coordinator, and a peer daemon to try on
+it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from muster import wire
+from muster.config import PeerConfig
+from muster.digests import checksum, digest_bytes
+from muster.errors import AuthenticationError, MusterError, NotFoundError, UnreachableError
+from muster.spec.model import RunSpec
+from muster.transport.base import CallContext, Route
+from muster.transport.memory import MemoryHub, MemoryTransport
+from peer.daemon import Peer
+from peer.store import PeerStore
+from protos.v1 import membership_pb2 as pb
+from protos.v1 import models_pb2, updates_pb2
+from protos.v1.tensors_pb2 import BlobHeader, Chunk
 
 TOY = '''
 import os
@@ -87,3 +102,310 @@ def initial_model(tmp_path: Path, toy_folder: Path) -> Callable[..., tuple[Path,
         return path, write_initial(path, layout, model).digest, layout.digest
 
     return make
+
+
+class FakeSession:
+    """One session stream as the coordinator's side sees it."""
+
+    def __init__(self, hello: pb.Hello) -> None:
+        self.hello = hello
+        self.outbox: asyncio.Queue[pb.SessionResponse | None] = asyncio.Queue()
+
+    def send(self, **message: Any) -> None:
+        self.outbox.put_nowait(pb.SessionResponse(**message))
+
+    def end(self) -> None:
+        self.outbox.put_nowait(None)
+
+
+class FakeCoordinator:
+    """The wire contract's peer-facing half, scripted: it remembers all that it is told and computes
+    nothing."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, bytes] = {}
+        self.secrets: dict[str, str] = {}
+        self.enrolments: list[pb.EnrolRequest] = []
+        self.sessions: asyncio.Queue[FakeSession] = asyncio.Queue()
+        self.reports: list[pb.AssignmentReport] = []
+        self.heartbeats = 0
+        self.goodbyes: list[str] = []
+        self.bodies: dict[str, bytearray] = {}
+        self.committed: dict[str, updates_pb2.Receipt] = {}
+        self.refusals: dict[str, MusterError] = {}  # assignment -> what its commit is refused with
+        self.receipts_to_lose = 0
+        self.answers = asyncio.Event()  # unset, a committed update gets its receipt only later
+        self.answers.set()
+        self.acknowledges = True
+        self.heartbeat_seconds = 30.0
+        self.enrol_error: MusterError | None = None
+        self.begin_error: MusterError | None = None
+        self.fetches = 0
+        self._changed = asyncio.Condition()
+
+    def routes(self) -> list[Route]:
+        return [
+            Route(method=wire.ENROL, handle=self._enrol),
+            Route(method=wire.SESSION, handle=self._session),
+            Route(method=wire.FETCH_MODEL, handle=self._fetch),
+            Route(method=wire.BEGIN_UPDATE, handle=self._begin),
+            Route(method=wire.UPLOAD_UPDATE, handle=self._upload),
+            Route(method=wire.GET_UPDATE_STATUS, handle=self._status),
+            Route(method=wire.COMMIT_UPDATE, handle=self._commit),
+        ]
+
+    async def until(self, holds: Callable[[], Any]) -> Any:
+        """Waits for a condition on what this coordinator has been told; gives what it gave."""
+        async with self._changed, asyncio.timeout(20):
+            await self._changed.wait_for(holds)
+        return holds()
+
+    async def told(self, assignment_id: str, phase: pb.AssignmentPhase.ValueType) -> pb.AssignmentReport:
+        """The first report of this phase."""
+
+        def found() -> pb.AssignmentReport | None:
+            for report in self.reports:
+                if (report.assignment_id, report.phase) == (assignment_id, phase):
+                    return report
+            return None
+
+        report: pb.AssignmentReport = await self.until(found)
+        return report
+
+    async def session(self) -> FakeSession:
+        async with asyncio.timeout(20):
+            return await self.sessions.get()
+
+    async def _note(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _enrol(self, request: pb.EnrolRequest, context: CallContext) -> pb.EnrolResponse:
+        if self.enrol_error is not None:
+            raise self.enrol_error
+        self.enrolments.append(request)
+        if self.secrets.setdefault(request.name, request.secret) != request.secret:
+            raise AuthenticationError("peer.name_taken", "that name is another's")
+        return pb.EnrolResponse(peer_id=request.name, coordinator_version="0")
+
+    async def _session(
+        self, requests: AsyncIterator[pb.SessionRequest], context: CallContext
+    ) -> AsyncIterator[pb.SessionResponse]:
+        session = FakeSession((await anext(requests)).hello)
+        assert self.secrets[session.hello.credentials.peer_id] == session.hello.credentials.secret
+        welcome = pb.Welcome(epoch=1, heartbeat_seconds=self.heartbeat_seconds)
+        yield pb.SessionResponse(welcome=welcome)
+        self.sessions.put_nowait(session)
+        reading = asyncio.create_task(self._read(session, requests))
+        try:
+            while (response := await session.outbox.get()) is not None:
+                yield response
+        finally:
+            reading.cancel()
+
+    async def _read(self, session: FakeSession, requests: AsyncIterator[pb.SessionRequest]) -> None:
+        async for request in requests:
+            match request.WhichOneof("message"):
+                case "heartbeat":
+                    self.heartbeats += 1
+                    if self.acknowledges:
+                        session.send(heartbeat_ack=pb.HeartbeatAck(sequence=request.heartbeat.sequence))
+                case "report":
+                    self.reports.append(request.report)
+                case _:
+                    self.goodbyes.append(request.goodbye.reason)
+            await self._note()
+        session.end()
+
+    async def _fetch(
+        self, requests: AsyncIterator[models_pb2.FetchModelRequest], context: CallContext
+    ) -> AsyncIterator[models_pb2.FetchModelResponse]:
+        request = await anext(requests)
+        if request.digest not in self.models:
+            raise NotFoundError("model.not_found", "no such model")
+        self.fetches += 1
+        body = self.models[request.digest]
+        header = BlobHeader(size_bytes=len(body), digest=request.digest, offset=request.offset)
+        yield models_pb2.FetchModelResponse(header=header)
+        for start in range(request.offset, len(body), 1 << 20):
+            data = body[start : start + (1 << 20)]
+            chunk = Chunk(offset=start, data=data, crc32c=checksum(data))
+            yield models_pb2.FetchModelResponse(chunk=chunk)
+
+    async def _begin(
+        self, request: updates_pb2.BeginUpdateRequest, context: CallContext
+    ) -> updates_pb2.BeginUpdateResponse:
+        assignment_id = request.header.assignment_id
+        if self.begin_error is not None:
+            raise self.begin_error
+        held = self.bodies.setdefault(assignment_id, bytearray())
+        await self._note()
+        return updates_pb2.BeginUpdateResponse(offset=len(held), receipt=self.committed.get(assignment_id))
+
+    async def _upload(
+        self, requests: AsyncIterator[updates_pb2.UploadUpdateRequest], context: CallContext
+    ) -> AsyncIterator[updates_pb2.UploadUpdateResponse]:
+        held = self.bodies[(await anext(requests)).begin.header.assignment_id]
+        async for request in requests:
+            assert request.chunk.offset == len(held)
+            assert checksum(request.chunk.data) == request.chunk.crc32c
+            held += request.chunk.data
+        yield updates_pb2.UploadUpdateResponse(offset=len(held))
+
+    async def _status(
+        self, request: updates_pb2.GetUpdateStatusRequest, context: CallContext
+    ) -> updates_pb2.GetUpdateStatusResponse:
+        return updates_pb2.GetUpdateStatusResponse(receipt=self.committed.get(request.assignment_id))
+
+    async def _commit(
+        self, request: updates_pb2.CommitUpdateRequest, context: CallContext
+    ) -> updates_pb2.CommitUpdateResponse:
+        if request.assignment_id in self.refusals:
+            raise self.refusals[request.assignment_id]
+        body = bytes(self.bodies[request.assignment_id])
+        assert digest_bytes(body) == request.digest
+        receipt = updates_pb2.Receipt(
+            assignment_id=request.assignment_id, digest=request.digest, size_bytes=len(body)
+        )
+        receipt = self.committed.setdefault(request.assignment_id, receipt)
+        await self._note()
+        await self.answers.wait()
+        if self.receipts_to_lose:
+            self.receipts_to_lose -= 1
+            raise UnreachableError("transport.unreachable", "the receipt is lost")
+        return updates_pb2.CommitUpdateResponse(receipt=receipt)
+
+
+class FakeWorker:
+    """Does no work: an update is the order's seed and the present state; the new state counts the updates
+    made."""
+
+    def __init__(self, device: str) -> None:
+        self.orders: list[dict[str, Any]] = []
+        self.gate = asyncio.Event()  # jobs wait for it
+        self.gate.set()
+        self.errors: list[Exception] = []  # raised by the next jobs, in order
+        self.started = asyncio.Event()
+
+    async def start(self) -> None:
+        pass
+
+    async def run(self, job: str, args: Mapping[str, Any], *, timeout_seconds: float, **_: Any) -> Any:
+        self.orders.append({"job": job, "timeout_seconds": timeout_seconds, **args})
+        self.started.set()
+        await self.gate.wait()
+        if self.errors:
+            raise self.errors.pop(0)
+        if job == "evaluate":
+            return {"metrics": {"accuracy": 0.5}, "examples": 7}
+        count = int(Path(args["state"]["residual"]).read_text()) if args["state"] else 0
+        body = f"update {args['seed']} after {count}".encode()
+        Path(args["update"]).write_bytes(body)
+        staged = Path(f"{args['staged']}.0")
+        staged.write_text(str(count + 1))
+        return {
+            "digest": digest_bytes(body),
+            "size_bytes": len(body),
+            "examples": 3,
+            "steps": 1,
+            "staged": {"residual": str(staged)},
+        }
+
+    async def close(self) -> None:
+        pass
+
+
+class Bench:
+    """A peer daemon over a memory transport, with a fake coordinator and, unless told otherwise, a fake
+    worker."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.coordinator = FakeCoordinator()
+        self.worker = FakeWorker("cpu")
+        self.make_worker: Callable[[str], Any] | None = lambda device: self.worker
+        self.hub = MemoryHub()
+        self.settings: dict[str, Any] = {"allow": ("toy_task:Toy",)}
+        self.model = b"the base model"
+        self.dies_at = ""  # the failpoint at which the daemon's task ends, as dead as a task can be
+        self._reached: list[str] = []
+        self._step = asyncio.Event()
+        self._server: Any = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def failpoint(self, name: str) -> None:
+        """Stands in for the daemon's own failpoints."""
+        self._reached.append(name)
+        self._step.set()
+        self._step = asyncio.Event()
+        if name == self.dies_at:
+            raise asyncio.CancelledError
+
+    async def reached(self, name: str, times: int = 1) -> None:
+        """Until the daemons of this bench have come by a failpoint so many times in all."""
+        async with asyncio.timeout(20):
+            while self._reached.count(name) < times:
+                await self._step.wait()
+
+    async def serve(self) -> None:
+        self.coordinator.models[digest_bytes(self.model)] = self.model
+        self._server = await MemoryTransport(self.hub).serve("coordinator:1", self.coordinator.routes())
+
+    async def unserve(self) -> None:
+        await self._server.stop(0.0)
+
+    def start(self, name: str = "ada") -> asyncio.Task[None]:
+        settings = {
+            "name": name,
+            "coordinator": "coordinator:1",
+            "data_dir": self.folder / name,
+            "policy": self.folder / "policy.toml",
+            "device": "cpu",
+            **self.settings,
+        }
+        peer = Peer(
+            PeerConfig.model_validate(settings), MemoryTransport(self.hub), make_worker=self.make_worker
+        )
+        task = asyncio.create_task(peer.run())
+        self._tasks.append(task)
+        return task
+
+    async def stop(self, task: asyncio.Task[None]) -> None:
+        task.cancel()
+        await asyncio.wait({task})
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            await self.stop(task)
+        await self.unserve()
+
+    def offer(self, number: int = 1, **changes: Any) -> pb.Assignment:
+        """An offer of round `number`."""
+        values: dict[str, Any] = {
+            "assignment_id": f"r.{number}.ada.1",
+            "run_id": "r",
+            "round": number,
+            "role": "train",
+            "base_digest": digest_bytes(self.model),
+            "base_version": number - 1,
+            "base_size_bytes": len(self.model),
+            "layout_digest": "1a",
+            "spec_json": RunSpec.model_validate({"task": "toy_task:Toy", "rounds": 9}).canonical_json(),
+            "seed": number,
+            "deadline_seconds": 60.0,
+        }
+        return pb.Assignment(**{**values, **changes})
+
+    def store(self, name: str = "ada") -> PeerStore:
+        """The peer's store, when its daemon is down."""
+        return PeerStore(self.folder / name)
+
+
+@pytest.fixture
+async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    bench = Bench(tmp_path)
+    monkeypatch.setattr("peer.assignments.failpoint", bench.failpoint)
+    monkeypatch.setattr("peer.workbench.failpoint", bench.failpoint)
+    await bench.serve()
+    yield bench
+    await bench.close()

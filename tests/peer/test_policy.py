@@ -44,6 +44,10 @@ def test_an_exact_name_and_a_pattern(tmp_path: Path) -> None:
             policy.permit(refused)
 
 
+def test_a_star_allows_all() -> None:
+    assert load_policy(None, allow=["*"], data={"index": 1}).permit("a.b:C") == {"index": 1}
+
+
 def test_the_command_line_comes_first_and_its_data_goes_over_the_file(tmp_path: Path) -> None:
     path = write(
         tmp_path,

@@ -21,7 +21,7 @@ def held(
 
 
 def written(store: PeerStore, kind: str, text: str) -> Path:
-    path = store.new_file(kind)
+    path = Path(f"{store.new_stem()}.{kind}")
     path.write_text(text)
     return path
 
@@ -117,6 +117,18 @@ def test_a_second_offer_only_moves_the_deadline(tmp_path: Path) -> None:
         store.accept(held(deadline_at=99.0), now=2.0)
         (again,) = store.held()
         assert (again.deadline_at, again.update_digest) == (99.0, "digest one")
+
+
+def test_discarding_an_attempt_spares_what_a_row_names(tmp_path: Path) -> None:
+    with PeerStore(tmp_path) as store:
+        store.accept(held(), now=1.0)
+        stem, other = store.new_stem(), store.new_stem()
+        kept, left, others = Path(f"{stem}.update"), Path(f"{stem}.state.0"), Path(f"{other}.update")
+        for path in (kept, left, others):
+            path.write_text(path.suffix)
+        store.stage("r.1.p.1", kept, "digest", {})
+        store.discard(stem)
+        assert (kept.exists(), left.exists(), others.exists()) == (True, False, True)
 
 
 def test_start_sweeps_files_that_no_row_names(tmp_path: Path) -> None:

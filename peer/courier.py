@@ -1,0 +1,142 @@
+"""What goes to and fro in bulk: base versions in, updates out. It outlasts every break of the line."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from muster.backoff import Backoff
+from muster.errors import DeadlineError, InternalError, MusterError, UnreachableError
+from muster.transfer import fetch, upload
+from muster.wire import FETCH_MODEL, GET_UPDATE_STATUS
+from peer.line import Line
+from peer.models import DeadlineAt, ModelCache
+from protos.v1.membership_pb2 import Assignment
+from protos.v1.models_pb2 import FetchModelRequest
+from protos.v1.tensors_pb2 import BlobHeader
+from protos.v1.updates_pb2 import BeginUpdateRequest, GetUpdateStatusRequest, Receipt
+
+log = structlog.get_logger()
+
+CALL_SECONDS_MAX = 10.0
+ATTEMPT_SECONDS_MIN = 10.0  # for an attempt that begins when the deadline is near or past
+
+# Of the line's making or the coordinator's, so that the same may succeed later.
+PASSING = (UnreachableError, DeadlineError, InternalError)
+
+Result = TypeVar("Result")
+
+
+class Courier:
+    """Every transfer goes on until it is done, is refused, or its deadline passes while the line is up.
+
+    Time without a session does not count: the coordinator, when it is back, says itself what it still waits
+    for.
+    """
+
+    def __init__(self, folder: Path, line: Line) -> None:
+        self._line = line
+        self._models = ModelCache(folder, self._fetch)
+
+    async def open(self, wanted: Iterable[str]) -> None:
+        """Removes the model versions, whole and half, that are left from before and are not wanted."""
+        await self._models.open(wanted)
+
+    @asynccontextmanager
+    async def base(self, offer: Assignment, *, deadline_at: DeadlineAt) -> AsyncGenerator[Path]:
+        """The base version of the offer, fetched if need be; it stays until the caller is done.
+
+        Raises `DeadlineError`, `StorageError`, and what the coordinator refuses with.
+        """
+        async with self._models.use(offer, deadline_at) as path:
+            yield path
+
+    async def deliver(
+        self, offer: Assignment, update: Path, digest: str, *, deadline_at: DeadlineAt
+    ) -> Receipt:
+        """Brings the update to the coordinator; the same update always gets the same receipt.
+
+        Raises `DeadlineError`, `StorageError` if the update cannot be read, and what the coordinator refuses
+        with.
+        """
+        begin = BeginUpdateRequest(
+            credentials=self._line.credentials,
+            header=BlobHeader(
+                size_bytes=update.stat().st_size,
+                digest=digest,
+                layout_digest=offer.layout_digest,
+                run_id=offer.run_id,
+                round=offer.round,
+                assignment_id=offer.assignment_id,
+            ),
+        )
+        return await self._persist(
+            lambda seconds: upload(
+                self._line.channel, begin, update, timeout_seconds=seconds, backoff=Backoff(self._line.random)
+            ),
+            deadline_at,
+        )
+
+    async def was_delivered(self, offer: Assignment, digest: str) -> bool:
+        """Whether the coordinator has given a receipt for this very update. Raises if it cannot be asked."""
+        request = GetUpdateStatusRequest(
+            credentials=self._line.credentials, assignment_id=offer.assignment_id
+        )
+        try:
+            answer = await self._line.channel.unary(
+                GET_UPDATE_STATUS, request, timeout_seconds=CALL_SECONDS_MAX
+            )
+        except PASSING:
+            raise
+        except MusterError as error:
+            log.info("assignment.unknown", assignment_id=offer.assignment_id, error=str(error))
+            return False
+        return answer.HasField("receipt") and answer.receipt.digest == digest
+
+    def forget(self, run_id: str) -> None:
+        """A run is over, and its model versions are not needed any more."""
+        self._models.forget(run_id)
+
+    async def _fetch(self, offer: Assignment, target: Path, deadline_at: DeadlineAt) -> None:
+        def request_at(offset: int) -> FetchModelRequest:
+            return FetchModelRequest(
+                run_id=offer.run_id,
+                digest=offer.base_digest,
+                offset=offset,
+                credentials=self._line.credentials,
+            )
+
+        await self._persist(
+            lambda seconds: fetch(
+                self._line.channel,
+                FETCH_MODEL,
+                request_at,
+                target,
+                timeout_seconds=seconds,
+                digest=offer.base_digest,
+                backoff=Backoff(self._line.random),
+            ),
+            deadline_at,
+        )
+
+    async def _persist(
+        self, attempt: Callable[[float], Awaitable[Result]], deadline_at: DeadlineAt
+    ) -> Result:
+        """Attempts, each given the seconds that are left, until one succeeds or fails for good."""
+        line = self._line
+        backoff = Backoff(line.random)
+        while True:
+            left = deadline_at() - line.clock.now()
+            online = line.online.is_set()
+            try:
+                return await attempt(max(left, ATTEMPT_SECONDS_MIN))
+            except PASSING as error:
+                if error.id == "transport.closed" or (online and deadline_at() <= line.clock.now()):
+                    raise
+                log.warning("transfer.interrupted", error=str(error))
+            await asyncio.gather(line.online.wait(), line.clock.sleep(backoff.next_delay()))

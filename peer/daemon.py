@@ -1,0 +1,136 @@
+"""The peer daemon: puts the parts together, keeps up the line, and ends in order."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import AsyncExitStack
+from random import Random
+
+import structlog
+
+from muster.clock import Clock, SystemClock
+from muster.config import PeerConfig
+from muster.transport import GrpcTransport
+from muster.transport.base import Transport
+from peer.assignments import Assignments
+from peer.courier import Courier
+from peer.devices import MakeWorker, WorkerPool, choose_devices, worker_maker
+from peer.line import Line
+from peer.orders import Site
+from peer.policy import load_policy
+from peer.storethread import StoreThread
+from peer.workbench import Workbench
+from protos.v1 import membership_pb2 as pb
+
+log = structlog.get_logger()
+
+LEAVE_SECONDS_MAX = 1.0  # to say goodbye and hear the stream end
+UNUSED_SECONDS_MAX = 30 * 24 * 3600.0  # what is kept for a run not worked on for so long is forgotten
+
+
+class Peer:
+    """`await Peer(config, transport).run()` takes part until it is cancelled or sent away.
+
+    Raises `NotAllowedError` `peer.sent_away` if the coordinator closes the session for good, `ConfigError` on
+    a wrong policy or address, `StateError` `peer.in_use`, `AuthenticationError` if the name is another's,
+    `VersionError` if the two sides speak different protocols.
+    """
+
+    def __init__(
+        self,
+        config: PeerConfig,
+        transport: Transport,
+        clock: Clock | None = None,
+        *,
+        make_worker: MakeWorker | None = None,
+        random: Random | None = None,
+    ) -> None:
+        self._config = config
+        self._transport = transport
+        self._clock = clock or SystemClock()
+        self._make_worker = make_worker or worker_maker(config.data_dir / "logs")
+        self._random = random or Random()
+
+    async def run(self) -> None:
+        async with AsyncExitStack() as stack:
+            line, assignments = await self._open(stack)
+            holding = asyncio.create_task(line.hold(assignments))
+            try:
+                await asyncio.shield(holding)
+            except asyncio.CancelledError:
+                line.leave("the peer is stopping")
+                await asyncio.wait({holding}, timeout=LEAVE_SECONDS_MAX)
+                raise
+            finally:
+                holding.cancel()
+                await asyncio.wait({holding})
+
+    async def _open(self, stack: AsyncExitStack) -> tuple[Line, Assignments]:
+        config = self._config
+        policy = load_policy(config.policy, allow=config.allow, data=config.data)
+        store = await StoreThread.open(config.data_dir)
+        stack.push_async_callback(store.close)
+        await store.do(store.store.forget_unused, before=self._clock.now() - UNUSED_SECONDS_MAX)
+        secret = await store.do(store.store.secret, config.name)
+        held = await store.do(store.store.held)
+        workers = WorkerPool(await choose_devices(config.device, self._make_worker), self._make_worker)
+        stack.push_async_callback(workers.close)
+        await workers.start()
+        channel = self._transport.connect(config.coordinator)
+        stack.push_async_callback(channel.close)
+        line = Line(
+            channel,
+            pb.Credentials(peer_id=config.name, secret=secret),
+            device=workers.devices[0],
+            clock=self._clock,
+            random=self._random,
+        )
+        courier = Courier(config.data_dir, line)
+        await courier.open(pb.Assignment.FromString(one.offer).base_digest for one in held)
+        bench = Workbench(
+            site=_site(config), policy=policy, workers=workers, courier=courier, clock=self._clock
+        )
+        assignments = Assignments(
+            bench=bench, store=store, courier=courier, clock=self._clock, tell=line.tell
+        )
+        stack.push_async_callback(assignments.close)
+        assignments.resume(held)
+        return line, assignments
+
+
+def _site(config: PeerConfig) -> Site:
+    return Site(
+        name=config.name,
+        task_folders=tuple(str(folder.absolute()) for folder in config.task_folders),
+        attack=None if config.attack is None else config.attack.model_dump(),
+    )
+
+
+async def run_peer(config: PeerConfig, transport: Transport | None = None) -> None:
+    """The daemon as the command line runs it: over gRPC, ended in order by SIGTERM; raises what `Peer.run`
+    does.
+
+    With a transport it is one task of a program of somebody else's, and leaves the signals alone.
+    """
+    if transport is not None:
+        await Peer(config, transport).run()
+        return
+    task = asyncio.create_task(Peer(config, GrpcTransport()).run())
+    stopped = asyncio.Event()
+
+    def stop() -> None:
+        stopped.set()
+        task.cancel()
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not stopped.is_set():
+            raise
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+        task.cancel()
+        await asyncio.wait({task})

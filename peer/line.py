@@ -1,0 +1,117 @@
+"""The line to the coordinator: a session whenever one can be had, and calls as the peer that it is."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+from typing import Protocol
+
+import structlog
+
+from muster.backoff import Backoff
+from muster.clock import Clock
+from muster.errors import (
+    DeadlineError,
+    InternalError,
+    NotAllowedError,
+    StorageError,
+    TransferError,
+    UnreachableError,
+)
+from muster.transport.base import Channel
+from muster.version import muster_version
+from muster.wire import ENROL
+from peer.session import Handler, Session, Settled
+from protos.v1 import membership_pb2 as pb
+
+log = structlog.get_logger()
+
+ENROL_SECONDS_MAX = 10.0
+
+# What may pass by itself. Anything else (another version, a name that is taken, a wrong address) needs a
+# person.
+PASSING = (UnreachableError, DeadlineError, InternalError, StorageError, TransferError)
+
+
+class Caller(Handler, Protocol):
+    """Who holds the line."""
+
+    async def hello(self, credentials: pb.Credentials) -> pb.Hello: ...
+
+    def welcomed(self) -> None: ...
+
+
+class Line:
+    def __init__(
+        self, channel: Channel, credentials: pb.Credentials, *, device: str, clock: Clock, random: Random
+    ) -> None:
+        self.channel = channel
+        self.credentials = credentials
+        self.online = asyncio.Event()  # set while there is a session
+        self.clock = clock
+        self.random = random
+        self._device = device
+        self._session: Session | None = None
+        self._leaving = False
+        self._backoff = Backoff(random)
+
+    def tell(self, report: pb.AssignmentReport, settled: Settled | None = None) -> None:
+        """Sends a report if there is a session; without one it is not kept."""
+        if self._session is not None and self.online.is_set():
+            self._session.report(report, settled)
+
+    async def hold(self, caller: Caller) -> None:
+        """Keeps up a session, until `leave`.
+
+        Raises `NotAllowedError` `peer.sent_away` when the coordinator closes it for good, and every refusal
+        that does not pass by itself.
+        """
+        while not self._leaving:
+            try:
+                await self._enrol()
+                await self._one_session(caller)
+            except PASSING as error:
+                log.warning("session.broken", error_id=error.id, error=error.message)
+            if not self._leaving:
+                await self.clock.sleep(self._backoff.next_delay())
+
+    async def _enrol(self) -> None:
+        """Before each session, since a coordinator with a new database knows nobody."""
+        request = pb.EnrolRequest(
+            name=self.credentials.peer_id,
+            secret=self.credentials.secret,
+            muster_version=muster_version(),
+            device=self._device,
+        )
+        await self.channel.unary(ENROL, request, timeout_seconds=ENROL_SECONDS_MAX)
+
+    async def _one_session(self, caller: Caller) -> None:
+        hello = await caller.hello(self.credentials)
+        session = Session(self.channel, hello, caller, self.clock, on_welcome=lambda: self._welcomed(caller))
+        self._session = session
+        try:
+            end = await session.run()
+        finally:
+            self.online.clear()
+            self._session = None
+        log.info("session.ended", reason=end.reason, reconnect=end.reconnect)
+        if not end.reconnect and not self._leaving:
+            raise NotAllowedError(
+                "peer.sent_away",
+                f"the coordinator has closed the session of {self.credentials.peer_id!r} for good: {end.reason}",
+                cause="the peer was removed or quarantined, or another process took over its name",
+                fix="ask the coordinator's admin: muster peer show " + self.credentials.peer_id,
+            )
+
+    def _welcomed(self, caller: Caller) -> None:
+        log.info("session.opened", peer_id=self.credentials.peer_id)
+        self._backoff.reset()
+        self.online.set()
+        caller.welcomed()
+
+    def leave(self, reason: str) -> None:
+        """Says goodbye, if there is a session to say it in; `hold` then returns when the session has
+        ended."""
+        self._leaving = True
+        if self._session is not None:
+            self._session.leave(reason)

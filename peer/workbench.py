@@ -1,0 +1,122 @@
+"""Where an assignment is worked on: its base is fetched, a worker is waited for, the job is ordered.
+
+Nothing of it is durable; what a job makes is a pure function of its order and may be made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from muster.clock import Clock
+from muster.errors import MusterError, NotAllowedError, UsageError
+from muster.failpoints import failpoint
+from muster.spec.model import RunSpec
+from peer.courier import Courier
+from peer.devices import Desk, WorkerPool
+from peer.models import DeadlineAt
+from peer.orders import Evaluated, EvaluateOrder, Site, Trained, TrainOrder, evaluate_order, train_order
+from peer.policy import Policy
+from protos.v1.membership_pb2 import Assignment
+
+ROLES = ("train", "evaluate")
+HANG_MARGIN_SECONDS = 2.0  # a job that hangs is stopped so long before the deadline, to be told of in time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workbench:
+    site: Site
+    policy: Policy
+    workers: WorkerPool
+    courier: Courier
+    clock: Clock
+
+    def refusal(self, offer: Assignment) -> MusterError | None:
+        """Why this peer does not take the offer, if it does not."""
+        if offer.role not in ROLES:
+            return UsageError(
+                "peer.unknown_role",
+                f"this peer cannot take part as {offer.role!r}",
+                cause=f"it knows {' and '.join(ROLES)}",
+                fix="upgrade Muster on this peer",
+            )
+        try:
+            self._spec_and_data(offer)
+        except ValidationError as error:
+            return UsageError(
+                "peer.bad_spec",
+                f"this peer does not understand the run spec: {error.error_count()} mistakes",
+                cause=str(error.errors()[0]["msg"]),
+                fix="run the same version of Muster on coordinator and peer",
+            )
+        except NotAllowedError as error:
+            return error
+        return None
+
+    async def train(
+        self,
+        offer: Assignment,
+        *,
+        stem: Path,
+        state: Callable[[], Awaitable[Mapping[str, Path]]],
+        deadline_at: DeadlineAt,
+        on_start: Callable[[], None],
+    ) -> tuple[Path, Trained]:
+        """The update file, which like all files made begins with `stem`, and what the worker says of it.
+
+        `state` gives the run's present state when the work starts; `on_start` is called then. Raises
+        `NotAllowedError` (the policy has changed), what `Courier.base` and `WorkerHost.run` raise.
+        """
+        spec, data = self._spec_and_data(offer)
+        async with self._ready(offer, deadline_at, on_start) as (base, desk):
+            order = train_order(
+                self.site,
+                offer,
+                spec,
+                data=data,
+                device=desk.device,
+                base=base,
+                stem=stem,
+                state=await state(),
+            )
+            return Path(order.update), Trained(**await self._run(desk, "train", order, deadline_at))
+
+    async def evaluate(
+        self, offer: Assignment, *, deadline_at: DeadlineAt, on_start: Callable[[], None]
+    ) -> Evaluated:
+        """What the model does on this site's examples. Raises as `train` does."""
+        spec, data = self._spec_and_data(offer)
+        async with self._ready(offer, deadline_at, on_start) as (base, desk):
+            order = evaluate_order(self.site, offer, spec, data=data, device=desk.device, base=base)
+            return Evaluated(**await self._run(desk, "evaluate", order, deadline_at))
+
+    def has_time(self, deadline_at: float) -> bool:
+        """Whether another attempt could still be made before the deadline."""
+        return deadline_at - self.clock.now() > 2.0 * HANG_MARGIN_SECONDS
+
+    @asynccontextmanager
+    async def _ready(
+        self, offer: Assignment, deadline_at: DeadlineAt, on_start: Callable[[], None]
+    ) -> AsyncGenerator[tuple[Path, Desk]]:
+        async with self.courier.base(offer, deadline_at=deadline_at) as base:
+            failpoint("peer.fetched")
+            async with self.workers.desk() as desk:
+                on_start()
+                yield base, desk
+
+    async def _run(
+        self, desk: Desk, job: str, order: TrainOrder | EvaluateOrder, deadline_at: DeadlineAt
+    ) -> dict[str, Any]:
+        left = deadline_at() - self.clock.now()
+        seconds = max(1.0, left - min(HANG_MARGIN_SECONDS, 0.1 * left))
+        return await desk.worker.run(job, asdict(order), timeout_seconds=seconds)
+
+    def _spec_and_data(self, offer: Assignment) -> tuple[RunSpec, Mapping[str, Any]]:
+        """Asked of the policy when an offer comes and before the work, since a restart may lie between."""
+        spec = RunSpec.model_validate_json(offer.spec_json)
+        return spec, self.policy.permit(spec.task)

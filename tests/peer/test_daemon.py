@@ -1,0 +1,429 @@
+"""The daemon against a scripted coordinator: every step of an assignment, and a restart between any two."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from muster.digests import digest_bytes
+from muster.errors import (
+    AuthenticationError,
+    NotAllowedError,
+    StateError,
+    TaskError,
+    UnreachableError,
+    UpdateRejected,
+)
+from muster.spec.model import RunSpec
+from protos.v1 import membership_pb2 as pb
+from protos.v1 import updates_pb2
+
+ACCEPTED, TRAINING = pb.ASSIGNMENT_PHASE_ACCEPTED, pb.ASSIGNMENT_PHASE_TRAINING
+UPLOADING, EVALUATED = pb.ASSIGNMENT_PHASE_UPLOADING, pb.ASSIGNMENT_PHASE_EVALUATED
+FAILED = pb.ASSIGNMENT_PHASE_FAILED
+FIRST = "r.1.ada.1"
+
+
+async def forgotten(bench: Any, task: Any, *, updates: int) -> None:
+    """The daemon, stopped, holds nothing and has left no file but the state, which counts so many updates."""
+    await bench.stop(task)
+    files = [path.read_text() for path in (bench.folder / "ada/files").iterdir()]
+    assert files == ([str(updates)] if updates else [])
+    with bench.store() as store:
+        assert store.held() == []
+        assert [path.read_text() for path in store.state("r").values()] == files
+
+
+async def delivered(bench: Any, number: int = 1) -> bytes:
+    assignment_id = f"r.{number}.ada.1"
+    await bench.coordinator.until(lambda: assignment_id in bench.coordinator.committed)
+    return bytes(bench.coordinator.bodies[assignment_id])
+
+
+async def idle(bench: Any, session: Any) -> None:
+    """Until the daemon has dealt with all that was sent: it handles in order, and refuses this by a
+    report."""
+    session.send(offer=bench.offer(99, assignment_id="probe", role="probe"))
+    await bench.coordinator.told("probe", FAILED)
+
+
+async def committed(bench: Any, count: int) -> None:
+    """Until so many updates have counted."""
+    await bench.reached("peer.committed", count)
+
+
+async def test_a_training_assignment_from_offer_to_receipt(bench: Any) -> None:
+    task = bench.start()
+    session = await bench.coordinator.session()
+    assert list(session.hello.held_assignment_ids) == []
+    session.send(offer=bench.offer())
+    assert await delivered(bench) == b"update 1 after 0"
+    phases = [report.phase for report in bench.coordinator.reports]
+    assert phases == [ACCEPTED, TRAINING, UPLOADING]
+    (order,) = bench.worker.orders
+    assert order["site_name"] == "ada"
+    assert order["seed"] == 1
+    assert order["base_digest"] == digest_bytes(bench.model)
+    assert 50.0 < order["timeout_seconds"] < 60.0
+    session.send(offer=bench.offer(2))
+    assert await delivered(bench, 2) == b"update 2 after 1"  # the state of the first round counts now
+    assert bench.coordinator.fetches == 1  # both rounds start from the same version
+    await bench.stop(task)
+
+
+async def test_an_evaluation_is_reported_until_it_is_heard(bench: Any) -> None:
+    bench.coordinator.acknowledges = False
+    task = bench.start()
+    session = await bench.coordinator.session()
+    session.send(offer=bench.offer(assignment_id="r.e0.ada.1", role="evaluate"))
+    report = await bench.coordinator.told("r.e0.ada.1", EVALUATED)
+    assert (dict(report.metrics), report.example_count) == ({"accuracy": 0.5}, 7)
+    await bench.stop(task)
+    bench.coordinator.reports.clear()
+    bench.coordinator.acknowledges = True
+    task = bench.start()
+    session = await bench.coordinator.session()
+    assert list(session.hello.held_assignment_ids) == ["r.e0.ada.1"]
+    await bench.coordinator.told("r.e0.ada.1", EVALUATED)
+    await idle(bench, session)
+    assert len(bench.worker.orders) == 1  # it was not evaluated again
+    await forgotten(bench, task, updates=0)
+
+
+@pytest.mark.parametrize(
+    "name", ["peer.accepted", "peer.fetched", "peer.trained", "peer.delivered", "peer.committed"]
+)
+async def test_a_restart_goes_on_after_every_step(bench: Any, name: str) -> None:
+    """The daemon stops dead where it is told to; the next one does only what was not durable."""
+    bench.dies_at = name
+    task = bench.start()
+    (await bench.coordinator.session()).send(offer=bench.offer())
+    await bench.reached(name)
+    await bench.stop(task)
+    bench.dies_at = ""
+    before = len(bench.worker.orders)
+    task = bench.start()
+    session = await bench.coordinator.session()
+    assert list(session.hello.held_assignment_ids) == ([] if name == "peer.committed" else [FIRST])
+    session.send(offer=bench.offer(2))
+    assert await delivered(bench, 2) == b"update 2 after 1"
+    await committed(bench, 2)
+    assert await delivered(bench) == b"update 1 after 0"
+    assert before == (0 if name in ("peer.accepted", "peer.fetched") else 1)
+    assert len(bench.worker.orders) == 2
+    await forgotten(bench, task, updates=2)
+
+
+async def test_a_lost_receipt_is_asked_for_again(bench: Any) -> None:
+    bench.coordinator.receipts_to_lose = 2
+    task = bench.start()
+    (await bench.coordinator.session()).send(offer=bench.offer())
+    await committed(bench, 1)
+    assert len(bench.worker.orders) == 1
+    await forgotten(bench, task, updates=1)
+
+
+async def test_the_next_round_waits_for_the_receipt_of_this_one(bench: Any) -> None:
+    """Its offer may overtake the receipt, and without the receipt it is not known which state counts."""
+    bench.coordinator.answers.clear()
+    bench.start()
+    session = await bench.coordinator.session()
+    session.send(offer=bench.offer())
+    await delivered(bench)
+    session.send(offer=bench.offer(2))
+    await idle(bench, session)
+    assert len(bench.worker.orders) == 1
+    bench.coordinator.answers.set()
+    assert await delivered(bench, 2) == b"update 2 after 1"
+
+
+async def test_a_cancelled_update_that_was_delivered_counts(bench: Any) -> None:
+    """The receipt was lost with the daemon, and the coordinator no longer waits for anything."""
+    bench.coordinator.answers.clear()
+    task = bench.start()
+    (await bench.coordinator.session()).send(offer=bench.offer())
+    await delivered(bench)
+    await bench.stop(task)
+    with bench.store() as store:
+        assert store.state("r") == {}
+    bench.coordinator.begin_error = UnreachableError("transport.unreachable", "not now")
+    task = bench.start()
+    session = await bench.coordinator.session()
+    session.send(cancel=pb.Cancel(assignment_id=FIRST, reason="the coordinator no longer waits for it"))
+    await committed(bench, 1)
+    await forgotten(bench, task, updates=1)
+
+
+async def test_a_cancelled_update_that_was_not_delivered_is_dropped(bench: Any) -> None:
+    bench.coordinator.begin_error = UnreachableError("transport.unreachable", "not now")
+    task = bench.start()
+    session = await bench.coordinator.session()
+    session.send(offer=bench.offer())
+    await bench.coordinator.told(FIRST, UPLOADING)
+    session.send(cancel=pb.Cancel(assignment_id=FIRST, reason="the round is over"))
+    await idle(bench, session)
+    bench.coordinator.begin_error = None
+    session.send(offer=bench.offer(2))
+    assert await delivered(bench, 2) == b"update 2 after 0"
+    await committed(bench, 1)
+    await forgotten(bench, task, updates=1)
+
+
+async def test_a_cancel_stops_the_work_and_drops_it(bench: Any) -> None:
+    bench.worker.gate.clear()
+    task = bench.start()
+    session = await bench.coordinator.session()
+    session.send(offer=bench.offer())
+    await bench.coordinator.told(FIRST, TRAINING)
+    await bench.worker.started.wait()
+    session.send(cancel=pb.Cancel(assignment_id=FIRST, reason="the round is over"))
+    await idle(bench, session)
+    bench.worker.gate.set()
+    session.send(offer=bench.offer(2))
+    assert await delivered(bench, 2) == b"update 2 after 0"  # the worker is free again, the state untouched
+    assert FIRST not in bench.coordinator.committed
+    await committed(bench, 1)
+    await forgotten(bench, task, updates=1)
+
+
+async def test_an_update_that_comes_too_late_rolls_the_state_back(bench: Any) -> None:
+    task = bench.start()
+    session = await bench.coordinator.session()
+    session.send(offer=bench.offer())
+    await committed(bench, 1)
+    bench.coordinator.refusals["r.2.ada.1"] = StateError("update.stale_round", "too late")
+    session.send(offer=bench.offer(2))
+    report = await bench.coordinator.told("r.2.ada.1", FAILED)
+    assert (report.failure.error_id, report.failure.retry) == ("update.stale_round", False)
+    session.send(cancel=pb.Cancel(assignment_id="r.2.ada.1", reason="too late"))
+    await idle(bench, session)
+    session.send(offer=bench.offer(3))
+    assert await delivered(bench, 3) == b"update 3 after 1"
+    await committed(bench, 2)
+    await forgotten(bench, task, updates=2)
+
+
+async def test_a_rejected_update_leaves_no_state(bench: Any) -> None:
+    bench.coordinator.refusals[FIRST] = UpdateRejected("update.not_finite", "NaN in chunk 3")
+    task = bench.start()
+    session = await bench.coordinator.session()
+    session.send(offer=bench.offer())
+    report = await bench.coordinator.told(FIRST, FAILED)
+    assert report.failure.error_id == "update.not_finite"
+    session.send(offer=bench.offer(2))
+    assert await delivered(bench, 2) == b"update 2 after 0"
+    await bench.stop(task)
+
+
+async def test_an_offer_made_twice_is_worked_on_once_with_the_later_deadline(bench: Any) -> None:
+    bench.worker.gate.clear()
+    task = bench.start()
+    session = await bench.coordinator.session()
+    session.send(offer=bench.offer())
+    await bench.worker.started.wait()
+    session.send(offer=bench.offer(deadline_seconds=500.0))
+    await idle(bench, session)
+    await bench.stop(task)
+    assert len(bench.worker.orders) == 1
+    with bench.store() as store:
+        (held,) = store.held()
+        assert held.deadline_at - asyncio.get_running_loop().time() > 0
+    bench.worker.gate.set()
+    task = bench.start()
+    await delivered(bench)
+    assert bench.worker.orders[1]["timeout_seconds"] > 400.0
+    await bench.stop(task)
+
+
+async def test_a_task_that_the_policy_does_not_allow(bench: Any) -> None:
+    task = bench.start()
+    session = await bench.coordinator.session()
+    spec = RunSpec.model_validate({"task": "evil.task:Miner", "rounds": 1})
+    session.send(offer=bench.offer(spec_json=spec.canonical_json()))
+    report = await bench.coordinator.told(FIRST, FAILED)
+    assert (report.failure.error_id, report.failure.retry) == ("peer.task_not_allowed", False)
+    assert str(bench.folder / "policy.toml") in report.failure.message
+    assert bench.worker.orders == []
+    await idle(bench, session)
+    await forgotten(bench, task, updates=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error_id"),
+    [
+        ({"role": "gossip"}, "peer.unknown_role"),
+        ({"spec_json": '{"task": "toy_task:Toy"}'}, "peer.bad_spec"),
+        ({"base_digest": "../../etc/passwd"}, "blob.digest_malformed"),
+        ({"base_digest": "0" * 64}, "model.not_found"),
+    ],
+)
+async def test_an_offer_that_makes_no_sense(bench: Any, changes: dict[str, Any], error_id: str) -> None:
+    bench.start()
+    (await bench.coordinator.session()).send(offer=bench.offer(**changes))
+    report = await bench.coordinator.told(FIRST, FAILED)
+    assert (report.failure.error_id, report.failure.retry) == (error_id, False)
+
+
+@pytest.mark.parametrize(
+    ("error", "retry"),
+    [
+        (TaskError("worker.failed", "ValueError", traceback="File x, line 1"), False),
+        (TaskError("worker.crashed", "SIGKILL", signal="SIGKILL"), True),
+        (TaskError("worker.crashed", "exit", exit_status=3), False),
+        (
+            TaskError("worker.timeout", "hung", traceback="in loop"),
+            True,
+        ),  # time was left: the machine's doing
+        (ZeroDivisionError("a defect"), False),
+    ],
+)
+async def test_a_failed_job_is_reported_and_costs_one_assignment(
+    bench: Any, error: Exception, retry: bool
+) -> None:
+    bench.worker.errors.append(error)
+    task = bench.start()
+    session = await bench.coordinator.session()
+    session.send(offer=bench.offer())
+    report = await bench.coordinator.told(FIRST, FAILED)
+    assert report.failure.retry is retry
+    if isinstance(error, TaskError):
+        assert report.failure.error_id == error.id
+        assert report.failure.traceback == error.fields.get("traceback", "")
+    else:
+        assert report.failure.error_id == "peer.defect"
+        assert "ZeroDivisionError" in report.failure.traceback
+    session.send(offer=bench.offer(2))
+    assert await delivered(bench, 2) == b"update 2 after 0"
+    await committed(bench, 1)
+    await idle(bench, session)
+    await forgotten(bench, task, updates=1)
+
+
+async def test_training_goes_on_while_the_line_is_down(bench: Any) -> None:
+    bench.worker.gate.clear()
+    bench.start()
+    session = await bench.coordinator.session()
+    session.send(offer=bench.offer())
+    await bench.worker.started.wait()
+    await bench.unserve()
+    bench.worker.gate.set()
+    await bench.reached("peer.trained")
+    await bench.serve()
+    assert await delivered(bench) == b"update 1 after 0"
+    assert len(bench.worker.orders) == 1
+
+
+async def test_a_run_that_has_ended_is_forgotten(bench: Any) -> None:
+    bench.worker.gate.set()
+    task = bench.start()
+    session = await bench.coordinator.session()
+    session.send(offer=bench.offer())
+    await committed(bench, 1)
+    bench.worker.gate.clear()
+    bench.worker.started.clear()
+    session.send(offer=bench.offer(2))
+    await bench.worker.started.wait()
+    session.send(run_ended=pb.RunEnded(run_id="r"))
+    await idle(bench, session)
+    await forgotten(bench, task, updates=0)
+    with bench.store() as store:
+        assert store.state("r") == {}
+    assert not any((bench.folder / "ada/blobs").rglob("*" + digest_bytes(bench.model)[:8] + "*"))
+
+
+async def test_state_of_runs_is_named_in_the_hello(bench: Any) -> None:
+    task = bench.start()
+    (await bench.coordinator.session()).send(offer=bench.offer())
+    await committed(bench, 1)
+    await bench.stop(task)
+    bench.start()
+    session = await bench.coordinator.session()
+    assert list(session.hello.held_run_ids) == ["r"]
+
+
+async def test_heartbeats_flow_while_a_job_runs(bench: Any) -> None:
+    bench.coordinator.heartbeat_seconds = 0.01
+    bench.worker.gate.clear()
+    bench.start()
+    session = await bench.coordinator.session()
+    session.send(offer=bench.offer())
+    await bench.worker.started.wait()
+    before = bench.coordinator.heartbeats
+    await bench.coordinator.until(lambda: bench.coordinator.heartbeats >= before + 5)
+
+
+async def test_a_silent_coordinator_is_left_and_found_again(bench: Any) -> None:
+    bench.coordinator.heartbeat_seconds = 0.02
+    bench.coordinator.acknowledges = False
+    bench.start()
+    await bench.coordinator.session()
+    await bench.coordinator.session()
+    assert len(bench.coordinator.enrolments) >= 2
+
+
+async def test_a_session_that_ends_is_opened_again(bench: Any) -> None:
+    bench.start()
+    first = await bench.coordinator.session()
+    first.send(closing=pb.Closing(reason="the coordinator is stopping", reconnect=True))
+    await bench.coordinator.session()
+    secrets = {enrolment.secret for enrolment in bench.coordinator.enrolments}
+    assert len(secrets) == 1
+
+
+async def test_being_sent_away_ends_the_daemon(bench: Any) -> None:
+    task = bench.start()
+    session = await bench.coordinator.session()
+    session.send(closing=pb.Closing(reason="removed by the admin", reconnect=False))
+    async with asyncio.timeout(20):
+        with pytest.raises(NotAllowedError, match="removed by the admin") as caught:
+            await task
+    assert caught.value.id == "peer.sent_away"
+
+
+async def test_a_name_that_is_taken_ends_the_daemon(bench: Any) -> None:
+    bench.coordinator.secrets["ada"] = "another's"
+    async with asyncio.timeout(20):
+        with pytest.raises(AuthenticationError):
+            await bench.start()
+
+
+async def test_a_second_daemon_of_the_same_name_is_refused(bench: Any) -> None:
+    bench.start()
+    await bench.coordinator.session()
+    async with asyncio.timeout(20):
+        with pytest.raises(StateError) as caught:
+            await bench.start()
+    assert caught.value.id == "peer.in_use"
+
+
+async def test_stopping_says_goodbye(bench: Any) -> None:
+    task = bench.start()
+    await bench.coordinator.session()
+    await bench.stop(task)
+    assert bench.coordinator.goodbyes == ["the peer is stopping"]
+
+
+async def test_two_runs_share_one_worker_in_order(bench: Any) -> None:
+    bench.worker.gate.clear()
+    bench.start()
+    session = await bench.coordinator.session()
+    for run in ("r", "s", "t"):
+        session.send(offer=bench.offer(assignment_id=f"{run}.1", run_id=run))
+    await bench.worker.started.wait()
+    await idle(bench, session)
+    assert [order["run_id"] for order in bench.worker.orders] == ["r"]
+    bench.worker.gate.set()
+    await bench.coordinator.until(lambda: len(bench.coordinator.committed) == 3)
+    assert [order["run_id"] for order in bench.worker.orders] == ["r", "s", "t"]
+    assert bench.coordinator.fetches == 1
+
+
+async def test_a_receipt_in_answer_to_begin_is_enough(bench: Any) -> None:
+    bench.coordinator.committed[FIRST] = updates_pb2.Receipt(assignment_id=FIRST)
+    task = bench.start()
+    (await bench.coordinator.session()).send(offer=bench.offer())
+    await committed(bench, 1)
+    assert bytes(bench.coordinator.bodies[FIRST]) == b""
+    await bench.stop(task)
