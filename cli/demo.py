@@ -132,7 +132,7 @@ async def _one(federation: ProcessFederation, name: str, spec: RunSpec, console:
         bytes_down=run.bytes_down,
         seconds=time.monotonic() - began,
     )
-    console.print(_line(name, result), highlight=False)
+    console.print(_line(name, result), highlight=False, soft_wrap=True)
     return result
 
 

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from muster.transfer import read_chunks
 from pydantic import ValidationError
 
 from coordinator import convert, membership
@@ -18,6 +17,7 @@ from coordinator.explain import explain
 from coordinator.store import rows
 from muster.errors import ConfigError, MusterError, NotFoundError, StateError
 from muster.spec.model import RunSpec
+from muster.transfer import read_chunks
 from muster.transport.base import CallContext, Route
 from muster.version import muster_version
 from muster.wire import METHODS, PROTOCOL_VERSION

@@ -86,7 +86,10 @@ def aggregate(job: AggregationJob) -> AggregationResult:
             for _, chunk in source.chunks():
                 sums.add(chunk)
             gram = sums.matrix
-        plan = pipeline.plan(n, gram, weights=_weights(job) if pipeline.uses_weights else None)
+        try:
+            plan = pipeline.plan(n, gram, weights=_weights(job) if pipeline.uses_weights else None)
+        except aggregators.RuleError as error:
+            raise AggregationRefused(str(error)) from error
         model, states = _apply(job, base, source, plan)
     treatments = tuple(
         Treated(

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from muster.blobs import BlobStore
-from muster.config import CoordinatorConfig
 
 from coordinator import membership
 from coordinator.effects import EffectRunner
@@ -45,7 +43,9 @@ from coordinator.journal import STORE_RETRY_SECONDS, Committed, Journal, Outcome
 from coordinator.members import MemberBook
 from coordinator.offers import SessionBook
 from coordinator.store import AssignmentRow, Store
+from muster.blobs import BlobStore
 from muster.clock import Clock
+from muster.config import CoordinatorConfig
 from muster.errors import MusterError, NotFoundError
 from muster.spec.model import RunSpec
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
-from muster.transfer import PartialBody
 
 from coordinator.admission import Expected, admit, update_bytes_max
+from coordinator.bodies import WholeBodies
 from coordinator.engine.state import (
     AssignmentProgressed,
     AssignmentState,
@@ -32,6 +32,7 @@ from muster.errors import (
     TransferError,
     UpdateRejected,
 )
+from muster.transfer import PartialBody
 from muster.transport.base import CallContext, Route
 from muster.wire import BEGIN_UPDATE, COMMIT_UPDATE, GET_UPDATE_STATUS, UPLOAD_UPDATE
 from protos.v1 import updates_pb2 as pb
@@ -51,6 +52,7 @@ class UpdatesServicer:
         self._coordinator = coordinator
         self._slots = asyncio.Semaphore(coordinator.config.uploads_max)
         self._locks: dict[str, asyncio.Lock] = {}
+        self._whole = WholeBodies(coordinator.config.uploads_max)
 
     def routes(self) -> list[Route]:
         return [
@@ -71,6 +73,7 @@ class UpdatesServicer:
         if receipt := await self._receipt(assignment, header.digest):
             return pb.BeginUpdateResponse(offset=header.size_bytes, receipt=receipt)
         await self._check_header(self._live(run, assignment), assignment, header)
+        self._whole.drop(header.assignment_id)
         body = await asyncio.to_thread(self._body, header)
         try:
             if assignment.status is not AssignmentStatus.UPLOADING:
@@ -97,13 +100,17 @@ class UpdatesServicer:
         await self._check_header(self._live(run, assignment), assignment, header)
         # One stream at a time for a body: a retry waits until the broken one has let go of the file.
         async with self._slots, self._lock(header.assignment_id):
+            self._whole.drop(header.assignment_id)
             body = await asyncio.to_thread(self._body, header)
             try:
                 await self._receive(requests, body, assignment)
-                await body.sync()
+                await body.flush()
                 yield pb.UploadUpdateResponse(offset=body.offset)
             finally:
-                body.close()
+                if body.offset == header.size_bytes:
+                    self._whole.put(header.assignment_id, body)
+                else:
+                    body.close()
 
     async def get_update_status(
         self, request: pb.GetUpdateStatusRequest, context: CallContext
@@ -163,12 +170,7 @@ class UpdatesServicer:
         """Complete, checked and in the blob store; a rejection is recorded before it is told."""
         coordinator = self._coordinator
         path = self._path(assignment.assignment_id)
-        try:
-            body = await asyncio.to_thread(PartialBody.reopen, path)
-        except FileNotFoundError:
-            raise TransferError(
-                "transfer.nothing_held", "nothing of this update is held here", fix="begin the upload"
-            ) from None
+        body = self._whole.take(assignment.assignment_id) or await asyncio.to_thread(_reopen, path)
         try:
             if body.header.digest != digest:
                 raise TransferError(
@@ -306,3 +308,12 @@ class UpdatesServicer:
         if len(self._locks) > 4096:
             self._locks = {key: lock for key, lock in self._locks.items() if lock.locked()}
         return self._locks.setdefault(assignment_id, asyncio.Lock())
+
+
+def _reopen(path: Path) -> PartialBody:
+    try:
+        return PartialBody.reopen(path)
+    except FileNotFoundError:
+        raise TransferError(
+            "transfer.nothing_held", "nothing of this update is held here", fix="begin the upload"
+        ) from None

@@ -118,17 +118,23 @@ class PartialBody:
             await self._one_job()
         await self._sync_now_and_then()
 
-    async def sync(self) -> None:
-        """Returns when everything taken is on the disk. Raises as `write` does."""
+    async def flush(self) -> None:
+        """Returns when everything taken is in the file: it survives this process, if not a power cut. Raises as
+        `write` does."""
         while self._written < self.offset:
             await self._one_job()
         self._raise_failure()
+
+    async def sync(self) -> None:
+        """Returns when everything taken is on the disk. Raises as `write` does."""
+        await self.flush()
         await _run(self._sync_data, os.dup(self._fd))
         self._raise_failure()
         self._synced = self._written
 
     async def complete(self) -> None:
-        """Verifies that the body is whole and the one that its header tells; it is then on the disk, too.
+        """Verifies that the body is whole and the one that its header tells. It is in the file; whoever needs it on
+        the disk syncs it (`BlobStore.adopt` does).
 
         Raises `TransferError` "transfer.truncated" (what is held stays), "transfer.digest" (it is removed).
         """
@@ -139,7 +145,7 @@ class PartialBody:
                 fix="resume from the offset that is held",
                 offset=self.offset,
             )
-        await self.sync()
+        await self.flush()
         digest = await _run(self._digest)
         if digest != self.header.digest:
             self.remove()

@@ -19,7 +19,8 @@ class Site:
     """Where the task runs.
 
     `data` comes from this machine's own policy file and never leaves it; `options` come from the run spec's
-    `[task_options]` and are the same everywhere. `seed` is for partitioning and augmentation (the run's, not the round's).
+    `[task_options]` and are the same everywhere. `seed` is for partitioning and augmentation (the run's, not the
+    round's).
     """
 
     name: str

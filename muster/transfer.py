@@ -50,9 +50,8 @@ _TRANSIENT = frozenset({
     "transfer.offset", "transfer.checksum", "transfer.truncated", "transfer.stalled", "transfer.nothing_held",
     "transfer.digest",
 })  # fmt: skip
-_TRANSIENT_THERE = _TRANSIENT | {
-    "storage.disk_full"
-}  # the other side's disk; a full one here is told at once
+# The other side's disk or spool; a full one here is told at once.
+_TRANSIENT_THERE = _TRANSIENT | {"storage.disk_full", "storage.spool_full"}
 
 
 async def fetch(

@@ -12,5 +12,7 @@ if TYPE_CHECKING:
 
 
 class Sgd(ServerOptimizer):
-    def step(self, base: Tensor, delta: Tensor, state: Mapping[str, Tensor], out: Tensor) -> None:  # stateless
+    def step(
+        self, base: Tensor, delta: Tensor, state: Mapping[str, Tensor], out: Tensor
+    ) -> None:  # stateless
         out.copy_(base).add_(delta, alpha=self.table.lr)
