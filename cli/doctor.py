@@ -53,7 +53,7 @@ def fail(name: str, message: str, fix: str) -> Check:
 
 async def examine(settings: Settings) -> list[Check]:
     """All checks, in the order in which a person would look. Raises nothing: what a check meets is its finding."""
-    from cli.node import node_config
+    from cli.node import coordinator_address, node_config
 
     checks = [python(), packages()]
     try:
@@ -62,7 +62,8 @@ async def examine(settings: Settings) -> list[Check]:
         return [*checks, fail("config", error.message, error.fix or "muster config show --origin"), torch()]
     checks.append(ok("config", "every setting is valid"))
     reached = await coordinator(settings)
-    checks += [reached, port(config, running=reached.state == "ok")]
+    own = coordinator_address(settings) == config.coordinator.address
+    checks += [reached, port(config, running=own and reached.state == "ok")]
     checks.append(folder("coordinator data", Path(config.coordinator.data_dir), "coordinator.data_dir"))
     checks.append(folder("peer data", Path(config.peer.data_dir), "peer.data_dir"))
     checks += [await asyncio.to_thread(database, config.coordinator.database_url), policy(config), torch()]

@@ -42,7 +42,18 @@ def emit(settings: Settings, data: Any, human: Callable[[], RenderableType]) -> 
     if settings.json:
         emit_json(data)
     else:
-        console(settings).print(human())
+        print_human(settings, human())
+
+
+def print_human(settings: Settings, made: RenderableType) -> None:
+    """To standard output; off a terminal without the blanks that fill up the last column of a table."""
+    out = console(settings)
+    if out.is_terminal:
+        out.print(made)
+        return
+    with out.capture() as captured:
+        out.print(made)
+    sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
 
 
 def emit_json(data: Any, *, line: bool = False) -> None:

@@ -101,7 +101,8 @@ def runs_table(runs: Sequence[pb.Run]) -> RenderableType:
 
 def run_view(run: pb.Run, *, now: float | None = None) -> RenderableType:
     seconds = ((run.ended_at or now or time.time()) - run.started_at) if run.started_at else 0.0
-    saved = f", {run.bytes_up_dense / run.bytes_up:.1f} times less than dense" if run.bytes_up else ""
+    ratio = run.bytes_up_dense / run.bytes_up if run.bytes_up else 0.0
+    saved = f", {ratio:.1f} times less than dense" if ratio > 1.05 else ""
     skipped = f", {run.rounds_skipped} skipped" if run.rounds_skipped else ""
     return facts(
         [
@@ -129,16 +130,18 @@ def delivered(round: pb.Round) -> str:
 
 
 def rounds_table(rounds: Sequence[pb.Round]) -> RenderableType:
+    """How many updates came is shown where the rounds carry their assignments; lists of rounds do not."""
     if not rounds:
         return "No rounds yet."
-    numbers = ("ROUND", "UPDATES", "UP", "DOWN", "TIME")
-    made = table("ROUND", "STATE", "UPDATES", "UP", "DOWN", "TIME", "METRICS", "REASON", numbers=numbers)
+    detailed = any(each.assignments for each in rounds)
+    numbers = (*(["UPDATES"] if detailed else []), "UP", "DOWN", "TIME")
+    made = table("ROUND", "STATE", *numbers, "METRICS", "REASON", numbers=("ROUND", *numbers))
     for each in rounds:
         took = duration(each.ended_at - each.opened_at) if each.ended_at and each.opened_at else "-"
         made.add_row(
             str(each.number),
             state(each.state),
-            delivered(each),
+            *([delivered(each)] if detailed else []),
             size(each.bytes_up),
             size(each.bytes_down),
             took,

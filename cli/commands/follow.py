@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.commands.runs import RunName
-from cli.output import console, emit, emit_json, note
+from cli.output import console, emit, emit_json, note, print_human
 from cli.settings import Settings, command
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ async def watch(settings: Settings, run: RunName) -> None:
     async with connect(settings) as client:
         ended = await follow(client, settings, await client.find_run(run), beside=False)
     if not settings.json:
-        console(settings).print(run_view(ended))
+        print_human(settings, run_view(ended))
 
 
 async def logs(

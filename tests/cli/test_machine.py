@@ -393,3 +393,16 @@ def test_a_terminal_gets_a_live_screen(federation: Any, at_home: Path) -> None:
     assert re.search(r"ward-0 +\w+ +DELIVERED +1.000", text)
     assert "3 of 3 committed" in text
     assert "\x1b[" in seen.decode()
+
+
+def test_the_manual_names_every_command_and_exit_status() -> None:
+    manual = (ROOT / "docs" / "cli.md").read_text().replace("\\|", "|")
+    named: set[str] = set()
+    for noun, verbs in re.findall(r"`muster (\w+)([^`]*)", manual):
+        named.add(f"muster {noun}")
+        named |= {f"muster {noun} {verb}" for verb in re.findall(r"\b[a-z]+\b", verbs)}
+    assert set(commands()) <= named
+    from muster.errors import ERROR_CLASSES
+
+    for code in {0, 130, *(each.exit_code for each in ERROR_CLASSES.values())}:
+        assert f"\n| {code} | " in manual
