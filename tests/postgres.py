@@ -24,7 +24,7 @@ START_SECONDS = 60
 
 class PostgresServer:
     """Reached by name and password on loopback, and without a password through the socket in `folder`, which only
-    its user may enter. It gives up durability for speed: nothing here outlives the session."""
+    its user may enter. It never waits for the disk: nothing here outlives the machine."""
 
     def __init__(self, programs: Path) -> None:
         self._programs = programs
@@ -50,7 +50,6 @@ class PostgresServer:
             "port": self.port,
             "unix_socket_directories": self.folder,
             "fsync": "off",
-            "synchronous_commit": "off",
             "full_page_writes": "off",
             "max_connections": 50,
         }
