@@ -13,31 +13,32 @@ whose task fits counts, those of the command line first. Without any entry nothi
 
 from __future__ import annotations
 
-import re
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from muster.errors import ConfigError, NotAllowedError
+from muster.spec.lines import KeyPath, key_lines
+from muster.spec.load import line_of, parse_toml, read_toml, told
+from muster.spec.model import Table
+from muster.spec.problems import check
 
 
-class AllowEntry(BaseModel):
+class AllowEntry(Table):
     """One `[[allow]]` table."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    task: str = Field(
+        pattern=r"^([\w.*?\[\]!-]+:[\w*?\[\]!-]+|\*)$",
+        description="a task 'package.module:Class' or a pattern of them",
+    )
+    data: dict[str, Any] = Field(default_factory=dict, description="handed to the task as site.data")
 
-    task: str = Field(pattern=r"^([\w.*?\[\]!-]+:[\w*?\[\]!-]+|\*)$")
-    data: dict[str, Any] = Field(default_factory=dict)
 
-
-class _PolicyFile(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _PolicyFile(Table):
     allow: tuple[AllowEntry, ...] = ()
 
 
@@ -76,67 +77,27 @@ def load_policy(
     `policy.unreadable`, `policy.invalid`; the message of the latter has one line for each mistake.
     """
     extra = dict(data or {})
-    given = _validate({"allow": [{"task": task, "data": extra} for task in allow]}, "--allow", "")
-    entries = [*given.allow]
+    named = {"allow": [{"task": task, "data": extra} for task in allow]}
+    entries = [*_validate(named, lambda path: f"--allow {allow[_index(path)]}").allow]
     if path is not None and path.exists():
-        entries += [entry.model_copy(update={"data": {**entry.data, **extra}}) for entry in _read(path).allow]
+        text = read_toml(path, "policy", "policy file")
+        raw = parse_toml(text, str(path), "policy.invalid")
+        lines = key_lines(text)
+        found = _validate(raw, lambda key: f"{path}:{line_of(key, lines)}")
+        entries += [entry.model_copy(update={"data": {**entry.data, **extra}}) for entry in found.allow]
     return Policy(entries=tuple(entries), source=path)
 
 
-def _read(path: Path) -> _PolicyFile:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+def _validate(data: Mapping[str, Any], place: Callable[[KeyPath], str]) -> _PolicyFile:
+    checked = check(_PolicyFile, data)
+    if checked.problems or checked.mended is None:
         raise ConfigError(
-            "policy.unreadable",
-            f"the policy file {path} cannot be read: {error}",
-            fix="make it a UTF-8 text file that this user may read",
-        ) from error
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        line = re.search(r"at line (\d+)", str(error))
-        raise _invalid([f"{path}:{line[1] if line else text.count(chr(10)) + 1}: {error}"]) from error
-    return _validate(raw, str(path), text)
+            "policy.invalid",
+            "\n".join(f"{place(problem.path)}: {told(problem)}" for problem in checked.problems),
+            fix="a policy is a list of [[allow]] tables, each with a task and, if wanted, data",
+        )
+    return checked.mended
 
 
-def _validate(raw: dict[str, Any], name: str, text: str) -> _PolicyFile:
-    try:
-        return _PolicyFile.model_validate(raw)
-    except ValidationError as error:
-        raise _invalid([_line(name, text, row["loc"], row["msg"]) for row in error.errors()]) from error
-
-
-def _line(name: str, text: str, place: tuple[int | str, ...], what: str) -> str:
-    """`FILE:LINE: key: what is wrong`; the line is the key's own if it stands alone, else its table's."""
-    where = "allow"
-    if len(place) > 1 and isinstance(place[1], int):
-        where = f"allow[{place[1] + 1}]"
-    last = place[len(place) - 1]
-    key = "" if isinstance(last, int) else last
-    where = f"{where}.{key}" if len(place) > 2 else key or where
-    number = _line_number(text.splitlines(), place, key)
-    return f"{name}:{number}: {where}: {what}" if number else f"{name}: {where}: {what}"
-
-
-def _line_number(lines: list[str], place: tuple[int | str, ...], key: str) -> int | None:
-    if not lines:
-        return None
-    tables = [i for i, line in enumerate(lines) if re.match(r"\s*\[\[\s*allow\s*\]\]", line)]
-    index = place[1] if len(place) > 1 and isinstance(place[1], int) else None
-    start, stop = 0, len(lines)
-    if index is not None and index < len(tables):
-        start = tables[index]
-        stop = tables[index + 1] if index + 1 < len(tables) else stop
-    for i in range(start, stop):
-        if re.match(rf"\s*\[*\s*[\"']?{re.escape(key)}[\"']?\s*[=.\]]", lines[i]):
-            return i + 1
-    return start + 1
-
-
-def _invalid(lines: list[str]) -> ConfigError:
-    return ConfigError(
-        "policy.invalid",
-        "\n".join(lines),
-        fix="a policy is a list of [[allow]] tables, each with a task and, if wanted, data",
-    )
+def _index(path: KeyPath) -> int:
+    return next((part for part in path if isinstance(part, int)), 0)

@@ -92,7 +92,9 @@ def dotted(path: KeyPath) -> str:
 def model_at(model: type[BaseModel], path: KeyPath) -> type[BaseModel] | None:
     """The model of the table at `path`, or None where keys are free."""
     for part in path:
-        field = model.model_fields.get(str(part))
+        if isinstance(part, int):
+            continue  # an element of an array of tables
+        field = model.model_fields.get(part)
         if field is None:
             return None
         candidates = [field.annotation, *get_args(field.annotation)]

@@ -67,24 +67,26 @@ def test_every_mistake_is_told_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_policy(path)
     assert caught.value.id == "policy.invalid"
-    places = [line.split(": ")[:2] for line in caught.value.message.splitlines()]
-    assert places == [
-        [f"{path}:4", "allow[1].folder"],
-        [f"{path}:6", "allow[2].task"],
-        [f"{path}:7", "allow[2].data"],
-        [f"{path}:10", "allow[3].task"],
-        [f"{path}:12", "deny"],
-    ]
+    assert sorted(caught.value.message.splitlines()) == sorted(
+        [
+            f"{path}:4: allow[0].folder: unknown key (known here: data, task)",
+            f"{path}:6: allow[1].task: is missing: a task 'package.module:Class' or a pattern of them",
+            f"{path}:7: allow[1].data: should be an object, but is 3",
+            f"{path}:10: allow[2].task: should be a task 'package.module:Class' or a pattern of them, "
+            'but is "no class"',
+            f"{path}:12: deny: unknown key (known here: allow)",
+        ]
+    )
 
 
 def test_broken_toml_is_told_with_its_line(tmp_path: Path) -> None:
     path = write(tmp_path, '[[allow]]\ntask = "a:B\n')
     with pytest.raises(ConfigError) as caught:
         load_policy(path)
-    assert caught.value.message.startswith(f"{path}:2: ")
+    assert f"{path}:2: not TOML" in caught.value.message
 
 
 def test_a_bad_name_on_the_command_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_policy(None, allow=["Digits"])
-    assert caught.value.message.startswith("--allow: allow[1].task: ")
+    assert caught.value.message.startswith("--allow Digits: allow[0].task: should be a task")
