@@ -11,7 +11,6 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
-    func,
     or_,
     select,
     true,
@@ -71,31 +70,22 @@ def _needed_updates(keep_rounds: int) -> Select[str]:
         )
         .where(
             tables.HOLDS_BLOB.self_group(),
-            ASSIGNMENTS.c.state == AssignmentStatus.DELIVERED.value,
             or_(not_ended(ROUNDS, RoundStatus), ROUNDS.c.number > RUNS.c.last_round - keep_rounds),
         )
     )
 
 
 def _needed_models(keep: int | None) -> list[Select[str]]:
-    later = MODELS.alias()
-    newest = select(func.max(later.c.version)).where(later.c.run_id == MODELS.c.run_id).scalar_subquery()
-    models = select(MODELS.c.digest)
+    digests = select(MODELS.c.digest)
+    newest = true() if keep is None else MODELS.c.version > RUNS.c.model_version - max(1, keep)
     live_round = and_(ROUNDS.c.run_id == MODELS.c.run_id, ROUNDS.c.base_version == MODELS.c.version)
     live_work = and_(ASSIGNMENTS.c.run_id == MODELS.c.run_id, ASSIGNMENTS.c.base_version == MODELS.c.version)
-    its_round = and_(
-        ROUNDS.c.run_id == ASSIGNMENTS.c.run_id,
-        ROUNDS.c.number == ASSIGNMENTS.c.round,
-        not_ended(ROUNDS, RoundStatus),
-    )
     evaluated = and_(EVALUATIONS.c.run_id == MODELS.c.run_id, EVALUATIONS.c.version == MODELS.c.version)
     return [
-        models.where(true() if keep is None else MODELS.c.version > newest - max(1, keep)),
-        models.join(ROUNDS, live_round).where(not_ended(ROUNDS, RoundStatus)),
-        models.join(ASSIGNMENTS, live_work)
-        .join(ROUNDS, its_round)
-        .where(not_ended(ASSIGNMENTS, AssignmentStatus)),
-        models.join(EVALUATIONS, evaluated).where(EVALUATIONS.c.state != EvaluationStatus.FINISHED.value),
+        digests.join(RUNS, RUNS.c.run_id == MODELS.c.run_id).where(tables.HOLDS_BLOB.self_group(), newest),
+        digests.join(ROUNDS, live_round).where(not_ended(ROUNDS, RoundStatus)),
+        digests.join(ASSIGNMENTS, live_work).where(not_ended(ASSIGNMENTS, AssignmentStatus)),
+        digests.join(EVALUATIONS, evaluated).where(EVALUATIONS.c.state == EvaluationStatus.RUNNING.value),
     ]
 
 
@@ -103,5 +93,5 @@ def _needed_states() -> Select[str]:
     return (
         select(STATES.c.digest)
         .join(RUNS, and_(RUNS.c.run_id == STATES.c.run_id, RUNS.c.model_version == STATES.c.version))
-        .where(not_ended(RUNS, RunStatus))
+        .where(tables.HOLDS_BLOB.self_group(), not_ended(RUNS, RunStatus))
     )

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Table, and_, or_, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, Table, and_, select
 
 from coordinator.engine.state import (
     AssignmentState,
@@ -40,7 +40,7 @@ def load_runs(connection: Connection) -> list[RunState]:
     )
     live_rounds = _of_live_runs(connection, rounds, not_ended(rounds, RoundStatus))
     live_evaluations = _of_live_runs(
-        connection, evaluations, evaluations.c.state != EvaluationStatus.FINISHED.value
+        connection, evaluations, evaluations.c.state == EvaluationStatus.RUNNING.value
     )
     assignments = _live_assignments(connection)
     return [
@@ -79,31 +79,25 @@ def _live_assignments(connection: Connection) -> Groups:
     """Of live rounds and of live evaluations, those that have ended among them."""
     assignments, rounds, evaluations = tables.ASSIGNMENTS, tables.ROUNDS, tables.EVALUATIONS
     of_round = (
-        select(rounds.c.number)
-        .where(
-            rounds.c.run_id == assignments.c.run_id,
-            rounds.c.number == assignments.c.round,
-            not_ended(rounds, RoundStatus),
-        )
-        .exists()
+        rounds,
+        and_(rounds.c.run_id == assignments.c.run_id, rounds.c.number == assignments.c.round),
+        (not_ended(rounds, RoundStatus), assignments.c.role == "train"),
     )
     of_evaluation = (
-        select(evaluations.c.version)
-        .where(
+        evaluations,
+        and_(
             evaluations.c.run_id == assignments.c.run_id,
+            evaluations.c.round == assignments.c.round,
             evaluations.c.version == assignments.c.base_version,
-            evaluations.c.state != EvaluationStatus.FINISHED.value,
-        )
-        .exists()
-    )
-    return _of_live_runs(
-        connection,
-        assignments,
-        or_(
-            and_(assignments.c.role == "train", of_round),
-            and_(assignments.c.role == "evaluate", of_evaluation),
         ),
+        (evaluations.c.state == EvaluationStatus.RUNNING.value, assignments.c.role == "evaluate"),
     )
+    groups: dict[str, list[RowMapping]] = defaultdict(list)
+    for table, joined, where in (of_round, of_evaluation):
+        found = select(assignments).join(table, joined).where(*where).order_by(assignments.c.assignment_id)
+        for row in connection.execute(found).mappings():
+            groups[row["run_id"]].append(row)
+    return groups
 
 
 def _run(

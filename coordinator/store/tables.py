@@ -119,7 +119,7 @@ ROUNDS = Table(
     _number("aggregate_seconds"),
     _refers(["run_id"], "runs", ["run_id"]),
 )
-Index("ix_rounds_state", ROUNDS.c.run_id, ROUNDS.c.state)
+Index("ix_rounds_state", ROUNDS.c.state)  # few are live at any time
 
 PEERS = Table(
     "peers",
@@ -167,6 +167,7 @@ ASSIGNMENTS = Table(
     _refers(["peer_id"], "peers", ["peer_id"]),
 )
 Index("ix_assignments_round", ASSIGNMENTS.c.run_id, ASSIGNMENTS.c.round)
+Index("ix_assignments_state", ASSIGNMENTS.c.state)
 Index("ix_assignments_peer", ASSIGNMENTS.c.peer_id, ASSIGNMENTS.c.state, ASSIGNMENTS.c.role)
 Index(
     "ux_assignments_delivered",
@@ -221,7 +222,7 @@ EVALUATIONS = Table(
     _text("metrics_json", "{}"),
     _refers(["run_id", "version"], "models", ["run_id", "version"]),
 )
-Index("ix_evaluations_state", EVALUATIONS.c.run_id, EVALUATIONS.c.state)
+Index("ix_evaluations_state", EVALUATIONS.c.state)
 
 TRANSFERS = Table(
     "transfers",

@@ -1,8 +1,10 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection, event
 
-from coordinator.store import Store
+from coordinator.store import Store, blobs, load
 
 
 @pytest.fixture
@@ -77,3 +79,34 @@ async def test_one_blob_of_two_rows_is_kept_for_the_one_that_needs_it(filled: St
 async def test_an_ended_run_needs_no_optimizer(filled: Store, script: Any) -> None:
     await filled.commit([script.row("run.finished", "run", {"run_id": "r1"}, "RUNNING", state="FINISHED")])
     assert "s4" in await filled.unneeded_blobs(updates_keep_rounds=9, models_keep=9)
+
+
+async def test_what_is_asked_after_each_round_does_not_grow_with_history(tmp_path: Path) -> None:
+    store = await Store.open(f"sqlite:///{tmp_path / 'muster.db'}")
+
+    def plans(connection: Connection) -> list[str]:
+        asked: list[tuple[str, Any]] = []
+
+        def listen(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+            asked.append((statement, parameters))
+
+        event.listen(connection, "before_cursor_execute", listen)
+        blobs.live(connection)
+        blobs.unneeded(connection, updates_keep_rounds=1, models_keep=2)
+        load.load_runs(connection)
+        event.remove(connection, "before_cursor_execute", listen)
+        steps: list[str] = []
+        for statement, parameters in asked:
+            steps += connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).scalars(
+                "detail"
+            )
+        return steps
+
+    steps = await store._database.read(plans)
+    await store.close()
+    scans = {step for step in steps if step.startswith("SCAN")}
+    held = {
+        f"SCAN {table} USING INDEX ix_{table}_blob" for table in ("assignments", "models", "optimizer_states")
+    }
+    assert scans == held | {"SCAN runs"}
+    assert len(steps) > 20

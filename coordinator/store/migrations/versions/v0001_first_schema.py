@@ -57,7 +57,7 @@ def upgrade() -> None:
             ["run_id"], ["runs.run_id"], name="fk_rounds_runs", deferrable=True, initially="DEFERRED"
         ),
     )
-    op.create_index("ix_rounds_state", "rounds", ["run_id", "state"])
+    op.create_index("ix_rounds_state", "rounds", ["state"])
     op.create_table(
         "peers",
         sa.Column("peer_id", sa.Text(), nullable=False, autoincrement=False),
@@ -110,6 +110,7 @@ def upgrade() -> None:
         "ix_assignments_blob", "assignments", ["digest"], sqlite_where=HOLDS_BLOB, postgresql_where=HOLDS_BLOB
     )
     op.create_index("ix_assignments_peer", "assignments", ["peer_id", "state", "role"])
+    op.create_index("ix_assignments_state", "assignments", ["state"])
     op.create_index("ix_assignments_round", "assignments", ["run_id", "round"])
     op.create_index(
         "ux_assignments_delivered",
@@ -180,7 +181,7 @@ def upgrade() -> None:
             initially="DEFERRED",
         ),
     )
-    op.create_index("ix_evaluations_state", "evaluations", ["run_id", "state"])
+    op.create_index("ix_evaluations_state", "evaluations", ["state"])
     op.create_table(
         "transfers",
         sa.Column("run_id", sa.Text(), nullable=False, autoincrement=False),
