@@ -215,7 +215,7 @@ class Assignments:
             work.held = replace(work.held, update=update, update_digest=trained.digest)
             failpoint("peer.trained")
             log.info(
-                "assignment.trained",
+                "update.trained",
                 assignment_id=work.assignment_id,
                 update_bytes=trained.size_bytes,
                 metrics=dict(trained.metrics),
@@ -277,7 +277,7 @@ class Assignments:
                 await self._clock.sleep(STORE_RETRY_SECONDS)
         failpoint("peer.committed")
         self._forget(work)
-        log.info("assignment.delivered", assignment_id=work.assignment_id)
+        log.info("update.delivered", assignment_id=work.assignment_id)
 
     def _forget(self, work: Work) -> None:
         self._works.pop(work.assignment_id, None)
