@@ -50,7 +50,7 @@ FACTS = UpdateFacts(digest="u", size_bytes=1, dense_bytes=1, examples=3, norm=1.
 
 SPECS = st.fixed_dictionaries(
     {
-        "rounds": st.integers(1, 4),
+        "rounds": st.integers(1, 9),
         "seed": st.integers(0, 5),
         "round": st.fixed_dictionaries(
             {
@@ -95,12 +95,15 @@ class Machine(RuleBasedStateMachine):
         self._world: Any = None
         self._ids: list[str] = []  # every assignment that was ever offered
         self._results: list[Any] = []
+        self._rounds_when_paused = 0
         self._ordered: set[Any] = set()  # since the last crash; what a shell would be at
 
-    @initialize(spec=SPECS, rule_needs=st.integers(1, 2))
-    def submit(self, spec: dict[str, Any], rule_needs: int) -> None:
-        self._world = self._make_world(peers="ab", rule_needs=rule_needs, started=False, **spec)
+    @initialize(spec=SPECS, rule_needs=st.integers(1, 2), ready=st.sampled_from([True, True, True, False]))
+    def submit(self, spec: dict[str, Any], rule_needs: int, ready: bool) -> None:
+        self._world = self._make_world(peers="abc", rule_needs=rule_needs, started=False, **spec)
         self._note()
+        if ready:
+            self.model_ready()
 
     def _send(self, event: Any) -> None:
         self._world.send(event)
@@ -141,6 +144,32 @@ class Machine(RuleBasedStateMachine):
     def deliver_what_is_live(self, count: int) -> None:
         for assignment_id in self._live()[:count]:
             self._send(UpdateAdmitted(run_id="run", assignment_id=assignment_id, update=FACTS))
+
+    @rule(days=st.lists(st.sampled_from(["play", "play", "late", "crash", "leave"]), min_size=1, max_size=5))
+    def days_pass(self, days: list[str]) -> None:
+        """What happens mostly, so that the odd events meet runs of every age."""
+        for day in days:
+            match day:
+                case "play":
+                    self._play_the_round()
+                case "late":
+                    self.time_passes(60.0)
+                case "crash":
+                    self.crash(10.0)
+                    self._all_connect()
+                case "leave":
+                    self.peer_gone("b", PeerStatus.LOST)
+                    self._all_connect()
+
+    def _play_the_round(self) -> None:
+        for assignment_id in self._live():
+            self._send(UpdateAdmitted(run_id="run", assignment_id=assignment_id, update=FACTS))
+        self.aggregated()
+
+    def _all_connect(self) -> None:
+        for peer_id in PEERS:
+            self._world.peers[peer_id] = PeerView(peer_id=peer_id, status=PeerStatus.ACTIVE, connected=True)
+        self._send(Tick(run_id="run"))
 
     @rule(data=st.data())
     def refuse(self, data: st.DataObject) -> None:
@@ -215,9 +244,12 @@ class Machine(RuleBasedStateMachine):
         self._world.now += seconds
         self._send(Tick(run_id="run"))
 
-    @rule()
-    def pause(self) -> None:
+    @rule(play=st.booleans())
+    def pause(self, play: bool) -> None:
         self._send(PauseRequested(run_id="run"))
+        self._rounds_when_paused = self._world.state.last_round
+        if play:
+            self._play_the_round()
 
     @rule()
     def resume(self) -> None:
@@ -268,22 +300,35 @@ class Machine(RuleBasedStateMachine):
         if state.status is RunStatus.RUNNING and not state.rounds and not state.evaluations:
             assert "waits for" in state.reason
 
+    @invariant()
+    def a_paused_run_opens_no_round_and_attempts_are_bounded(self) -> None:
+        state = self._world.state
+        assert state.status is not RunStatus.PAUSED or state.last_round == self._rounds_when_paused
+        for assignment_id in self._live():
+            assert int(assignment_id.rpartition(".")[2]) <= state.spec.round.attempts_max
+
+    @invariant()
+    def the_counts_are_those_of_the_log(self) -> None:
+        state = self._world.state
+        ends = [e.kind for e in self._world.rows.log if e.kind in ("round.committed", "round.skipped")]
+        assert state.committed == ends.count("round.committed")
+        assert state.skipped == ends.count("round.skipped")
+        in_row = next((n for n, kind in enumerate(reversed(ends)) if kind == "round.committed"), len(ends))
+        assert state.skipped_in_row == in_row
+
     def teardown(self) -> None:
         """Once all peers are there, work and stay, every run comes to its end."""
         world = self._world
         if world is None:
             return
-        for peer_id in PEERS:
-            world.peers[peer_id] = PeerView(peer_id=peer_id, status=PeerStatus.ACTIVE, connected=True)
+        self._all_connect()
         for event in (ResumeRequested(run_id="run"), Restored(run_id="run")):
             self._send(event)
         self.model_ready()
         for _ in range(100):
             if world.state.status.ended:
                 break
-            for assignment_id in self._live():
-                self._send(UpdateAdmitted(run_id="run", assignment_id=assignment_id, update=FACTS))
-            self.aggregated()
+            self._play_the_round()
             world.now += 60
             self._send(Tick(run_id="run"))
         assert world.state.status.ended, world.state.reason

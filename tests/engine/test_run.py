@@ -228,6 +228,25 @@ def test_without_a_bound_given_the_rule_itself_is_asked(make_world: Any) -> None
     assert enough.state.rounds[1].cohort == ("a", "b", "c")
 
 
+class Lenient(Synchronous):
+    """Closes rounds without calling back who is still at work."""
+
+    def next(self, state: Any, now: float, peers: Any) -> list[schedule.Action]:
+        found = super().next(state, now, peers)
+        return [action for action in found if not isinstance(action, schedule.ExpireWork)]
+
+
+def test_what_is_aggregated_is_settled_when_the_round_closes(make_world: Any) -> None:
+    world = make_world(peers="abc", round={"quorum": 0.6}, started=False)
+    world.schedule = Lenient(world.state.spec, refuse=lambda n: None)
+    world.start()
+    world.deliver("ab")
+    assert world.deliver("c").reason == "round 1 is AGGREGATING: what it aggregates is settled"
+    world.aggregated()
+    assert [c.assignment_id for c in world.ordered(Cancel)] == ["run.1.c.1"]  # no work outlives its round
+    assert "assignment.expired" in world.kinds()
+
+
 class Eager:
     """Opens rounds one for each peer, on whatever is newest, and closes each when its update is there."""
 
