@@ -38,7 +38,7 @@ async def _serve(size: int) -> None:
         return str(held).encode()
 
     server = grpc.aio.server()
-    handlers = {
+    handlers: dict[str, Any] = {
         "Down": grpc.unary_stream_rpc_method_handler(down),
         "Up": grpc.stream_unary_rpc_method_handler(up),
     }
@@ -52,8 +52,8 @@ async def _serve(size: int) -> None:
 async def _client(port: int, size: int) -> None:
     """One line on standard input starts one round trip; one line on standard output ends it."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        down = channel.unary_stream("/floor/Down")
-        up = channel.stream_unary("/floor/Up")
+        down: Any = channel.unary_stream("/floor/Down")
+        up: Any = channel.stream_unary("/floor/Up")
 
         async def pieces() -> AsyncIterator[bytes]:
             for piece in _pieces(size):

@@ -7,7 +7,7 @@ import secrets
 import shutil
 from collections import Counter
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -37,7 +37,7 @@ class AdminServicer:
         self._store = coordinator.store
 
     def routes(self) -> list[Route]:
-        handlers = {
+        handlers: dict[str, Any] = {
             "GetStatus": self.get_status,
             "SubmitRun": self.submit_run,
             "ListRuns": self.list_runs,

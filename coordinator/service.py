@@ -254,9 +254,11 @@ class Coordinator:
         """An assignment and, if its round is still live, its run."""
         run = self.runs.get(assignment_id.split(".", 1)[0])
         if run is not None:
-            for holder in (*run.rounds.values(), *run.evaluations.values()):
-                if assignment_id in holder.assignments:
-                    return run, holder.assignments[assignment_id]
+            held = [each.assignments for each in run.rounds.values()]
+            held += [each.assignments for each in run.evaluations.values()]
+            for assignments in held:
+                if assignment_id in assignments:
+                    return run, assignments[assignment_id]
         row = await self.store.assignment(assignment_id)
         return None, None if row is None else _of_the_record(row)
 

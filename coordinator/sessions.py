@@ -31,6 +31,7 @@ log = structlog.get_logger()
 
 NAME_LENGTH_MAX = 64
 SECRET_LENGTH_MIN = 16
+EXAMPLES_MAX = 2**53  # what a float64 weight still counts exactly
 FAILURE_TEXT_MAX = 16_384  # of a message or traceback that a peer sends
 
 _PROGRESS = {
@@ -184,7 +185,7 @@ def _event(run_id: str, report: pb.AssignmentReport) -> Event:
             run_id=run_id,
             assignment_id=report.assignment_id,
             metrics=dict(report.metrics),
-            examples=report.example_count,
+            examples=min(report.example_count, EXAMPLES_MAX),
         )
     if report.phase == pb.ASSIGNMENT_PHASE_FAILED:
         failure = report.failure

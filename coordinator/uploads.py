@@ -170,7 +170,9 @@ class UpdatesServicer:
         """Complete, checked and in the blob store; a rejection is recorded before it is told."""
         coordinator = self._coordinator
         path = self._path(assignment.assignment_id)
-        body = self._whole.take(assignment.assignment_id) or await asyncio.to_thread(_reopen, path)
+        body = self._whole.take(assignment.assignment_id)
+        if body is None:
+            body = await asyncio.to_thread(_reopen, path)
         try:
             if body.header.digest != digest:
                 raise TransferError(

@@ -55,7 +55,7 @@ class CoordinatorConfig(Table):
         description="folder of database, models and updates; give it a disk that can hold spool_bytes_max",
     )
     database_url: str = Field(
-        default_factory=lambda data: f"sqlite+aiosqlite:///{data['data_dir']}/muster.db",
+        default_factory=lambda data: f"sqlite:///{data['data_dir']}/muster.db",
         description="SQLAlchemy URL. Default: SQLite in data_dir. PostgreSQL: postgresql+psycopg://USER@HOST/NAME, "
         "its password in ~/.pgpass and not here",
     )

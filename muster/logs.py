@@ -20,7 +20,7 @@ from muster.errors import ConfigError, MusterError
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 # What these say below a warning is about themselves.
-QUIETER = ("asyncio", "alembic", "sqlalchemy", "aiosqlite", "grpc")
+QUIETER = ("asyncio", "alembic", "sqlalchemy", "grpc")
 
 
 def configure_logging(level: str = "info", *, stream: TextIO | None = None, json: bool | None = None) -> None:

@@ -40,8 +40,12 @@ ENROL: Method[membership_pb2.EnrolRequest, membership_pb2.EnrolResponse] = METHO
 SESSION: Method[membership_pb2.SessionRequest, membership_pb2.SessionResponse] = METHODS["Session"]
 FETCH_MODEL: Method[models_pb2.FetchModelRequest, models_pb2.FetchModelResponse] = METHODS["FetchModel"]
 BEGIN_UPDATE: Method[updates_pb2.BeginUpdateRequest, updates_pb2.BeginUpdateResponse] = METHODS["BeginUpdate"]
-UPLOAD_UPDATE: Method[updates_pb2.UploadUpdateRequest, updates_pb2.UploadUpdateResponse] = METHODS["UploadUpdate"]
+UPLOAD_UPDATE: Method[updates_pb2.UploadUpdateRequest, updates_pb2.UploadUpdateResponse] = METHODS[
+    "UploadUpdate"
+]
 GET_UPDATE_STATUS: Method[updates_pb2.GetUpdateStatusRequest, updates_pb2.GetUpdateStatusResponse] = METHODS[
     "GetUpdateStatus"
 ]
-COMMIT_UPDATE: Method[updates_pb2.CommitUpdateRequest, updates_pb2.CommitUpdateResponse] = METHODS["CommitUpdate"]
+COMMIT_UPDATE: Method[updates_pb2.CommitUpdateRequest, updates_pb2.CommitUpdateResponse] = METHODS[
+    "CommitUpdate"
+]

@@ -297,7 +297,7 @@ def test_doctor_finds_what_is_broken(muster: Callable[..., Any], at_home: Path) 
         taken.listen()
         (at_home / "muster.toml").write_text(
             f"[coordinator]\naddress = '127.0.0.1:{taken.getsockname()[1]}'\ndata_dir = 'file/state'\n"
-            f"database_url = 'sqlite+aiosqlite:///{at_home}/other.db'\n[peer]\npolicy = 'policy.toml'\n"
+            f"database_url = 'sqlite:///{at_home}/other.db'\n[peer]\npolicy = 'policy.toml'\n"
         )
         said = muster("doctor", "--json", "--address", "127.0.0.1:1")
     found = findings(said)
@@ -311,7 +311,7 @@ def test_doctor_knows_the_schema(muster: Callable[..., Any], at_home: Path) -> N
 
     from coordinator.store import Store
 
-    url = f"sqlite+aiosqlite:///{at_home}/muster.db"
+    url = f"sqlite:///{at_home}/muster.db"
 
     async def make() -> None:
         await (await Store.open(url)).close()

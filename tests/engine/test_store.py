@@ -11,7 +11,7 @@ from coordinator.store import Store
 
 
 async def test_the_store_gives_back_every_state_of_a_run(make_world: Any, tmp_path: Path) -> None:
-    store = await Store.open(f"sqlite+aiosqlite:///{tmp_path / 'muster.db'}")
+    store = await Store.open(f"sqlite:///{tmp_path / 'muster.db'}")
     try:
         world = make_world(
             peers="abcd",

@@ -44,7 +44,7 @@ def test_defaults_need_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     found = load()
     assert found.coordinator.address == found.peer.coordinator == "127.0.0.1:7070"
     assert found.coordinator.data_dir == tmp_path / "muster" / "coordinator"
-    assert found.coordinator.database_url == f"sqlite+aiosqlite:///{tmp_path}/muster/coordinator/muster.db"
+    assert found.coordinator.database_url == f"sqlite:///{tmp_path}/muster/coordinator/muster.db"
     assert found.peer.data_dir == tmp_path / "muster" / "peers" / found.peer.name
     assert {origin for _, _, origin in found.rows()} == {"default"}
 
@@ -53,7 +53,7 @@ def test_derived_defaults_follow_what_they_are_made_of(tmp_path: Path) -> None:
     config = CoordinatorConfig(
         data_dir=tmp_path, heartbeat_seconds=2, suspect_heartbeats=4, lost_heartbeats=10
     )
-    assert config.database_url == f"sqlite+aiosqlite:///{tmp_path}/muster.db"
+    assert config.database_url == f"sqlite:///{tmp_path}/muster.db"
     assert (config.suspect_seconds, config.lost_seconds) == (8, 20)
     assert PeerConfig(name="north").data_dir.name == "north"
     with pytest.raises(ValidationError, match="must be greater than suspect_heartbeats"):
