@@ -18,7 +18,7 @@ from coordinator.engine.state import (
 )
 from coordinator.members import hash_secret
 from coordinator.offers import Session
-from muster.errors import AuthenticationError, NotAllowedError, NotFoundError, TransferError, UsageError
+from muster.errors import AuthenticationError, NotFoundError, TransferError, UsageError
 from muster.transport.base import CallContext, Route
 from muster.version import muster_version
 from muster.wire import ENROL, SESSION
@@ -124,10 +124,9 @@ class MembershipServicer:
         coordinator = self._coordinator
         held = set(hello.held_assignment_ids)
         for run, assignment, deadline_at in coordinator.live_assignments(session.peer_id):
-            if assignment.assignment_id in held:
-                held.discard(assignment.assignment_id)
-            else:
-                coordinator.sessions.offer(run, assignment, deadline_at - coordinator.clock.now())
+            # Also what it holds: the offer tells the deadline, which may have moved.
+            held.discard(assignment.assignment_id)
+            coordinator.sessions.offer(run, assignment, deadline_at - coordinator.clock.now())
         for assignment_id in held:
             coordinator.sessions.cancel(
                 session.peer_id, assignment_id, "the coordinator no longer waits for it"
@@ -163,9 +162,9 @@ class MembershipServicer:
     async def _report(self, session: Session, report: pb.AssignmentReport) -> None:
         run, assignment = await self._coordinator.find_assignment(report.assignment_id)
         if assignment is None or assignment.peer_id != session.peer_id:
-            raise NotAllowedError(
-                "assignment.not_yours", f"assignment {report.assignment_id!r} is not {session.peer_id!r}'s"
-            )
+            # Perhaps of a time before the database was lost; the peer has been told to drop it, and goes on.
+            log.warning("report.ignored", peer_id=session.peer_id, assignment_id=report.assignment_id)
+            return
         event = _event(assignment.run_id, report)
         if run is None or assignment.status.ended:
             return  # it crossed with a deadline or a cancellation, which the peer has been told of

@@ -10,15 +10,12 @@ is an orphan, which `sweep` removes at the next start.
 from __future__ import annotations
 
 import asyncio
-import re
 import uuid
 from collections.abc import Container
 from pathlib import Path
 
+from muster.digests import checked_digest
 from muster.disk import disk_threads, replace_durably, storage_error, sync_folder
-from muster.errors import UsageError
-
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class BlobStore:
@@ -38,11 +35,7 @@ class BlobStore:
 
     def path(self, digest: str) -> Path:
         """Where the blob is, or would be."""
-        if not _DIGEST.fullmatch(digest):
-            raise UsageError(
-                "blob.digest_malformed", f"{digest[:80]!r} is not a BLAKE3 digest in lower-case hex"
-            )
-        return self._root / digest[:2] / digest
+        return self._root / checked_digest(digest)[:2] / digest
 
     def has(self, digest: str) -> bool:
         return self.path(digest).exists()

@@ -7,12 +7,25 @@ the bytes.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import google_crc32c
 from blake3 import blake3
 
+from muster.errors import UsageError
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
 CHUNK_BYTES = 1 << 20  # one gRPC message; see ARCHITECTURE.md, "The chunk"
+
+
+def checked_digest(text: str) -> str:
+    """The text, if it is a digest, so that no other name from outside becomes a path. Raises `UsageError`
+    "blob.digest_malformed"."""
+    if not _DIGEST.fullmatch(text):
+        raise UsageError("blob.digest_malformed", f"{text[:80]!r} is not a BLAKE3 digest in lower-case hex")
+    return text
 
 
 def digest_bytes(data: bytes) -> str:

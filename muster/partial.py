@@ -46,8 +46,9 @@ _data_sync = getattr(os, "fdatasync", os.fsync)  # macOS has only the latter
 class PartialBody:
     """Made by `open` or `reopen`; one at a time for a path. After an error, only `close` and `remove`."""
 
-    def __init__(self, path: Path, header: BlobHeader, fd: int) -> None:
+    def __init__(self, path: Path, header: BlobHeader, fd: int, *, durable: bool = True) -> None:
         self.path = path
+        self._durable = durable
         self.header = header
         self.offset = os.fstat(fd).st_size  # where the next chunk must begin
         self._fd = fd
@@ -62,8 +63,10 @@ class PartialBody:
         self._sync: asyncio.Future[None] | None = None
 
     @classmethod
-    def open(cls, path: Path, header: BlobHeader) -> Self:
+    def open(cls, path: Path, header: BlobHeader, *, durable: bool = True) -> Self:
         """Goes on with what is held at `path` if it is a part of the same body, else begins anew. Blocking.
+
+        A body that is not `durable` is never synced on the way: it survives this process, not a power cut.
 
         Raises `TransferError` "transfer.malformed_header", `StorageError`.
         """
@@ -82,7 +85,7 @@ class PartialBody:
                 os.ftruncate(fd, 0)
         except OSError as error:
             raise storage_error(path, error) from error
-        body = cls(path, header, fd)
+        body = cls(path, header, fd, durable=durable)
         missing, free = header.size_bytes - body.offset, shutil.disk_usage(path.parent).free
         if missing > free:
             body.remove()
@@ -209,6 +212,8 @@ class PartialBody:
         self._raise_failure()
 
     async def _sync_now_and_then(self) -> None:
+        if not self._durable:
+            return
         behind = self._written - self._synced
         if self._sync is not None and behind >= 2 * SYNC_BYTES:
             await asyncio.shield(self._sync)

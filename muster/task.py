@@ -53,6 +53,9 @@ class FitReport:
 class Task(ABC):
     """One learning problem. Made once in each worker process with no arguments, then asked as needed.
 
+    A worker keeps one `model()` between rounds and fills it from the round's base version, so whatever a module keeps
+    outside its `state_dict` outlives a round.
+
     `options` is the run spec's `[task_options]`, set before anything else is asked (also found as `site.options`).
 
     A peer needs `model`, `train_data` and, unless `loss` suits, nothing else. The coordinator needs `model` for the

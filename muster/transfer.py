@@ -62,10 +62,14 @@ async def fetch(
     *,
     timeout_seconds: float,
     digest: str | None = None,
+    durable: bool = True,
     backoff: Backoff | None = None,
     on_progress: OnProgress | None = None,
 ) -> BlobHeader:
     """Brings a body to `target`: whole, verified and durable, or not at all.
+
+    Without `durable` nothing is synced, for what can be fetched again: a caller that finds such a file after a
+    restart verifies its digest before use.
 
     `method` streams messages with a `header`, then `chunk`s; `request_at` asks for them from an offset. What
     has come lies in `target.partial` meanwhile, and a later call goes on from there. `digest` is the body
@@ -83,7 +87,7 @@ async def fetch(
         ) as stream:
             header: BlobHeader = (await _next_within(stream, CALL_SECONDS_MAX)).header
             _check_wanted(header, digest)
-            body = await _on_disk(PartialBody.open, partial, header)
+            body = await _on_disk(lambda: PartialBody.open(partial, header, durable=durable))
             try:
                 if header.offset != body.offset:
                     body.remove()  # of another body, or the other side cannot start there: from nothing then
@@ -94,7 +98,7 @@ async def fetch(
                 await body.complete()
             finally:
                 body.close()
-        await _on_disk(_take_over, body, target)
+        await _on_disk(_take_over, body, target, durable)
         return header
 
     return await _until_done(
@@ -255,9 +259,12 @@ def _check_wanted(header: BlobHeader, digest: str | None) -> None:
         )
 
 
-def _take_over(body: PartialBody, target: Path) -> None:
+def _take_over(body: PartialBody, target: Path, durable: bool) -> None:
     try:
-        replace_durably(body.path, target)
+        if durable:
+            replace_durably(body.path, target)
+        else:
+            body.path.replace(target)
     except OSError as error:
         raise storage_error(target, error) from error
     body.remove()  # what is left of it: the header

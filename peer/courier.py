@@ -119,6 +119,7 @@ class Courier:
                 target,
                 timeout_seconds=seconds,
                 digest=offer.base_digest,
+                durable=False,
                 backoff=Backoff(self._line.random),
             ),
             deadline_at,

@@ -1,9 +1,10 @@
 """Model versions on this peer: fetched once, shared by the assignments that start from them, kept no longer
 than needed.
 
-A version lies in the blob folder under its digest. One that is being fetched lies beside it and is resumed
-after a break or a restart. What stays: versions in use, and the newest of each run, since an evaluation and
-the next round often start from the same one.
+A version lies in a file named by its digest. One that is being fetched lies beside it and is resumed after a
+break or a restart. What stays: versions in use, and the newest of each run, since an evaluation and the next
+round often start from the same one. Nothing is synced, since all of it can be fetched again; what is found
+after a restart is verified before it is used.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from muster.blobs import BlobStore
+from muster.digests import checked_digest, digest_file
 from protos.v1.membership_pb2 import Assignment
 
 DeadlineAt = Callable[[], float]  # an assignment's deadline, which a new offer may move
@@ -23,7 +24,7 @@ Fetch = Callable[[Assignment, Path, DeadlineAt], Awaitable[None]]  # leaves the 
 
 class ModelCache:
     def __init__(self, folder: Path, fetch: Fetch) -> None:
-        self._blobs = BlobStore(folder / "blobs")
+        self._whole = folder / "models"
         self._arriving = folder / "arriving"
         self._fetch = fetch
         self._users: Counter[str] = Counter()
@@ -35,25 +36,29 @@ class ModelCache:
         await asyncio.to_thread(self._sweep, set(wanted))
 
     def _sweep(self, wanted: set[str]) -> None:
-        self._arriving.mkdir(parents=True, exist_ok=True)
-        for path in self._arriving.iterdir():
-            if path.name.partition(".")[0] not in wanted:
+        for folder in (self._arriving, self._whole):
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in folder.iterdir():
+                if path.name.partition(".")[0] not in wanted:
+                    path.unlink()
+        for path in self._whole.iterdir():
+            if digest_file(path) != path.name:
                 path.unlink()
-        self._blobs.sweep(wanted)
 
     @asynccontextmanager
     async def use(self, offer: Assignment, deadline_at: DeadlineAt) -> AsyncGenerator[Path]:
         """The path of the offer's base version, which stays there until the caller is done."""
-        digest = offer.base_digest
+        digest = checked_digest(offer.base_digest)
         self._users[digest] += 1
         try:
             async with self._locks.setdefault(digest, asyncio.Lock()):
-                if not self._blobs.has(digest):
-                    path = self._arriving / digest
-                    await self._fetch(offer, path, deadline_at)
-                    await self._blobs.adopt(path, digest)
+                path = self._whole / digest
+                if not path.exists():
+                    arriving = self._arriving / digest
+                    await self._fetch(offer, arriving, deadline_at)
+                    arriving.replace(path)
             self._note_newest(offer)
-            yield self._blobs.path(digest)
+            yield path
         finally:
             self._users[digest] -= 1
             self._remove_unused(digest)
@@ -77,5 +82,4 @@ class ModelCache:
             return
         del self._users[digest]
         self._locks.pop(digest, None)
-        if self._blobs.has(digest):
-            self._blobs.remove(digest)
+        (self._whole / digest).unlink(missing_ok=True)
