@@ -18,7 +18,7 @@ from coordinator.store import rows
 from muster.errors import ConfigError, MusterError, NotFoundError, StateError
 from muster.spec.model import RunSpec
 from muster.transfer import read_chunks
-from muster.transport.base import CallContext, Route
+from muster.transport.base import CallContext, Encoded, Route
 from muster.version import muster_version
 from muster.wire import METHODS, PROTOCOL_VERSION
 from protos.v1 import admin_pb2 as pb
@@ -171,7 +171,7 @@ class AdminServicer:
 
     async def pull_model(
         self, requests: AsyncIterator[pb.PullModelRequest], context: CallContext
-    ) -> AsyncIterator[pb.PullModelResponse]:
+    ) -> AsyncIterator[pb.PullModelResponse | Encoded]:
         request = await anext(requests)
         await self._run(request.run_id)
         number = request.round if request.HasField("round") else None
@@ -202,7 +202,7 @@ class AdminServicer:
             )
         )
         async for chunk in read_chunks(self._coordinator.blobs.path(model.digest), request.offset):
-            yield pb.PullModelResponse(chunk=chunk)
+            yield chunk
 
     # -- peers --------------------------------------------------------------------------------------------------------
 

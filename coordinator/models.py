@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from muster.transfer import read_chunks
-
 from muster.errors import NotFoundError
-from muster.transport.base import CallContext, Route
+from muster.transfer import read_chunks
+from muster.transport.base import CallContext, Encoded, Route
 from muster.wire import FETCH_MODEL
 from protos.v1 import models_pb2 as pb
 from protos.v1.tensors_pb2 import BlobHeader
@@ -26,7 +25,7 @@ class ModelsServicer:
 
     async def fetch_model(
         self, requests: AsyncIterator[pb.FetchModelRequest], context: CallContext
-    ) -> AsyncIterator[pb.FetchModelResponse]:
+    ) -> AsyncIterator[pb.FetchModelResponse | Encoded]:
         request = await anext(requests)
         coordinator = self._coordinator
         peer_id = coordinator.members.authenticate(request.credentials.peer_id, request.credentials.secret)
@@ -49,5 +48,5 @@ class ModelsServicer:
             )
         )
         async for chunk in read_chunks(path, request.offset):
-            coordinator.journal.count_bytes(model.run_id, model.round + 1, peer_id, "down", len(chunk.data))
-            yield pb.FetchModelResponse(chunk=chunk)
+            coordinator.journal.count_bytes(model.run_id, model.round + 1, peer_id, "down", chunk.size)
+            yield chunk

@@ -163,8 +163,9 @@ class UpdatesServicer:
                 ) from None
             if message is None:
                 return
+            before = body.offset
             await body.write(message.chunk)
-            count(assignment.run_id, assignment.round, assignment.peer_id, "up", len(message.chunk.data))
+            count(assignment.run_id, assignment.round, assignment.peer_id, "up", body.offset - before)
 
     async def _admit(self, run: RunState, assignment: AssignmentState, digest: str) -> UpdateFacts:
         """Complete, checked and in the blob store; a rejection is recorded before it is told."""

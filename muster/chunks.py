@@ -1,4 +1,12 @@
-"""A file as the chunks in which it travels."""
+"""A file as the chunks in which it travels.
+
+Every message that carries a chunk has it as field 2 (`protos/v1`), so one encoding serves them all:
+
+    12 LENGTH            field 2 of the message: a Chunk of LENGTH bytes
+       08 OFFSET         field 1 of the chunk: varint
+       12 SIZE DATA      field 2: bytes
+       1d CRC            field 3: fixed32, little-endian
+"""
 
 from __future__ import annotations
 
@@ -11,13 +19,36 @@ from pathlib import Path
 from muster.digests import CHUNK_BYTES, checksum
 from muster.disk import disk_threads, storage_error
 from muster.errors import OffsetError, StorageError
-from protos.v1.tensors_pb2 import Chunk
+from muster.transport.base import Encoded
 
 _READ_AHEAD_CHUNKS = 2  # read by a thread in one go, while the two before are sent
 
 
-async def read_chunks(path: Path, offset: int) -> AsyncGenerator[Chunk, None]:
-    """The file from `offset` to its end, a thread reading ahead.
+class EncodedChunk(Encoded):
+    """A `FetchModelResponse`, `PullModelResponse` or `UploadUpdateRequest` that carries this chunk."""
+
+    __slots__ = ("offset", "size")
+
+    def __init__(self, offset: int, data: bytes) -> None:
+        self.offset = offset
+        self.size = len(data)
+        head = b"\x08" + _varint(offset) + b"\x12" + _varint(self.size)
+        tail = b"\x1d" + checksum(data).to_bytes(4, "little")
+        length = len(head) + self.size + len(tail)
+        super().__init__(b"".join((b"\x12", _varint(length), head, data, tail)))
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+async def read_chunks(path: Path, offset: int) -> AsyncGenerator[EncodedChunk, None]:
+    """The file from `offset` to its end, as messages, a thread reading ahead.
 
     Raises `OffsetError` "transfer.offset" (beyond the end), `StorageError` "storage.failed".
     """
@@ -25,7 +56,7 @@ async def read_chunks(path: Path, offset: int) -> AsyncGenerator[Chunk, None]:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise storage_error(path, error) from error
-    reading: Future[list[Chunk]] | None = None
+    reading: Future[list[EncodedChunk]] | None = None
     try:
         size = os.fstat(fd).st_size
         if offset > size:
@@ -50,8 +81,8 @@ async def read_chunks(path: Path, offset: int) -> AsyncGenerator[Chunk, None]:
             reading.add_done_callback(lambda _: os.close(fd))
 
 
-def _read(path: Path, fd: int, offset: int, end: int) -> list[Chunk]:
-    chunks: list[Chunk] = []
+def _read(path: Path, fd: int, offset: int, end: int) -> list[EncodedChunk]:
+    chunks: list[EncodedChunk] = []
     while offset < end:
         try:
             data = os.pread(fd, min(CHUNK_BYTES, end - offset), offset)
@@ -59,6 +90,6 @@ def _read(path: Path, fd: int, offset: int, end: int) -> list[Chunk]:
             raise storage_error(path, error) from error
         if not data:
             raise StorageError("storage.failed", f"{path} became shorter while it was read")
-        chunks.append(Chunk(offset=offset, data=data, crc32c=checksum(data)))
+        chunks.append(EncodedChunk(offset, data))
         offset += len(data)
     return chunks

@@ -112,9 +112,10 @@ class PartialBody:
         "transfer.oversize", "transfer.chunk_size", "transfer.checksum"; `StorageError` "storage.disk_full"
         and "storage.failed" (the body is then removed, so that others find room).
         """
-        self._check(chunk)
-        self._backlog.append(chunk.data)
-        self.offset += len(chunk.data)
+        data = chunk.data  # once: protobuf makes a copy of it at each look
+        self._check(chunk, data)
+        self._backlog.append(data)
+        self.offset += len(data)
         if self.offset - self._written >= _BATCH_BYTES:
             self._start_writing()
         while self.offset - self._written > BACKLOG_BYTES:
@@ -175,8 +176,8 @@ class PartialBody:
 
     # -- on the event loop -----------------------------------------------------------------------------------
 
-    def _check(self, chunk: Chunk) -> None:
-        size = len(chunk.data)
+    def _check(self, chunk: Chunk, data: bytes) -> None:
+        size = len(data)
         if chunk.offset != self.offset:
             raise OffsetError(
                 "transfer.offset",
@@ -192,7 +193,7 @@ class PartialBody:
             raise TransferError(
                 "transfer.oversize", f"more than the {self.header.size_bytes} bytes that the header tells"
             )
-        if checksum(chunk.data) != chunk.crc32c:
+        if checksum(data) != chunk.crc32c:
             raise TransferError(
                 "transfer.checksum",
                 f"the chunk at {chunk.offset} was changed on the way",

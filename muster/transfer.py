@@ -26,7 +26,7 @@ from muster.errors import (
     UnreachableError,
 )
 from muster.partial import PartialBody
-from muster.transport.base import Channel, Method
+from muster.transport.base import Channel, Encoded, Method
 from muster.wire import BEGIN_UPDATE, COMMIT_UPDATE, UPLOAD_UPDATE
 from protos.v1.tensors_pb2 import BlobHeader
 from protos.v1.updates_pb2 import (
@@ -215,12 +215,12 @@ def _is_transient(error: MusterError, transient: frozenset[str]) -> bool:
 
 async def _upload_requests(
     begin: BeginUpdateRequest, path: Path, offset: int, progress: OnProgress
-) -> AsyncGenerator[UploadUpdateRequest, None]:
+) -> AsyncGenerator[UploadUpdateRequest | Encoded, None]:
     yield UploadUpdateRequest(begin=begin)
     async with aclosing(read_chunks(path, offset)) as chunks:
         async for chunk in chunks:
-            yield UploadUpdateRequest(chunk=chunk)
-            progress(chunk.offset + len(chunk.data), begin.header.size_bytes)
+            yield chunk
+            progress(chunk.offset + chunk.size, begin.header.size_bytes)
 
 
 async def _only(request: Request) -> AsyncGenerator[Request, None]:

@@ -10,7 +10,7 @@ from typing import Any, cast
 from google.protobuf.message import DecodeError, Message
 
 from muster.errors import UnreachableError, UsageError
-from muster.transport.base import CallContext, Method, Route, StreamHandler, UnaryHandler
+from muster.transport.base import CallContext, Encoded, Method, Route, StreamHandler, UnaryHandler
 from muster.transport.errors import as_muster_error
 from muster.transport.handshake import refuse_version
 
@@ -97,7 +97,7 @@ def decode(kind: type[Message], body: bytes) -> Any:
 
 
 def encode(kind: type[Message], message: Any) -> bytes:
-    if not isinstance(message, kind):
+    if not isinstance(message, (kind, Encoded)):
         raise TypeError(f"expected a {kind.DESCRIPTOR.full_name}, not {type(message).__name__}")
     return message.SerializeToString()
 

@@ -14,7 +14,7 @@ from muster.errors import MusterError, TransferError, UnreachableError
 from muster.transport._dispatch import Dispatcher
 from muster.transport._options import MESSAGE_BYTES_MAX
 from muster.transport._pipe import Pipe, PipeCutError
-from muster.transport.base import CallContext, Route
+from muster.transport.base import CallContext, Encoded, Route
 from muster.transport.errors import pack_error, unpack_error
 from muster.transport.faults import FaultHook, Passage
 from protos.v1.errors_pb2 import ErrorDetail
@@ -58,7 +58,7 @@ class MemoryCall:
         with contextlib.suppress(PipeCutError):
             await self._carry(message.SerializeToString(), to_server=True, index=0)
 
-    async def send_all(self, requests: AsyncIterator[Message]) -> None:
+    async def send_all(self, requests: AsyncIterator[Message | Encoded]) -> None:
         """Sends, then half-closes. What `requests` raises is raised by `receive`."""
         try:
             index = 0

@@ -39,6 +39,21 @@ class Method(Generic[Request, Response]):
         return f"/{self.service}/{self.name}"
 
 
+class Encoded:
+    """A message that is in its wire form already; a stream may give it in place of the message itself.
+
+    For chunks: building 1 MiB of protobuf in Python and serialising it costs ten times what moving it does.
+    """
+
+    __slots__ = ("_body",)
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def SerializeToString(self) -> bytes:  # noqa: N802  # as messages have it
+        return self._body
+
+
 @dataclass(frozen=True, kw_only=True)
 class CallContext:
     """What a handler knows of its caller."""
@@ -78,7 +93,7 @@ class Channel(Protocol):
     def stream(
         self,
         method: Method[Request, Response],
-        requests: AsyncIterator[Request],
+        requests: AsyncIterator[Request | Encoded],
         *,
         timeout_seconds: float | None = None,
     ) -> AsyncGenerator[Response, None]:

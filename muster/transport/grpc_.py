@@ -29,7 +29,7 @@ from muster.transport._dispatch import Dispatcher, decode
 from muster.transport._grpc_server import STATUS_HEADER, GrpcServer, start_server
 from muster.transport._malloc import keep_message_buffers
 from muster.transport._options import Keepalive, channel_options, server_options
-from muster.transport.base import Method, Route
+from muster.transport.base import Encoded, Method, Route
 from muster.transport.errors import unpack_status
 from muster.transport.handshake import handshake_headers
 from muster.wire import PROTOCOL_VERSION
@@ -102,7 +102,7 @@ class GrpcChannel:
     async def stream(
         self,
         method: Method[Request, Response],
-        requests: AsyncIterator[Request],
+        requests: AsyncIterator[Request | Encoded],
         *,
         timeout_seconds: float | None = None,
     ) -> AsyncGenerator[Response, None]:
@@ -183,7 +183,7 @@ class GrpcChannel:
         )
 
 
-async def _send(call: Any, requests: AsyncIterator[Message]) -> None:
+async def _send(call: Any, requests: AsyncIterator[Message | Encoded]) -> None:
     """Writes the requests, then half-closes. What `requests` raises cancels the call and is the task's
     exception; a call that has ended is no error here, since its reader learns why."""
     try:

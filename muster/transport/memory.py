@@ -22,7 +22,7 @@ from muster.clock import Clock, SystemClock
 from muster.errors import ConfigError, DeadlineError, UnreachableError, VersionError
 from muster.transport._dispatch import Dispatcher, decode
 from muster.transport._memory_call import MemoryCall
-from muster.transport.base import Method, Route
+from muster.transport.base import Encoded, Method, Route
 from muster.transport.faults import FaultHook
 from muster.transport.handshake import handshake_headers
 from muster.wire import PROTOCOL_VERSION
@@ -137,7 +137,7 @@ class MemoryChannel:
     async def stream(
         self,
         method: Method[Request, Response],
-        requests: AsyncIterator[Request],
+        requests: AsyncIterator[Request | Encoded],
         *,
         timeout_seconds: float | None = None,
     ) -> AsyncGenerator[Response, None]:

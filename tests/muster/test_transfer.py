@@ -31,7 +31,7 @@ from muster.transport import Channel, GrpcTransport, MemoryTransport, Route
 from muster.transport.faults import SeededFaults
 from muster.transport.memory import MemoryHub
 from muster.wire import BEGIN_UPDATE, COMMIT_UPDATE, FETCH_MODEL, UPLOAD_UPDATE
-from protos.v1 import models_pb2, updates_pb2
+from protos.v1 import admin_pb2, models_pb2, updates_pb2
 from protos.v1.tensors_pb2 import BlobHeader, Chunk
 from simulator.proxy import ChaosProxy, Link
 
@@ -73,7 +73,8 @@ class Coordinator:
         header = BlobHeader(size_bytes=len(BODY), digest=DIGEST, offset=request.offset)
         yield models_pb2.FetchModelResponse(header=header)
         async for chunk in read_chunks(self.model, request.offset):
-            yield models_pb2.FetchModelResponse(chunk=self.meddle(chunk))
+            message = models_pb2.FetchModelResponse.FromString(chunk.SerializeToString())
+            yield models_pb2.FetchModelResponse(chunk=self.meddle(message.chunk))
 
     async def begin(self, request: Any, context: Any) -> updates_pb2.BeginUpdateResponse:
         self.refuse()
@@ -151,9 +152,14 @@ async def fetch_to(channel: Channel, target: Path, **options: Any) -> BlobHeader
 
 
 @pytest.mark.parametrize("offset", [0, 1, CHUNK_BYTES, len(BODY) - 1, len(BODY)])
-async def test_chunks_cover_the_file_from_the_offset(body_path, offset):
+@pytest.mark.parametrize(
+    "kind", [models_pb2.FetchModelResponse, admin_pb2.PullModelResponse, updates_pb2.UploadUpdateRequest]
+)
+async def test_chunks_cover_the_file_from_the_offset(body_path, offset, kind):
     position = offset
-    async for chunk in read_chunks(body_path, offset):
+    async for encoded in read_chunks(body_path, offset):
+        chunk = kind.FromString(encoded.SerializeToString()).chunk
+        assert (chunk.offset, len(chunk.data)) == (encoded.offset, encoded.size)
         assert chunk.offset == position
         assert 0 < len(chunk.data) <= CHUNK_BYTES
         assert chunk.crc32c == checksum(chunk.data)
