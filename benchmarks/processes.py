@@ -47,11 +47,13 @@ def processor_seconds(pids: Iterable[int]) -> float:
 
 
 class MemoryWatch:
-    """Samples the anonymous memory of process trees every 20 ms and keeps each tree's peak."""
+    """Samples the anonymous memory of process trees, and of processes without their children, every 20 ms and keeps
+    each one's peak."""
 
-    def __init__(self, roots: dict[str, int]) -> None:
-        self._roots = roots
-        self.peaks = dict.fromkeys(roots, 0)
+    def __init__(self, trees: dict[str, int], alone: dict[str, int]) -> None:
+        self._trees = trees
+        self._alone = alone
+        self.peaks = dict.fromkeys((*trees, *alone), 0)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -64,9 +66,8 @@ class MemoryWatch:
         self._thread.join()
 
     def sample(self) -> dict[str, int]:
-        return {
-            name: sum(anonymous_bytes(pid) for pid in children(root)) for name, root in self._roots.items()
-        }
+        found = {name: sum(map(anonymous_bytes, children(root))) for name, root in self._trees.items()}
+        return found | {name: anonymous_bytes(pid) for name, pid in self._alone.items()}
 
     def _watch(self) -> None:
         while not self._stop.wait(0.02):

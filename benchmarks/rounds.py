@@ -3,8 +3,9 @@
     python -m benchmarks.rounds --json
 
 The floor, measured in the same run, moves the same bytes by bare grpc.aio streams of 1 MiB between as many processes
-(`benchmarks/floor.py`). Memory is anonymous memory (RssAnon and swap; mapped files do not count) above the
-process's size when idle; a peer is its daemon and its worker together.
+(`benchmarks/floor.py`). `--rules arc+nnm+trimmed-mean krum` takes rules with their pre-rules before them. Memory is
+anonymous memory (RssAnon and swap; mapped files do not count) above the process's size when idle. A peer is its daemon
+and its worker together; the coordinator's own task worker, which makes the initial model, is counted by itself.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from benchmarks import floor
 from benchmarks.common import parser, report, say
 from benchmarks.processes import MemoryWatch, children, processor_seconds
-from muster.spec.model import AggregationTable, RunSpec
+from muster.spec.model import RunSpec
 from protos.v1 import admin_pb2 as pb
 from simulator.processes import ProcessFederation
 
@@ -30,13 +31,20 @@ WARM_UP_ROUNDS = 2
 
 
 def spec(size_mb: float, peers: int, rounds: int, rule: str = "mean") -> RunSpec:
+    *pre, name = rule.split("+")
+    faults = 0 if name == "mean" else (peers - 1) // 4
     return RunSpec.model_validate(
         {
             "task": "benchmarks.blank:Blank",
             "rounds": rounds,
             "task_options": {"size": int(size_mb * 250_000)},
-            "aggregation": AggregationTable.model_validate({"rule": rule, "weights": "uniform"}),
-            "round": {"peers_min": peers, "deadline_seconds": 600},
+            "aggregation": {
+                "rule": name,
+                "pre": pre,
+                "faults": 0 if name == "mean" else (peers - 1) // 4,
+                "weights": "uniform",
+            },
+            "round": {"peers_min": peers, "deadline_seconds": 600, "quorum": 1.0},
             "evaluate": {"every": 0, "on": []},
         }
     )
@@ -52,7 +60,11 @@ async def measure(size_mb: float, peers: int, rounds: int, rule: str) -> dict[st
             # A first run starts the workers, so that what follows is measured against idle processes.
             await federation.run_to_end(spec(0.1, peers, 2, rule))
             roots = {name: process.pid for name, process in federation.processes.items()}
-            with MemoryWatch(roots) as watch:
+            service = roots["coordinator"]
+            (task_worker,) = children(service)[1:]
+            alone = {"coordinator": service, "task_worker": task_worker}
+            trees = {name: root for name, root in roots.items() if root != service}
+            with MemoryWatch(trees, alone) as watch:
                 idle = watch.sample()
                 busy = processor_seconds(pid for root in roots.values() for pid in children(root))
                 run = await federation.run_to_end(spec(size_mb, peers, rounds + WARM_UP_ROUNDS, rule))
@@ -62,7 +74,7 @@ async def measure(size_mb: float, peers: int, rounds: int, rule: str) -> dict[st
             found: list[pb.Round] = await federation.rounds(run.run_id)
             ends = [each.ended_at for each in found]
             seconds = [after - before for before, after in pairwise(ends)][WARM_UP_ROUNDS - 1 :]
-            above = {name: watch.peaks[name] - idle[name] for name in roots}
+            above = {name: watch.peaks[name] - idle[name] for name in idle}
             return {
                 "model_mb": size_mb,
                 "peers": peers,
@@ -70,6 +82,7 @@ async def measure(size_mb: float, peers: int, rounds: int, rule: str) -> dict[st
                 "round_seconds": statistics.median(seconds),
                 "rounds_per_second": 1 / statistics.median(seconds),
                 "coordinator_above_idle_mb": above.pop("coordinator") / 1e6,
+                "task_worker_above_idle_mb": above.pop("task_worker") / 1e6,
                 "peer_above_idle_mb": max(above.values()) / 1e6,
                 "wire_mb_per_round": (run.bytes_up + run.bytes_down) / 1e6 / len(found),
                 "cpu_seconds_per_round": busy / len(found),

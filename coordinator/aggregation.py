@@ -7,7 +7,6 @@ crash it writes the same bytes.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,6 +20,7 @@ import aggregators
 import compressors
 from coordinator import optimizers
 from coordinator.statefile import StateReader, StateWriter
+from muster.finite import all_finite
 from muster.layout import CHUNK_COORDINATES, ParameterLayout
 from muster.modelfile import ModelFile, ModelWriter
 from muster.payload import BlobInfo, PayloadReader
@@ -121,11 +121,6 @@ def _weights(job: AggregationJob) -> Tensor | None:
     return torch.tensor(counts, dtype=torch.float64)
 
 
-def _finite(chunk: Tensor) -> bool:
-    """One quick pass as a rule: a finite sum of squares proves every coordinate finite."""
-    return math.isfinite(float(torch.dot(chunk, chunk))) or bool(torch.isfinite(chunk).all())
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Decoded:
     """The round's updates as a source of column chunks [n, c], in one scratch that is used again and again."""
@@ -180,7 +175,7 @@ def _apply(
             plan.reduce(chunk, aggregate_chunk)
             state = {name: reader.read(start, stop) for name, reader in readers.items()}
             optimizer.step(base.vector[start:stop], aggregate_chunk, state, new_chunk)
-            if not _finite(new_chunk):
+            if not all_finite(new_chunk):
                 raise AggregationRefused(
                     "the aggregate or the server's step gives values that are not finite"
                 )

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import compressors
 from muster.errors import TaskError
+from muster.finite import all_finite
 from muster.hashedfile import BlobInfo
 from muster.layout import CHUNK_COORDINATES
 from muster.modelfile import ModelFile, read_state
@@ -72,7 +73,7 @@ def write_update(
             trained.read(index, delta)
             base.read_native(index, base_chunk)
             delta -= base_chunk
-            if drill is None and not bool(torch.isfinite(delta).all()):
+            if drill is None and not all_finite(delta):
                 raise _not_finite(order)
             values = state.read(start, stop)
             if beta:
