@@ -41,7 +41,7 @@ def spec(size_mb: float, peers: int, rounds: int, rule: str = "mean") -> RunSpec
             "aggregation": {
                 "rule": name,
                 "pre": pre,
-                "faults": 0 if name == "mean" else (peers - 1) // 4,
+                "faults": faults,
                 "weights": "uniform",
             },
             "round": {"peers_min": peers, "deadline_seconds": 600, "quorum": 1.0},

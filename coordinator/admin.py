@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 import shutil
@@ -35,6 +36,7 @@ class AdminServicer:
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
         self._store = coordinator.store
+        self._submitting = asyncio.Lock()
 
     def routes(self) -> list[Route]:
         handlers: dict[str, Any] = {
@@ -78,12 +80,15 @@ class AdminServicer:
     async def submit_run(self, request: pb.SubmitRunRequest, context: CallContext) -> pb.SubmitRunResponse:
         spec = _spec(request.spec_json)
         request_id = request.request_id or secrets.token_hex(8)
-        known = await self._store.run_by_request(request_id)
-        if known is None:
-            run_id = f"{_slug(spec.name or spec.task.split(':')[1])}-{secrets.token_hex(3)}"
-            event = RunSubmitted(run_id=run_id, spec=spec, spec_toml=request.spec_toml, request_id=request_id)
-            await self._coordinator.submit_run(event)
-            known = await self._run(run_id)
+        async with self._submitting:  # so that a request that comes twice at once finds what it made
+            known = await self._store.run_by_request(request_id)
+            if known is None:
+                run_id = f"{_slug(spec.name or spec.task.split(':')[1])}-{secrets.token_hex(3)}"
+                event = RunSubmitted(
+                    run_id=run_id, spec=spec, spec_toml=request.spec_toml, request_id=request_id
+                )
+                await self._coordinator.submit_run(event)
+                known = await self._run(run_id)
         return pb.SubmitRunResponse(run=_message(known))
 
     async def list_runs(self, request: pb.ListRunsRequest, context: CallContext) -> pb.ListRunsResponse:

@@ -17,11 +17,11 @@ from typing import Any
 import structlog
 
 from coordinator import membership
+from coordinator.checks import check_spec
 from coordinator.effects import EffectRunner
 from coordinator.engine import decide as engine
 from coordinator.engine.assignments import live_offers
 from coordinator.engine.schedule import Schedule
-from coordinator.engine.schedule import build as build_schedule
 from coordinator.engine.state import (
     AssignmentState,
     AssignmentStatus,
@@ -145,7 +145,7 @@ class Coordinator:
 
     async def _schedule(self, run_id: str, spec: RunSpec) -> None:
         """In a thread, since a rule's bound comes from its plug-in, which may be slow to import."""
-        self._schedules[run_id] = await asyncio.to_thread(build_schedule, spec)
+        self._schedules[run_id] = await asyncio.to_thread(check_spec, spec)
 
     def _decide(self, event: Event) -> Outcome:
         state = self.runs.get(event.run_id)
@@ -181,6 +181,8 @@ class Coordinator:
                 )
             for effect in decision.effects:
                 self._carry_out(effect)
+            if decision.state.status.ended and before is not None:
+                self.sessions.run_ended(run_id)
             self.effects.observe(decision)
 
         return Outcome(transitions=decision.transitions, undo=undo, then=then, reason=decision.reason)
@@ -188,7 +190,7 @@ class Coordinator:
     def _place(self, run_id: str, state: RunState) -> None:
         if state.status.ended:
             self.runs.pop(run_id, None)
-            self.sessions.run_ended(run_id)
+            self._schedules.pop(run_id, None)
         else:
             self.runs[run_id] = state
 

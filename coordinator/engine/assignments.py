@@ -193,9 +193,9 @@ def fail(draft: Draft, event: AssignmentFailed) -> str | None:
     told = {"error_id": event.error_id, "traceback": event.traceback[-TRACEBACK_CHARACTERS_MAX:]}
     _end(
         draft,
-        "assignment.rejected",
+        "assignment.lost",  # REJECTED is what admission says of an update; here there is none
         assignment,
-        AssignmentStatus.REJECTED,
+        AssignmentStatus.LOST,
         f"{assignment.peer_id} failed its {_work(assignment)}: {message}",
         retry=event.retry and assignment.role == "train",
         values=told,

@@ -54,7 +54,7 @@ def test_progress_goes_forward_only_and_may_leave_steps_out(make_world: Any) -> 
 def test_a_failure_that_may_be_retried_is_offered_again_at_once(make_world: Any) -> None:
     world = make_world(peers="ab", round={"attempts_max": 2})
     world.fail("a", retry=True)
-    assert world.kinds() == ["assignment.rejected", "assignment.offered"]
+    assert world.kinds() == ["assignment.lost", "assignment.offered"]
     assert world.offered() == ["run.1.a.2"]
     assert world.row("assignment", assignment_id="run.1.a.1")["traceback"] == "Traceback ..."
     told = world.rows.log[-2]

@@ -98,7 +98,7 @@ def test_a_real_log_is_in_order(log: Log) -> None:
         (_told("round.committed", updates=["run.1.a.1"]), "round 1 commits other updates than it aggregated"),
         (_twice("assignment.delivered"), "run.1.a.1 was DELIVERED"),
         (_without("assignment.expired"), "run.1.c.2 outlives round 1"),
-        (_without("assignment.rejected"), "c holds work for round 1 already"),
+        (_without("assignment.lost"), "c holds work for round 1 already"),
         (_told("assignment.offered", 3, attempt=7), "attempt 7 of c comes after 1 attempts"),
         (_as("assignment.delivered", peer_id="b"), "run.1.a.1 was offered to a"),
         (_as("assignment.delivered", round=2), "run.1.a.1 belongs to round 2, which was never planned"),
