@@ -1,0 +1,60 @@
+"""A whole federation in one process: what users build their own tests on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from muster.spec.model import RunSpec
+from muster.tasks import load_task
+from simulator.local import start_local
+
+ROOT = Path(__file__).parents[2]
+
+
+def spec(**tables: Any) -> RunSpec:
+    return RunSpec.model_validate(
+        {
+            "task": "examples.digits:Digits",
+            "rounds": 3,
+            "seed": 1,
+            "train": {"lr": 0.1, "momentum": 0.9, "epochs": 2},
+            "round": {"peers_min": 3, "quorum": 1.0},
+            **tables,
+        }
+    )
+
+
+@pytest.mark.timeout(120)
+async def test_three_peers_train_digits_and_the_model_is_plain_pytorch(tmp_path: Path) -> None:
+    async with start_local(
+        tmp_path, peers=3, allow=["examples.digits:*"], task_folders=[ROOT]
+    ) as federation:
+        run = await federation.run_to_end(spec(compression={"up": "int8"}))
+        assert run.state == "FINISHED", run.reason
+        assert run.metrics["accuracy"] > 0.85
+        assert run.bytes_up < run.bytes_up_dense / 3
+        state = await federation.model(run.run_id)
+        refused = await federation.run_to_end(spec(task="examples.text:Text", round={"skips_max": 1}))
+        assert refused.state == "FAILED"
+        assert "examples.text:Text" in refused.reason or "quorum" in refused.reason
+    model = load_task("examples.digits:Digits", [ROOT]).model()
+    model.load_state_dict({name: tensor.clone() for name, tensor in state.items()})
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+@pytest.mark.timeout(120)
+async def test_one_liar_in_five_is_held_off_by_a_robust_rule(tmp_path: Path) -> None:
+    liar = {4: {"name": "sign-flip", "options": {"scale": 10}}}
+    robust = {"rule": "trimmed-mean", "pre": ["arc", "nnm"], "faults": 1}
+    async with start_local(
+        tmp_path, peers=5, allow=["examples.digits:*"], task_folders=[ROOT], attacks=liar
+    ) as federation:
+        everybody = {"peers_min": 5, "quorum": 1.0}
+        mean = await federation.run_to_end(spec(rounds=5, round=everybody))
+        held = await federation.run_to_end(spec(rounds=5, round=everybody, aggregation=robust))
+    assert mean.metrics["accuracy"] < 0.5
+    assert held.metrics["accuracy"] > 0.85
