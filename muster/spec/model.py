@@ -105,10 +105,15 @@ class ServerTable(Table):
 class RoundTable(Table):
     peers_min: int = Field(1, ge=1, description="a round opens when this many peers are active")
     quorum: float = Field(
-        1.0, gt=0, le=1, description="share of the cohort whose updates make a round complete"
+        0.8,
+        gt=0,
+        le=1,
+        description="share of the cohort whose updates make a round complete; 1: one missing peer skips the round",
     )
     grace_seconds: float = Field(
-        0.0, ge=0, description="how long the rest may still deliver after the quorum"
+        5.0,
+        ge=0,
+        description="how long the rest may still deliver after the quorum; a round with all of them closes at once",
     )
     deadline_seconds: float = Field(60.0, gt=0, description="a round closes with what it has after this long")
     attempts_max: int = Field(

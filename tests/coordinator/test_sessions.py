@@ -122,7 +122,7 @@ async def test_a_failure_that_may_pass_is_asked_again_and_keeps_its_seed(stage: 
 
 async def test_a_silent_peer_is_suspected_then_lost_and_the_round_goes_on(stage: Any) -> None:
     await stage.stop()
-    await stage.start(heartbeat_seconds=0.1, suspect_heartbeats=2, lost_heartbeats=4)
+    await stage.start(heartbeat_seconds=0.2, suspect_heartbeats=2, lost_heartbeats=5)
     peers = [await stage.peer(f"peer-{i}") for i in range(2)]
     alive = asyncio.create_task(keep_alive(peers[1]))
     run_id = await stage.submit(round={"peers_min": 2, "quorum": 0.5, "grace_seconds": 0.1})
@@ -138,7 +138,6 @@ async def test_a_silent_peer_is_suspected_then_lost_and_the_round_goes_on(stage:
 async def keep_alive(peer: Any) -> None:
     while True:
         peer.heartbeat()
-        await peer.hear("heartbeat_ack")
         await asyncio.sleep(0.02)
 
 

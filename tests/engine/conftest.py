@@ -380,6 +380,7 @@ def make_world() -> MakeWorld:
 
     def make(*, peers: str = "abc", rule_needs: int = 1, started: bool = True, **tables: Any) -> World:
         tables = {"task": "digits:Digits", "rounds": 3, "evaluate": {"every": 0}, **tables}
+        tables["round"] = {"quorum": 1.0, "grace_seconds": 0.0, **tables.get("round", {})}
         world = World(RunSpec.model_validate(tables), peers=peers, rule_needs=rule_needs)
         if started:
             world.start()

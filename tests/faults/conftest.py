@@ -30,7 +30,7 @@ def digits_spec(rounds: int, **tables: Any) -> RunSpec:
             "compression": {"up": "topk:0.1", "feedback": "ef14"},
             "server": {"optimizer": "momentum", "lr": 0.5},
             "aggregation": {"rule": "trimmed-mean", "pre": ["arc"], "faults": 1},
-            "round": {"peers_min": PEERS, "deadline_seconds": 120, "attempts_max": 20},
+            "round": {"peers_min": PEERS, "quorum": 1.0, "deadline_seconds": 120, "attempts_max": 20},
             **tables,
         }
     )

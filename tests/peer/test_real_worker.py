@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from muster.spec.model import RunSpec
 from peer.orders import Site, train_order
@@ -97,10 +98,15 @@ def _await_text(path: Path) -> str:
     raise AssertionError(f"{path} was never written")
 
 
-async def test_a_killed_daemon_computes_the_same_update(real: Any, tmp_path: Path) -> None:
+async def test_a_killed_daemon_computes_the_same_update(
+    real: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Trained in this process, in a worker, and again after a restart: equal bytes, and state that goes on."""
     from peer import jobs
 
+    # Sums over more threads round differently; other tests of this process may have chosen another number.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
     coordinator = real.coordinator
     offer = real.offer(1, **real.changes)
     base = tmp_path / "base.safetensors"
