@@ -6,13 +6,13 @@ import hmac
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import structlog
-from muster.config import CoordinatorConfig
 
 from coordinator import membership
 from coordinator.engine.state import PeerStatus, PeerView
 from coordinator.journal import STORE_RETRY_SECONDS, Journal, Outcome
 from coordinator.membership import Member, Members, PeerEvent, Tick
 from muster.clock import Clock
+from muster.config import CoordinatorConfig
 from muster.digests import digest_bytes
 from muster.errors import AuthenticationError, NotAllowedError, NotFoundError, StorageError
 

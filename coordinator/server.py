@@ -7,8 +7,6 @@ import signal
 from pathlib import Path
 
 import structlog
-from muster.blobs import BlobStore
-from muster.config import CoordinatorConfig
 
 from coordinator.admin import AdminServicer
 from coordinator.models import ModelsServicer
@@ -16,7 +14,9 @@ from coordinator.service import Coordinator
 from coordinator.sessions import MembershipServicer
 from coordinator.store import Store
 from coordinator.uploads import UpdatesServicer
+from muster.blobs import BlobStore
 from muster.clock import Clock, SystemClock
+from muster.config import CoordinatorConfig
 from muster.transport.base import Server, Transport
 
 log = structlog.get_logger()

@@ -125,10 +125,9 @@ def join(
     Nothing runs here that --allow or the policy file does not name. A peer that was killed goes on with the work that
     it holds.
     """
-    from peer.daemon import run_peer
-
     from muster.installation import check_installation
     from muster.logs import configure_logging
+    from peer.daemon import run_peer
 
     check_installation()
     flags = sections(set_ or [])

@@ -43,6 +43,7 @@ from coordinator.engine.state import (
 from muster.seeds import derive_random
 from muster.spec.model import RunSpec
 
+CAUSES_TOLD = 3
 _NEVER_AGAIN = (PeerStatus.DRAINING, PeerStatus.QUARANTINED, PeerStatus.REVOKED)
 _LIVE = tuple(status for status in AssignmentStatus if not status.ended)
 
@@ -126,12 +127,12 @@ class Synchronous:
             if closing is not None:
                 return _close(round_, standing, f"round {number} closes {closing}: {have}")
         elif now >= _due(round_):
-            return (
-                SkipRound(round=number, reason=f"round {number} is below its quorum at its deadline: {have}"),
-            )
+            reason = f"round {number} is below its quorum at its deadline: {have}{_causes(round_)}"
+            return (SkipRound(round=number, reason=reason),)
         elif standing.delivered + standing.outstanding < round_.quorum:
             can = standing.outstanding
             reason = f"round {number} cannot reach its quorum any more: {have}, {can} can still come"
+            reason += _causes(round_)
             return (SkipRound(round=number, reason=reason),)
         if standing.delivered >= round_.quorum and round_.grace_until is None:
             until = min(now + self._spec.round.grace_seconds, _due(round_))
@@ -197,6 +198,14 @@ def _close(round_: RoundState, standing: _Standing, reason: str) -> Sequence[Act
         return (closing,)
     rest = ExpireWork(round=round_.number, assignment_ids=standing.live, reason=reason)
     return (rest, closing)
+
+
+def _causes(round_: RoundState) -> str:
+    """What cost the round its updates, for whoever asks why it was skipped."""
+    failed = (AssignmentStatus.REJECTED, AssignmentStatus.LOST)
+    reasons = [each.reason for each in round_.assignments.values() if each.status in failed]
+    more = f" (and {len(reasons) - CAUSES_TOLD} more)" if len(reasons) > CAUSES_TOLD else ""
+    return f"; {'; '.join(reasons[:CAUSES_TOLD])}{more}" if reasons else ""
 
 
 def _present(peer: PeerView) -> bool:

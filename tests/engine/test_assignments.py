@@ -79,7 +79,9 @@ def test_attempts_are_bounded_and_the_round_ends_when_the_quorum_cannot_come(mak
     world.fail("a", retry=True)
     world.fail("a", retry=True)
     assert world.reasons("round.skipped") == [
-        "round 1 cannot reach its quorum any more: 0 of 3 updates are delivered, 3 are a quorum, 2 can still come"
+        "round 1 cannot reach its quorum any more: 0 of 3 updates are delivered, 3 are a quorum, 2 can still come; "
+        "a failed its work for round 1: the worker was killed by signal 9; "
+        "a failed its work for round 1: the worker was killed by signal 9"
     ]
 
 

@@ -30,9 +30,7 @@ def spec(**tables: Any) -> RunSpec:
 
 @pytest.mark.timeout(120)
 async def test_three_peers_train_digits_and_the_model_is_plain_pytorch(tmp_path: Path) -> None:
-    async with start_local(
-        tmp_path, peers=3, allow=["examples.digits:*"], task_folders=[ROOT]
-    ) as federation:
+    async with start_local(tmp_path, peers=3, allow=["examples.digits:*"], task_folders=[ROOT]) as federation:
         run = await federation.run_to_end(spec(compression={"up": "int8"}))
         assert run.state == "FINISHED", run.reason
         assert run.metrics["accuracy"] > 0.85
