@@ -7,6 +7,7 @@ work over and the engine ignores a result that it has already.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ log = structlog.get_logger()
 
 TASK_SECONDS_MAX = 600.0  # making the initial model, or evaluating one version, on the coordinator
 STORAGE_RETRY_SECONDS = 2.0
+_SPOOL_SUFFIX = re.compile(r"\.part(\.header(\.tmp)?)?$")
 PRUNE_SECONDS = 2.0  # rounds that end within it share one look at what may go
 
 
@@ -246,6 +248,7 @@ class EffectRunner:
                 models_keep=coordinator.config.models_keep,
             )
             await coordinator.store.forget_blobs(gone)
+            self._sweep_spool()
             for digest in gone:
                 await asyncio.to_thread(coordinator.blobs.remove, digest)
 
@@ -254,6 +257,11 @@ class EffectRunner:
         coordinator = self._coordinator
         keep = await coordinator.store.live_blobs()
         await asyncio.to_thread(coordinator.blobs.sweep, keep)
+        self._sweep_spool()
+
+    def _sweep_spool(self) -> None:
+        """Uploads of assignments that are over."""
+        coordinator = self._coordinator
         live = {
             assignment.assignment_id
             for run in coordinator.runs.values()
@@ -262,8 +270,8 @@ class EffectRunner:
             if not assignment.status.ended
         }
         for path in coordinator.spool.iterdir():
-            if path.name.split(".part")[0] not in live:
-                path.unlink()
+            if _SPOOL_SUFFIX.sub("", path.name) not in live:
+                path.unlink(missing_ok=True)
 
 
 def _aggregated(effect: Aggregate, result: AggregationResult) -> Aggregated:

@@ -101,7 +101,10 @@ class Journal:
         at = 0
         for pending, outcome in decided:
             count = len(outcome.transitions)
-            outcome.then()
+            try:
+                outcome.then()
+            except Exception:  # durable it is all the same; a restart issues the effects again
+                log.exception("effects.failed", reason=outcome.reason)
             if not pending.done.done():
                 pending.done.set_result(Committed(outcome=outcome, sequences=sequences[at : at + count]))
             at += count

@@ -17,6 +17,7 @@ from coordinator.uploads import UpdatesServicer
 from muster.blobs import BlobStore
 from muster.clock import Clock, SystemClock
 from muster.config import CoordinatorConfig
+from muster.errors import InternalError
 from muster.transport.base import Server, Transport
 
 log = structlog.get_logger()
@@ -84,9 +85,17 @@ async def serve(config: CoordinatorConfig) -> None:
     address_file = Path(config.data_dir) / "coordinator.address"
     address_file.write_text(running.address)
     log.info("coordinator.serving", address=running.address, data_dir=str(config.data_dir))
+    stopped = asyncio.create_task(stop.wait())
     try:
-        await stop.wait()
+        await asyncio.wait({stopped, running.coordinator.failed}, return_when=asyncio.FIRST_COMPLETED)
+        if running.coordinator.failed.done():
+            raise InternalError(
+                "coordinator.failed",
+                running.coordinator.failed.result(),
+                fix="start it again: every run goes on",
+            )
     finally:
+        stopped.cancel()
         log.info("coordinator.stopping")
         address_file.unlink(missing_ok=True)
         await running.stop()

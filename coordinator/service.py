@@ -72,6 +72,7 @@ class Coordinator:
         self._wakes: list[tuple[float, str]] = []
         self._wake_changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @property
     def spool(self) -> Path:
@@ -88,7 +89,7 @@ class Coordinator:
             await self._schedule(run.run_id, run.spec)
         await self.effects.sweep()
         for loop in (self.journal.run, self._wake_loop, self._membership_loop):
-            self.spawn(loop())
+            self.spawn(loop()).add_done_callback(self._vital_ended)
         for run_id in list(self.runs):
             await self.post(Restored(run_id=run_id))
 
@@ -112,6 +113,11 @@ class Coordinator:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("task.failed", exc_info=error)
+
+    def _vital_ended(self, task: asyncio.Task[None]) -> None:
+        """Without one of its loops a coordinator would only seem to work: better that its supervisor starts it anew."""
+        if not task.cancelled() and not self.failed.done():
+            self.failed.set_result(f"a loop of the coordinator ended: {task.exception()!r}")
 
     # -- the engine ---------------------------------------------------------------------------------------------------
 

@@ -53,6 +53,8 @@ class UpdatesServicer:
         self._slots = asyncio.Semaphore(coordinator.config.uploads_max)
         self._locks: dict[str, asyncio.Lock] = {}
         self._whole = WholeBodies(coordinator.config.uploads_max)
+        # Admitted and in the blob store, while their row waits for a store that refuses at the moment.
+        self._admitted: dict[str, UpdateFacts] = {}
 
     def routes(self) -> list[Route]:
         return [
@@ -73,6 +75,8 @@ class UpdatesServicer:
         if receipt := await self._receipt(assignment, header.digest):
             return pb.BeginUpdateResponse(offset=header.size_bytes, receipt=receipt)
         await self._check_header(self._live(run, assignment), assignment, header)
+        if self._admitted_as(header.assignment_id, header.digest):
+            return pb.BeginUpdateResponse(offset=header.size_bytes)
         self._whole.drop(header.assignment_id)
         body = await asyncio.to_thread(self._body, header)
         try:
@@ -135,10 +139,14 @@ class UpdatesServicer:
             if receipt := await self._receipt(assignment, request.digest):
                 return pb.CommitUpdateResponse(receipt=receipt)
             live = self._live(run, assignment)
-            facts = await self._admit(live, assignment, request.digest)
+            facts = self._admitted_as(request.assignment_id, request.digest)
+            if facts is None:
+                facts = await self._admit(live, assignment, request.digest)
+                self._admitted[request.assignment_id] = facts
             committed = await self._coordinator.post(
                 UpdateAdmitted(run_id=live.run_id, assignment_id=assignment.assignment_id, update=facts)
             )
+            del self._admitted[request.assignment_id]
             # The engine has the last word: a deadline may have passed while the body was read.
             _, assignment = await self._assignment(request.assignment_id, peer_id)
             receipt = await self._receipt(assignment, request.digest)
@@ -300,6 +308,10 @@ class UpdatesServicer:
             size_bytes=update.size_bytes,
             event_sequence=await self._coordinator.store.delivered_sequence(assignment.assignment_id),
         )
+
+    def _admitted_as(self, assignment_id: str, digest: str) -> UpdateFacts | None:
+        facts = self._admitted.get(assignment_id)
+        return facts if facts is not None and facts.digest == digest else None
 
     def _path(self, assignment_id: str) -> Path:
         return self._coordinator.spool / f"{assignment_id}.part"

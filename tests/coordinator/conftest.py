@@ -316,6 +316,8 @@ class Stage:
     async def call(self, method: str, request: Any) -> Any:
         return await self.channel().unary(METHODS[method], request, timeout_seconds=10)
 
+    chunks_of = staticmethod(chunks_of)
+
     async def submit(self, **tables: Any) -> str:
         spec = RunSpec.model_validate(
             {

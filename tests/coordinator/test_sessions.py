@@ -8,8 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from muster.errors import ConfigError, MusterError, NotAllowedError, NotFoundError, StateError
-from muster.wire import METHODS, SESSION
+from muster.errors import (
+    ConfigError,
+    MusterError,
+    NotAllowedError,
+    NotFoundError,
+    StateError,
+    StorageError,
+)
+from muster.wire import BEGIN_UPDATE, METHODS, SESSION
 from protos.v1 import admin_pb2 as pb
 from protos.v1 import membership_pb2
 from protos.v1.membership_pb2 import (
@@ -295,3 +302,41 @@ async def test_a_model_is_pulled_from_any_offset(stage: Any) -> None:
     assert run.bytes_down == 0  # an admin's pull is no peer's traffic
     with pytest.raises(NotFoundError):
         await pull(round=9)
+
+
+# -- when something breaks inside ------------------------------------------------------------------------------
+
+
+async def test_a_coordinator_whose_loop_has_ended_says_so(
+    stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator = stage.running.coordinator
+
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("coordinator.membership.decide", broken)
+    told = await asyncio.wait_for(asyncio.shield(coordinator.failed), 20)
+    assert "a defect" in told
+
+
+async def test_while_the_store_refuses_nothing_is_lost(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk under the database: an update is told to come again, and the round waits for it."""
+    run_id, peers, offers = await cast(stage)
+    commit = stage.store.commit
+
+    async def full(*_: Any) -> list[int]:
+        raise StorageError("storage.disk_full", "no space left")
+
+    path = peers[0].write(offers[0], torch.ones(SIZE))
+    begin = peers[0].begin(offers[0], path)
+    await peers[0].channel.unary(BEGIN_UPDATE, begin, timeout_seconds=10)
+    await peers[0].send(begin, *stage.chunks_of(path))
+    monkeypatch.setattr(stage.store, "commit", full)
+    with pytest.raises(StorageError):
+        await peers[0].commit(begin)
+    monkeypatch.setattr(stage.store, "commit", commit)
+    receipt = await peers[0].commit(begin)
+    assert receipt.digest == begin.header.digest
+    await deliver(peers[1], offers[1])
+    assert (await stage.ended(run_id)).state == "FINISHED"
