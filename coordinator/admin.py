@@ -212,12 +212,12 @@ class AdminServicer:
     # -- peers --------------------------------------------------------------------------------------------------------
 
     async def list_peers(self, request: pb.ListPeersRequest, context: CallContext) -> pb.ListPeersResponse:
-        return pb.ListPeersResponse(peers=[convert.peer(row) for row in await self._store.peers()])
+        return pb.ListPeersResponse(peers=[self._peer_message(row) for row in await self._store.peers()])
 
     async def get_peer(self, request: pb.GetPeerRequest, context: CallContext) -> pb.GetPeerResponse:
         recent = await self._store.recent_events(peer_id=request.peer_id, limit=RECENT_EVENTS)
         return pb.GetPeerResponse(
-            peer=convert.peer(await self._peer(request.peer_id)),
+            peer=self._peer_message(await self._peer(request.peer_id)),
             recent=[convert.event(row) for row in recent],
         )
 
@@ -225,7 +225,7 @@ class AdminServicer:
         await self._coordinator.members.command(
             membership.Drain(peer_id=request.peer_id, reason=request.reason)
         )
-        return pb.DrainPeerResponse(peer=convert.peer(await self._peer(request.peer_id)))
+        return pb.DrainPeerResponse(peer=self._peer_message(await self._peer(request.peer_id)))
 
     async def quarantine_peer(
         self, request: pb.QuarantinePeerRequest, context: CallContext
@@ -233,13 +233,13 @@ class AdminServicer:
         await self._coordinator.members.command(
             membership.Quarantine(peer_id=request.peer_id, reason=request.reason)
         )
-        return pb.QuarantinePeerResponse(peer=convert.peer(await self._peer(request.peer_id)))
+        return pb.QuarantinePeerResponse(peer=self._peer_message(await self._peer(request.peer_id)))
 
     async def release_peer(
         self, request: pb.ReleasePeerRequest, context: CallContext
     ) -> pb.ReleasePeerResponse:
         await self._coordinator.members.command(membership.Release(peer_id=request.peer_id))
-        return pb.ReleasePeerResponse(peer=convert.peer(await self._peer(request.peer_id)))
+        return pb.ReleasePeerResponse(peer=self._peer_message(await self._peer(request.peer_id)))
 
     async def remove_peer(self, request: pb.RemovePeerRequest, context: CallContext) -> pb.RemovePeerResponse:
         told = await self._coordinator.members.command(
@@ -248,7 +248,15 @@ class AdminServicer:
         session = self._coordinator.sessions.get(request.peer_id)
         if session is not None:
             session.close(told, reconnect=False)
-        return pb.RemovePeerResponse(peer=convert.peer(await self._peer(request.peer_id)))
+        return pb.RemovePeerResponse(peer=self._peer_message(await self._peer(request.peer_id)))
+
+    def _peer_message(self, row: rows.PeerRow) -> pb.Peer:
+        """Heartbeats write no row: when a live peer was last heard is known in memory only."""
+        message = convert.peer(row)
+        member = self._coordinator.members.get(row.peer_id)
+        if member is not None and member.connected:
+            message.seen_at = member.seen_at
+        return message
 
     async def _peer(self, peer_id: str) -> rows.PeerRow:
         row = await self._store.peer(peer_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from coordinator.engine.state import AssignmentState, RunState
+from coordinator.engine.state import AssignmentState, ModelVersion, RunState
 from muster.seeds import derive_seed
 from protos.v1 import membership_pb2 as pb
 
@@ -70,8 +70,9 @@ class SessionBook:
     def offer(self, run: RunState, assignment: AssignmentState, seconds_left: float) -> None:
         """Sends the offer if the peer is connected; if not, it is sent when the peer's next session opens."""
         session = self._sessions.get(assignment.peer_id)
-        if session is not None:
-            session.send(offer_message(run, assignment, seconds_left))
+        model = run.models.get(assignment.base_version)
+        if session is not None and model is not None:  # without its base the work is over meanwhile
+            session.send(offer_message(run, assignment, model, seconds_left))
 
     def cancel(self, peer_id: str, assignment_id: str, reason: str) -> None:
         session = self._sessions.get(peer_id)
@@ -79,8 +80,9 @@ class SessionBook:
             session.send(pb.SessionResponse(cancel=pb.Cancel(assignment_id=assignment_id, reason=reason)))
 
 
-def offer_message(run: RunState, assignment: AssignmentState, seconds_left: float) -> pb.SessionResponse:
-    model = run.models[assignment.base_version]
+def offer_message(
+    run: RunState, assignment: AssignmentState, model: ModelVersion, seconds_left: float
+) -> pb.SessionResponse:
     return pb.SessionResponse(
         offer=pb.Assignment(
             assignment_id=assignment.assignment_id,
