@@ -32,6 +32,8 @@ log = structlog.get_logger()
 NAME_LENGTH_MAX = 64
 SECRET_LENGTH_MIN = 16
 EXAMPLES_MAX = 2**53  # what a float64 weight still counts exactly
+DESCRIPTION_MAX = 100  # characters of a device, a version or an error id that a peer tells
+HELLO_SECONDS_MAX = 10.0  # a stream that says nothing is cut off
 FAILURE_TEXT_MAX = 16_384  # of a message or traceback that a peer sends
 
 _PROGRESS = {
@@ -68,14 +70,14 @@ class MembershipServicer:
                 "peer.name_taken",
                 f"the name {name!r} belongs to another peer",
                 cause="it enrolled before with another secret; the data folder of this peer may be new or lost",
-                fix=f"take another name, or have the admin remove it: muster peer remove {name}",
+                fix="take another name (--name), or give this peer its old data folder back",
             )
         await self._coordinator.members.submit(
             membership.Enrolled(
                 peer_id=name,
                 secret_hash=secret_hash,
-                device=request.device,
-                muster_version=request.muster_version,
+                device=request.device[:DESCRIPTION_MAX],
+                muster_version=request.muster_version[:DESCRIPTION_MAX],
             )
         )
         self._coordinator.members.authenticate(name, request.secret)
@@ -85,7 +87,7 @@ class MembershipServicer:
         self, requests: AsyncIterator[pb.SessionRequest], context: CallContext
     ) -> AsyncIterator[pb.SessionResponse]:
         coordinator = self._coordinator
-        first = await anext(requests, None)
+        first = await _first(requests)
         if first is None or first.WhichOneof("message") != "hello":
             raise UsageError("session.no_hello", "a session starts with a hello")
         hello = first.hello
@@ -108,6 +110,8 @@ class MembershipServicer:
                 yield message
                 if session.overflowed:
                     raise TransferError("session.unread", "the peer does not read what its session sends")
+            if reader.done() and isinstance(misuse := reader.exception(), UsageError):
+                raise misuse
         finally:
             reader.cancel()
             goodbye = await _result(reader)
@@ -191,7 +195,7 @@ def _event(run_id: str, report: pb.AssignmentReport) -> Event:
         return AssignmentFailed(
             run_id=run_id,
             assignment_id=report.assignment_id,
-            error_id=failure.error_id[:100],
+            error_id=failure.error_id[:DESCRIPTION_MAX],
             message=failure.message[:FAILURE_TEXT_MAX],
             traceback=failure.traceback[-FAILURE_TEXT_MAX:],
             retry=failure.retry,
@@ -203,6 +207,13 @@ def _is_name(name: str) -> bool:
     allowed = name.replace(".", "").replace("_", "").replace("-", "")
     plain = allowed.isascii() and allowed.isalnum() and name[0] not in ".-"
     return 0 < len(name) <= NAME_LENGTH_MAX and plain
+
+
+async def _first(requests: AsyncIterator[pb.SessionRequest]) -> pb.SessionRequest | None:
+    try:
+        return await asyncio.wait_for(anext(requests, None), HELLO_SECONDS_MAX)
+    except TimeoutError:
+        return None
 
 
 async def _result(reader: asyncio.Task[bool]) -> bool:

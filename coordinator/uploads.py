@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -24,6 +25,7 @@ from coordinator.engine.state import (
     UpdateFacts,
     UpdateRefused,
 )
+from coordinator.room import Room
 from muster.errors import (
     NotAllowedError,
     NotFoundError,
@@ -51,8 +53,9 @@ class UpdatesServicer:
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
         self._slots = asyncio.Semaphore(coordinator.config.uploads_max)
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._whole = WholeBodies(coordinator.config.uploads_max)
+        self._room = Room(coordinator)
         # Admitted and in the blob store, while their row waits for a store that refuses at the moment.
         self._admitted: dict[str, UpdateFacts] = {}
 
@@ -71,15 +74,18 @@ class UpdatesServicer:
     ) -> pb.BeginUpdateResponse:
         peer_id = self._peer(request.credentials)
         header = request.header
-        run, assignment = await self._assignment(header.assignment_id, peer_id)
-        if receipt := await self._receipt(assignment, header.digest):
-            return pb.BeginUpdateResponse(offset=header.size_bytes, receipt=receipt)
-        await self._check_header(self._live(run, assignment), assignment, header)
-        if self._admitted_as(header.assignment_id, header.digest):
-            return pb.BeginUpdateResponse(offset=header.size_bytes)
-        self._whole.drop(header.assignment_id)
-        body = await asyncio.to_thread(self._body, header)
-        try:
+        # Not while a stream writes the file or a commit reads it: another digest makes it another file.
+        async with self._lock(header.assignment_id):
+            run, assignment = await self._assignment(header.assignment_id, peer_id)
+            if receipt := await self._receipt(assignment, header.digest):
+                return pb.BeginUpdateResponse(offset=header.size_bytes, receipt=receipt)
+            await self._check_header(self._live(run, assignment), assignment, header)
+            if self._admitted_as(header.assignment_id, header.digest):
+                return pb.BeginUpdateResponse(offset=header.size_bytes)
+            self._room.check(header)
+            self._whole.drop(header.assignment_id)
+            body = await asyncio.to_thread(self._body, header)
+            body.close()
             if assignment.status is not AssignmentStatus.UPLOADING:
                 await self._coordinator.post(
                     AssignmentProgressed(
@@ -89,8 +95,6 @@ class UpdatesServicer:
                     )
                 )
             return pb.BeginUpdateResponse(offset=body.offset)
-        finally:
-            body.close()
 
     async def upload_update(
         self, requests: AsyncIterator[pb.UploadUpdateRequest], context: CallContext
@@ -100,21 +104,15 @@ class UpdatesServicer:
             raise TransferError("transfer.no_header", "an upload must start with its header")
         peer_id = self._peer(first.begin.credentials)
         header = first.begin.header
-        run, assignment = await self._assignment(header.assignment_id, peer_id)
-        await self._check_header(self._live(run, assignment), assignment, header)
-        # One stream at a time for a body: a retry waits until the broken one has let go of the file.
-        async with self._slots, self._lock(header.assignment_id):
-            self._whole.drop(header.assignment_id)
-            body = await asyncio.to_thread(self._body, header)
-            try:
-                await self._receive(requests, body, assignment)
-                await body.flush()
-                yield pb.UploadUpdateResponse(offset=body.offset)
-            finally:
-                if body.offset == header.size_bytes:
-                    self._whole.put(header.assignment_id, body)
-                else:
-                    body.close()
+        await self._assignment(header.assignment_id, peer_id)  # nobody waits at somebody else's lock
+        # One stream at a time for a body: a retry waits until the broken one has let go of the file, and takes no
+        # slot meanwhile.
+        async with self._lock(header.assignment_id), self._slots:
+            run, assignment = await self._assignment(header.assignment_id, peer_id)
+            await self._check_header(self._live(run, assignment), assignment, header)
+            with self._room.taken(header):
+                offset = await self._receive(requests, header, peer_id)
+            yield pb.UploadUpdateResponse(offset=offset)
 
     async def get_update_status(
         self, request: pb.GetUpdateStatusRequest, context: CallContext
@@ -123,9 +121,8 @@ class UpdatesServicer:
         _, assignment = await self._assignment(request.assignment_id, peer_id)
         digest = assignment.update.digest if assignment.update else ""
         receipt = await self._receipt(assignment, digest) if digest else None
-        path = self._path(request.assignment_id)
         return pb.GetUpdateStatusResponse(
-            offset=path.stat().st_size if path.exists() else 0,
+            offset=self._coordinator.bytes_held(request.assignment_id),
             receipt=receipt,
             assignment_state=assignment.status.value,
         )
@@ -142,38 +139,45 @@ class UpdatesServicer:
             facts = self._admitted_as(request.assignment_id, request.digest)
             if facts is None:
                 facts = await self._admit(live, assignment, request.digest)
+            event = UpdateAdmitted(run_id=live.run_id, assignment_id=assignment.assignment_id, update=facts)
+            self._admitted.pop(request.assignment_id, None)
+            try:
+                committed = await self._coordinator.post(event)
+            except StorageError:
                 self._admitted[request.assignment_id] = facts
-            committed = await self._coordinator.post(
-                UpdateAdmitted(run_id=live.run_id, assignment_id=assignment.assignment_id, update=facts)
-            )
-            del self._admitted[request.assignment_id]
+                raise
             # The engine has the last word: a deadline may have passed while the body was read.
             _, assignment = await self._assignment(request.assignment_id, peer_id)
             receipt = await self._receipt(assignment, request.digest)
             if receipt is None:
+                # No other row can name this blob: an update tells which assignment it is for.
+                self._coordinator.blobs.remove(request.digest)
                 raise StateError("update.too_late", committed.outcome.reason or assignment.reason)
             return pb.CommitUpdateResponse(receipt=receipt)
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
     async def _receive(
-        self, requests: AsyncIterator[pb.UploadUpdateRequest], body: PartialBody, assignment: AssignmentState
-    ) -> None:
+        self, requests: AsyncIterator[pb.UploadUpdateRequest], header: BlobHeader, peer_id: str
+    ) -> int:
+        """Takes chunks until the stream ends; gives the offset that is held then."""
         count = self._coordinator.journal.count_bytes
-        while True:
-            try:
-                message = await asyncio.wait_for(anext(requests, None), CHUNK_SECONDS_MAX)
-            except TimeoutError:
-                raise TransferError(
-                    "transfer.stalled",
-                    f"no chunk came for {CHUNK_SECONDS_MAX:.0f} s",
-                    fix="resume the upload",
-                ) from None
-            if message is None:
-                return
-            before = body.offset
-            await body.write(message.chunk)
-            count(assignment.run_id, assignment.round, assignment.peer_id, "up", body.offset - before)
+        self._whole.drop(header.assignment_id)
+        body = await asyncio.to_thread(self._body, header)
+        try:
+            while (message := await _next_chunk(requests)) is not None:
+                # The round may have closed meanwhile: better told now than after the last byte.
+                self._live(*await self._assignment(header.assignment_id, peer_id))
+                before = body.offset
+                await body.write(message.chunk)
+                count(header.run_id, header.round, peer_id, "up", body.offset - before)
+            await body.flush()
+        finally:
+            if body.offset == header.size_bytes:
+                self._whole.put(header.assignment_id, body)
+            else:
+                body.close()
+        return body.offset
 
     async def _admit(self, run: RunState, assignment: AssignmentState, digest: str) -> UpdateFacts:
         """Complete, checked and in the blob store; a rejection is recorded before it is told."""
@@ -200,14 +204,7 @@ class UpdatesServicer:
             facts = await loop.run_in_executor(coordinator.pool, admit, path, digest, expected)
         except UpdateRejected as error:
             body.remove()
-            await coordinator.post_surely(
-                UpdateRefused(
-                    run_id=run.run_id,
-                    assignment_id=assignment.assignment_id,
-                    error_id=error.id,
-                    message=str(error),
-                )
-            )
+            await self._refused(assignment, error)
             raise
         finally:
             body.close()
@@ -237,36 +234,18 @@ class UpdatesServicer:
                 f"it can have at most {update_bytes_max(run.spec, layout)}",
             )
         if error is not None:
-            await self._coordinator.post_surely(
-                UpdateRefused(
-                    run_id=run.run_id,
-                    assignment_id=assignment.assignment_id,
-                    error_id=error.id,
-                    message=str(error),
-                )
-            )
+            await self._refused(assignment, error)
             raise error
-        self._check_room(header)
 
-    def _check_room(self, header: BlobHeader) -> None:
-        config = self._coordinator.config
-        own = self._path(header.assignment_id)
-        held = sum(path.stat().st_size for path in self._coordinator.spool.iterdir() if path != own)
-        if held + header.size_bytes > config.spool_bytes_max:
-            raise StorageError(
-                "storage.spool_full",
-                f"an update of {header.size_bytes} bytes does not fit the spool, which holds {held} bytes",
-                cause=f"coordinator.spool_bytes_max is {config.spool_bytes_max}",
-                fix="raise it if the disk has room; the peer goes on by itself",
+    async def _refused(self, assignment: AssignmentState, error: UpdateRejected) -> None:
+        await self._coordinator.post_surely(
+            UpdateRefused(
+                run_id=assignment.run_id,
+                assignment_id=assignment.assignment_id,
+                error_id=error.id,
+                message=str(error),
             )
-        free = self._coordinator.free_bytes()
-        if header.size_bytes + config.disk_reserve_bytes > free:
-            raise StorageError(
-                "storage.disk_full",
-                f"an update of {header.size_bytes} bytes does not fit in {self._coordinator.spool}, with {free} free",
-                cause="the coordinator keeps a reserve for its database",
-                fix="free disk space; the peer goes on by itself",
-            )
+        )
 
     # -- look-ups -----------------------------------------------------------------------------------------------------
 
@@ -280,6 +259,10 @@ class UpdatesServicer:
         if assignment.peer_id != peer_id:
             raise NotAllowedError(
                 "assignment.not_yours", f"assignment {assignment_id!r} is not {peer_id!r}'s"
+            )
+        if assignment.role != "train":
+            raise StateError(
+                "update.not_asked", f"assignment {assignment_id!r} is to {assignment.role}, not to train"
             )
         return run, assignment
 
@@ -320,9 +303,19 @@ class UpdatesServicer:
         return PartialBody.open(self._path(header.assignment_id), header)
 
     def _lock(self, assignment_id: str) -> asyncio.Lock:
-        if len(self._locks) > 4096:
-            self._locks = {key: lock for key, lock in self._locks.items() if lock.locked()}
+        """One for all who ask while somebody holds it or waits for it."""
         return self._locks.setdefault(assignment_id, asyncio.Lock())
+
+
+async def _next_chunk(
+    requests: AsyncIterator[pb.UploadUpdateRequest],
+) -> pb.UploadUpdateRequest | None:
+    try:
+        return await asyncio.wait_for(anext(requests, None), CHUNK_SECONDS_MAX)
+    except TimeoutError:
+        raise TransferError(
+            "transfer.stalled", f"no chunk came for {CHUNK_SECONDS_MAX:.0f} s", fix="resume the upload"
+        ) from None
 
 
 def _reopen(path: Path) -> PartialBody:

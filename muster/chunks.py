@@ -21,7 +21,7 @@ from muster.disk import disk_threads, storage_error
 from muster.errors import OffsetError, StorageError
 from muster.transport.base import Encoded
 
-_READ_AHEAD_CHUNKS = 2  # read by a thread in one go, while the two before are sent
+_READ_AHEAD_CHUNKS = 1  # read by a thread while the one before is sent
 
 
 class EncodedChunk(Encoded):

@@ -33,8 +33,8 @@ from muster.disk import disk_threads, storage_error
 from muster.errors import OffsetError, StorageError, TransferError
 from protos.v1.tensors_pb2 import BlobHeader, Chunk
 
-BACKLOG_BYTES = 4 << 20
-_BATCH_BYTES = 2 << 20  # what makes a hop to a thread worth its 0.1 ms
+BACKLOG_BYTES = 2 << 20
+_BATCH_BYTES = 1 << 20  # what makes a hop to a thread worth its 0.1 ms
 SYNC_BYTES = 8 << 20
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -17,13 +17,12 @@ from muster.errors import (
     NotAllowedError,
     OffsetError,
     StateError,
-    StorageError,
     TransferError,
     UpdateRejected,
     VersionError,
 )
 from muster.payload import GroupSpec
-from muster.transport import MemoryTransport
+from muster.transport import GrpcTransport, MemoryTransport
 from muster.wire import BEGIN_UPDATE, ENROL, GET_UPDATE_STATUS
 from protos.v1 import admin_pb2, membership_pb2, updates_pb2
 from protos.v1.tensors_pb2 import Chunk
@@ -63,6 +62,11 @@ async def sends_another_shape(peer: Any, offer: Any) -> None:
 async def sends_another_dtype(peer: Any, offer: Any) -> None:
     """A layout in which a tensor is BF16: its digest differs."""
     await peer.deliver(offer, peer.write(offer, torch.zeros(SIZE)), layout_digest="0" * 64)
+
+
+async def hides_another_dtype(peer: Any, offer: Any) -> None:
+    """The same behind an honest header."""
+    await peer.deliver(offer, peer.write(offer, torch.zeros(SIZE), layout_digest="0" * 64))
 
 
 async def lacks_a_tensor(peer: Any, offer: Any) -> None:
@@ -107,6 +111,7 @@ async def claims_no_examples(peer: Any, offer: Any) -> None:
         (sends_nan, "update.not_finite"),
         (sends_another_shape, "update.mismatch"),
         (sends_another_dtype, "update.wrong_layout"),
+        (hides_another_dtype, "update.mismatch"),
         (lacks_a_tensor, "update.undecodable"),
         (adds_a_tensor, "update.mismatch"),
         (sends_too_much, "update.oversize"),
@@ -123,6 +128,8 @@ async def test_a_bad_update_is_rejected_by_name_and_the_round_commits_without_it
     with pytest.raises(UpdateRejected) as caught:
         await misdeed(peers[0], offers[0])
     assert caught.value.id == error_id
+    assert caught.value.message
+    assert caught.value.cause or caught.value.fix
     round_ = await goes_on(stage, run_id, peers, offers)
     (bad,) = [a for a in round_.assignments if a.peer_id == "peer-0"]
     assert bad.state == "REJECTED"
@@ -262,7 +269,7 @@ async def test_a_name_belongs_to_whoever_took_it_first(stage: Any) -> None:
     with pytest.raises(AuthenticationError) as caught:
         await peer.channel.unary(ENROL, request, timeout_seconds=10)
     assert caught.value.id == "peer.name_taken"
-    assert "muster peer remove" in caught.value.fix
+    assert "another name" in caught.value.fix
 
 
 @pytest.mark.parametrize("name", ["", "../etc", "a b", "x" * 65, ".hidden", "ward\n"])
@@ -282,16 +289,19 @@ async def test_a_peer_of_another_protocol_is_refused_at_once(stage: Any) -> None
     assert caught.value.fix
 
 
-async def test_an_update_waits_while_the_disk_is_full(tmp_path: Path, stage: Any) -> None:
+async def test_over_grpc_a_bad_update_and_another_protocol_are_told_the_same(stage: Any) -> None:
     await stage.stop()
-    await stage.start(disk_reserve_bytes=1 << 60)
+    stage.transport = GrpcTransport()
+    await stage.start()
+    request = membership_pb2.EnrolRequest(name="new", secret="a secret that is long enough")
+    with pytest.raises(VersionError) as refused:
+        await stage.channel(GrpcTransport(protocol=2)).unary(ENROL, request, timeout_seconds=10)
+    assert refused.value.id == "transport.protocol_mismatch"
     run_id, peers, offers = await cast(stage)
-    path = peers[0].write(offers[0], torch.ones(SIZE))
-    with pytest.raises(StorageError) as caught:
-        await peers[0].deliver(offers[0], path)
-    assert caught.value.id == "storage.disk_full"
-    stage.running.coordinator.config = stage.running.coordinator.config.model_copy(
-        update={"disk_reserve_bytes": 0}
-    )
-    await peers[0].deliver(offers[0], path)
-    await goes_on_with_all(stage, run_id, peers, offers)
+    with pytest.raises(UpdateRejected) as caught:
+        await sends_nan(peers[0], offers[0])
+    assert caught.value.id == "update.not_finite"
+    assert "bias" in caught.value.message
+    assert caught.value.cause
+    assert caught.value.fix
+    await goes_on(stage, run_id, peers, offers)

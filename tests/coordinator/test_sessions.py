@@ -1,4 +1,4 @@
-"""Sessions, membership by command, and runs as an admin steers them."""
+"""Sessions, what peers report in them, and membership by command."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ import pytest
 import torch
 
 from muster.errors import (
-    ConfigError,
     MusterError,
     NotAllowedError,
-    NotFoundError,
-    StateError,
-    StorageError,
 )
-from muster.wire import BEGIN_UPDATE, METHODS, SESSION
+from muster.wire import SESSION
 from protos.v1 import admin_pb2 as pb
 from protos.v1 import membership_pb2
 from protos.v1.membership_pb2 import (
     ASSIGNMENT_PHASE_ACCEPTED,
     ASSIGNMENT_PHASE_FAILED,
     ASSIGNMENT_PHASE_TRAINING,
+    AssignmentReport,
     Failure,
+    Hello,
+    SessionRequest,
 )
 
 SIZE = 5
@@ -127,6 +126,72 @@ async def test_a_failure_that_may_pass_is_asked_again_and_keeps_its_seed(stage: 
     assert (await stage.ended(run_id)).state == "FINISHED"
 
 
+async def test_a_task_that_a_peer_does_not_allow_costs_its_assignment_and_no_more(stage: Any) -> None:
+    run_id, peers, offers = await cast(
+        stage, round={"peers_min": 2, "quorum": 0.5, "grace_seconds": 30, "deadline_seconds": 60}
+    )
+    told = "this peer's policy does not allow hand_task:Line"
+    failure = Failure(error_id="peer.task_not_allowed", message=told, retry=False)
+    peers[0].report(offers[0], ASSIGNMENT_PHASE_FAILED, failure=failure)
+    lost = await stage.until(run_id, "assignment.lost")
+    assert told in lost.reason
+    await deliver(peers[1], offers[1])
+    run = await stage.ended(run_id)
+    assert run.state == "FINISHED", run.reason
+    round_ = (await stage.call("GetRound", pb.GetRoundRequest(run_id=run_id, number=1))).round
+    states = {each.peer_id: (each.state, each.attempt) for each in round_.assignments}
+    assert states == {"peer-0": ("LOST", 1), "peer-1": ("DELIVERED", 1)}
+    assert told in next(each.reason for each in round_.assignments if each.peer_id == "peer-0")
+
+
+@pytest.mark.parametrize(
+    ("said", "error_id"),
+    [
+        (SessionRequest(hello=Hello()), "session.unexpected"),
+        (SessionRequest(report=AssignmentReport(assignment_id="ID", phase=77)), "session.bad_report"),  # type: ignore[arg-type]
+        (SessionRequest(), "session.unexpected"),
+    ],
+)
+async def test_nonsense_in_a_session_ends_it_with_its_name_and_the_peer_may_come_back(
+    stage: Any, said: SessionRequest, error_id: str
+) -> None:
+    run_id, peers, offers = await cast(stage)
+    if said.HasField("report"):
+        said.report.assignment_id = offers[0].assignment_id
+    peers[0].outbox.put_nowait(said)
+    await asyncio.wait_for(peers[0].reader, 20)
+    assert peers[0].error is not None
+    assert peers[0].error.id == error_id
+    again = type(peers[0])(stage.channel(), "peer-0", stage.folder)
+    await again.connect()
+    await deliver(again, await again.offer())
+    await deliver(peers[1], offers[1])
+    assert (await stage.ended(run_id)).state == "FINISHED"
+
+
+async def test_a_stream_that_says_nothing_is_cut_off(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coordinator.sessions.HELLO_SECONDS_MAX", 0.05)
+
+    async def silent() -> Any:
+        await asyncio.Event().wait()
+        yield SessionRequest()
+
+    with pytest.raises(MusterError) as caught:
+        async for _ in stage.channel().stream(SESSION, silent()):
+            pass
+    assert caught.value.id == "session.no_hello"
+
+
+async def test_a_wrong_secret_opens_no_session(stage: Any) -> None:
+    peer = await stage.peer("ward")
+    thief = type(peer)(stage.channel(), "ward", stage.folder, secret="guessed, and long enough")
+    with pytest.raises(AssertionError, match="ended before a welcome"):
+        await thief.connect()
+    assert thief.error.id == "peer.unknown"
+    peer.heartbeat()
+    await peer.hear("heartbeat_ack")  # the true one's session goes on
+
+
 async def test_a_silent_peer_is_suspected_then_lost_and_the_round_goes_on(stage: Any) -> None:
     await stage.stop()
     await stage.start(heartbeat_seconds=0.2, suspect_heartbeats=2, lost_heartbeats=5)
@@ -188,155 +253,3 @@ async def test_a_draining_peer_finishes_what_it_holds_and_is_asked_nothing_new(s
     assert run.state == "FINISHED", run.reason
     second = (await stage.call("GetRound", pb.GetRoundRequest(run_id=run_id, number=2))).round
     assert [a.peer_id for a in second.assignments] == ["peer-1"]
-
-
-# -- runs ----------------------------------------------------------------------------------------------------
-
-
-async def test_the_same_request_submits_once(stage: Any) -> None:
-    run_id = await stage.submit()
-    row = await stage.store.run(run_id)
-    request = pb.SubmitRunRequest(spec_json=row.spec_json, request_id="abc")
-    runs = await asyncio.gather(*(stage.call("SubmitRun", request) for _ in range(3)))
-    assert len({answer.run.run_id for answer in runs}) == 1
-
-
-async def test_what_a_spec_names_must_be_installed(stage: Any) -> None:
-    with pytest.raises(ConfigError) as caught:
-        await stage.submit(aggregation={"rule": "kurm", "faults": 1})
-    assert "krum" in str(caught.value)
-    with pytest.raises(ConfigError):
-        await stage.call("SubmitRun", pb.SubmitRunRequest(spec_json="{not json"))
-    assert (await stage.call("ListRuns", pb.ListRunsRequest())).runs == []
-
-
-async def test_a_broken_task_fails_its_run_with_the_tasks_own_words(stage: Any) -> None:
-    run = await stage.ended(await stage.submit(task="hand_task:Broken"))
-    assert run.state == "FAILED"
-    assert "no such layer" in run.reason
-
-
-async def test_below_the_rules_bound_rounds_are_skipped_and_the_run_fails_with_the_bound(stage: Any) -> None:
-    run_id, peers, offers = await cast(
-        stage,
-        count=3,
-        round={"peers_min": 3, "quorum": 0.6, "deadline_seconds": 60, "grace_seconds": 0, "skips_max": 1},
-        aggregation={"rule": "trimmed-mean", "faults": 1},
-    )
-    nan = torch.full((SIZE,), float("nan"))
-    with pytest.raises(MusterError):
-        await peers[0].deliver(offers[0], peers[0].write(offers[0], nan))
-    run = await stage.ended(run_id)
-    assert run.state == "FAILED"
-    skipped = await stage.until(run_id, "round.skipped")
-    assert "3" in skipped.reason
-    assert "updates" in skipped.reason
-
-
-async def test_pause_lets_the_round_end_resume_opens_the_next_and_stop_cancels(stage: Any) -> None:
-    run_id, peers, offers = await cast(stage, rounds=3)
-    await stage.call("PauseRun", pb.PauseRunRequest(run_id=run_id))
-    for peer, offer in zip(peers, offers, strict=True):
-        await deliver(peer, offer)
-    await stage.until(run_id, "round.committed")
-    assert (await stage.call("GetRun", pb.GetRunRequest(run_id=run_id))).run.state == "PAUSED"
-    await stage.call("ResumeRun", pb.ResumeRunRequest(run_id=run_id))
-    second = await peers[0].offer()
-    stopped = (await stage.call("StopRun", pb.StopRunRequest(run_id=run_id, reason="enough"))).run
-    assert stopped.state == "CANCELLED"
-    assert "enough" in stopped.reason
-    assert (await peers[0].hear("cancel")).cancel.assignment_id == second.assignment_id
-    assert (await peers[0].hear("run_ended")).run_ended.run_id == run_id
-    with pytest.raises(StateError):
-        await stage.call("ResumeRun", pb.ResumeRunRequest(run_id=run_id))
-
-
-async def test_two_runs_at_once_each_get_their_updates(stage: Any) -> None:
-    first, peers, offers = await cast(stage, name="one")
-    second = await stage.submit(name="two", round=ALL)
-    more = [await peer.offer() for peer in peers]
-    assert {offer.run_id for offer in more} == {second}
-    for peer, work in zip(peers * 2, offers + more, strict=True):
-        await deliver(peer, work)
-    assert (await stage.ended(first)).state == "FINISHED"
-    assert (await stage.ended(second)).state == "FINISHED"
-
-
-async def test_a_watcher_sees_every_event_once_and_ends_with_the_run(stage: Any) -> None:
-    run_id, peers, offers = await cast(stage)
-
-    async def watch() -> list[Any]:
-        async def one() -> Any:
-            yield pb.WatchEventsRequest(run_id=run_id, follow=True)
-
-        stream = stage.channel().stream(METHODS["WatchEvents"], one())
-        return [event async for answer in stream for event in answer.events]
-
-    watcher = asyncio.create_task(watch())
-    for peer, offer in zip(peers, offers, strict=True):
-        await deliver(peer, offer)
-    seen = await asyncio.wait_for(watcher, 20)
-    assert seen[0].kind == "run.submitted"
-    assert seen[-1].kind == "run.finished"
-    assert [event.sequence for event in seen] == sorted({event.sequence for event in seen})
-    assert all(event.reason for event in seen)
-
-
-async def test_a_model_is_pulled_from_any_offset(stage: Any) -> None:
-    run_id, peers, offers = await cast(stage)
-    for peer, offer in zip(peers, offers, strict=True):
-        await deliver(peer, offer)
-    run = await stage.ended(run_id)
-
-    async def pull(**request: Any) -> bytes:
-        async def one() -> Any:
-            yield pb.PullModelRequest(run_id=run_id, **request)
-
-        stream = stage.channel().stream(METHODS["PullModel"], one())
-        answers = [answer async for answer in stream]
-        return b"".join(answer.chunk.data for answer in answers[1:])
-
-    whole = await pull()
-    assert await pull(offset=100) == whole[100:]
-    assert await pull(round=0) != whole
-    assert run.bytes_down == 0  # an admin's pull is no peer's traffic
-    with pytest.raises(NotFoundError):
-        await pull(round=9)
-
-
-# -- when something breaks inside ------------------------------------------------------------------------------
-
-
-async def test_a_coordinator_whose_loop_has_ended_says_so(
-    stage: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    coordinator = stage.running.coordinator
-
-    def broken(*_: Any) -> None:
-        raise ZeroDivisionError("a defect")
-
-    monkeypatch.setattr("coordinator.membership.decide", broken)
-    told = await asyncio.wait_for(asyncio.shield(coordinator.failed), 20)
-    assert "a defect" in told
-
-
-async def test_while_the_store_refuses_nothing_is_lost(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk under the database: an update is told to come again, and the round waits for it."""
-    run_id, peers, offers = await cast(stage)
-    commit = stage.store.commit
-
-    async def full(*_: Any) -> list[int]:
-        raise StorageError("storage.disk_full", "no space left")
-
-    path = peers[0].write(offers[0], torch.ones(SIZE))
-    begin = peers[0].begin(offers[0], path)
-    await peers[0].channel.unary(BEGIN_UPDATE, begin, timeout_seconds=10)
-    await peers[0].send(begin, *stage.chunks_of(path))
-    monkeypatch.setattr(stage.store, "commit", full)
-    with pytest.raises(StorageError):
-        await peers[0].commit(begin)
-    monkeypatch.setattr(stage.store, "commit", commit)
-    receipt = await peers[0].commit(begin)
-    assert receipt.digest == begin.header.digest
-    await deliver(peers[1], offers[1])
-    assert (await stage.ended(run_id)).state == "FINISHED"
