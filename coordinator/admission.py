@@ -111,7 +111,12 @@ def _measure(reader: PayloadReader, expected: Expected) -> float:
         try:
             codec.decode(reader.chunk("params", index), chunk)
         except compressors.DecodeError as error:
-            raise UpdateRejected("update.undecodable", f"chunk {index} of the update: {error}") from error
+            raise UpdateRejected(
+                "update.undecodable",
+                f"chunk {index} of the update: {error}",
+                cause="the peer's codec is another version, or the peer lies",
+                fix="install the same version of Muster on coordinator and peer",
+            ) from error
         # One pass gives the norm and, if it is finite, proves every coordinate finite.
         part = float(torch.dot(chunk, chunk))
         if not math.isfinite(part):

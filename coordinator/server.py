@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -87,7 +88,8 @@ async def serve(config: CoordinatorConfig) -> None:
     log.info("coordinator.serving", address=running.address, data_dir=str(config.data_dir))
     stopped = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({stopped, running.coordinator.failed}, return_when=asyncio.FIRST_COMPLETED)
+        ends: set[asyncio.Future[Any]] = {stopped, running.coordinator.failed}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if running.coordinator.failed.done():
             raise InternalError(
                 "coordinator.failed",

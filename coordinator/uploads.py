@@ -152,7 +152,13 @@ class UpdatesServicer:
             if receipt is None:
                 # No other row can name this blob: an update tells which assignment it is for.
                 self._coordinator.blobs.remove(request.digest)
-                raise StateError("update.too_late", committed.outcome.reason or assignment.reason)
+                ended = assignment.status.ended
+                raise StateError(
+                    "update.too_late",
+                    assignment.reason if ended else committed.outcome.reason,
+                    cause="the round went on while the update was being checked",
+                    fix="drop it; the next round asks again",
+                )
             return pb.CommitUpdateResponse(receipt=receipt)
 
     # -- steps --------------------------------------------------------------------------------------------------------
@@ -218,6 +224,7 @@ class UpdatesServicer:
                 "update.stale_round",
                 f"the update is for run {header.run_id!r} round {header.round}, "
                 f"its assignment for run {assignment.run_id!r} round {assignment.round}",
+                fix="drop it; the next round asks again",
             )
         layout = await self._coordinator.effects.layout(run)
         error: UpdateRejected | None = None
@@ -232,6 +239,7 @@ class UpdatesServicer:
                 "update.oversize",
                 f"the update has {header.size_bytes} bytes; with codec {run.spec.compression.up!r} "
                 f"it can have at most {update_bytes_max(run.spec, layout)}",
+                fix="install the same version of Muster and of the task on coordinator and peer",
             )
         if error is not None:
             await self._refused(assignment, error)
@@ -270,7 +278,9 @@ class UpdatesServicer:
         if run is None or assignment.status.ended:
             if assignment.status is AssignmentStatus.DELIVERED:
                 raise UpdateRejected(
-                    "update.duplicate", "another update was delivered for this assignment already"
+                    "update.duplicate",
+                    "another update was delivered for this assignment already",
+                    fix="drop this one; the one that came first counts",
                 )
             raise StateError(
                 "update.stale_round",

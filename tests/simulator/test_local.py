@@ -31,9 +31,12 @@ def spec(**tables: Any) -> RunSpec:
 @pytest.mark.timeout(120)
 async def test_three_peers_train_digits_and_the_model_is_plain_pytorch(tmp_path: Path) -> None:
     async with start_local(tmp_path, peers=3, allow=["examples.digits:*"], task_folders=[ROOT]) as federation:
-        run = await federation.run_to_end(spec(compression={"up": "int8"}))
+        run = await federation.run_to_end(
+            spec(compression={"up": "int8"}, evaluate={"on": ["coordinator", "peers"]})
+        )
         assert run.state == "FINISHED", run.reason
         assert run.metrics["accuracy"] > 0.85
+        assert run.metrics["peers/accuracy"] > 0.85
         assert run.bytes_up < run.bytes_up_dense / 3
         state = await federation.model(run.run_id)
         refused = await federation.run_to_end(spec(task="examples.text:Text", round={"skips_max": 1}))
