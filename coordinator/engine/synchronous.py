@@ -127,12 +127,13 @@ class Synchronous:
             if closing is not None:
                 return _close(round_, standing, f"round {number} closes {closing}: {have}")
         elif now >= _due(round_):
-            reason = f"round {number} is below its quorum at its deadline: {have}{_causes(round_)}"
+            reason = f"round {number} is below its quorum at its deadline: {have}"
+            reason += self._bound(standing.delivered) + _causes(round_)
             return (SkipRound(round=number, reason=reason),)
         elif standing.delivered + standing.outstanding < round_.quorum:
             can = standing.outstanding
             reason = f"round {number} cannot reach its quorum any more: {have}, {can} can still come"
-            reason += _causes(round_)
+            reason += self._bound(standing.delivered + can) + _causes(round_)
             return (SkipRound(round=number, reason=reason),)
         if standing.delivered >= round_.quorum and round_.grace_until is None:
             until = min(now + self._spec.round.grace_seconds, _due(round_))
@@ -150,6 +151,11 @@ class Synchronous:
             )
         until = _due(round_) if round_.grace_until is None else round_.grace_until
         return (Wait(until=until, reason=f"round {number} is open: {have}"),)
+
+    def _bound(self, count: int) -> str:
+        """What the rule says of so many updates, where it is the rule that wants more."""
+        refusal = self._refuse(count) if count else None
+        return f"; {refusal}" if refusal is not None else ""
 
     def _closing(self, round_: RoundState, standing: _Standing, now: float) -> str | None:
         """Why a round with its quorum closes now; None if it waits for more."""

@@ -104,20 +104,25 @@ async def test_a_broken_task_fails_its_run_with_the_tasks_own_words(stage: Any) 
 
 
 async def test_below_the_rules_bound_rounds_are_skipped_and_the_run_fails_with_the_bound(stage: Any) -> None:
+    limits = {"peers_min": 3, "quorum": 0.6, "deadline_seconds": 60, "grace_seconds": 0, "skips_max": 2}
     run_id, peers, offers = await cast(
-        stage,
-        count=3,
-        round={"peers_min": 3, "quorum": 0.6, "deadline_seconds": 60, "grace_seconds": 0, "skips_max": 1},
-        aggregation={"rule": "trimmed-mean", "faults": 1},
+        stage, count=3, round=limits, aggregation={"rule": "trimmed-mean", "faults": 1}
     )
-    nan = torch.full((SIZE,), float("nan"))
-    with pytest.raises(MusterError):
-        await peers[0].deliver(offers[0], peers[0].write(offers[0], nan))
+    for number in (1, 2):
+        assert {offer.round for offer in offers} == {number}
+        nan = torch.full((SIZE,), float("nan"))
+        with pytest.raises(MusterError):
+            await peers[0].deliver(offers[0], peers[0].write(offers[0], nan))
+        if number == 1:
+            offers = [await peer.offer() for peer in peers]
     run = await stage.ended(run_id)
-    assert run.state == "FAILED"
+    assert (run.state, run.rounds_skipped) == ("FAILED", 2)
+    assert "2 rounds in a row" in run.reason
     skipped = await stage.until(run_id, "round.skipped")
-    assert "3" in skipped.reason
-    assert "updates" in skipped.reason
+    assert "trimmed-mean needs n > 2f: n is 2, f is 1" in skipped.reason
+    assert "update.not_finite" in skipped.reason  # and who cost it the third
+    round_ = (await stage.call("GetRound", pb.GetRoundRequest(run_id=run_id, number=1))).round
+    assert (round_.state, round_.reason) == ("SKIPPED", skipped.reason)
 
 
 async def test_pause_lets_the_round_end_resume_opens_the_next_and_stop_cancels(stage: Any) -> None:
