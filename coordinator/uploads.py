@@ -203,7 +203,7 @@ class UpdatesServicer:
                 assignment_id=assignment.assignment_id,
                 run_id=run.run_id,
                 round=assignment.round,
-                base_digest=run.model.digest if run.model else "",
+                base_digest=run.models[assignment.base_version].digest,
                 layout=await coordinator.effects.layout(run),
                 spec=run.spec,
             )
