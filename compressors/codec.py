@@ -3,6 +3,7 @@
 Notation: C(x) is what `decode` makes of `encode(x)`, x a chunk of `size` coordinates.
   unbiased     E C(x) = x
   contractive  E|C(x) - x|^2 <= (1 - delta) |x|^2 with 0 < delta <= 1
+  omega        of an unbiased codec: E|C(x) - x|^2 <= omega |x|^2
   linear       the bodies of several chunks may be added up instead of the chunks
 """
 
@@ -42,9 +43,19 @@ class Codec(ABC):
     def parse(cls, argument: str | None) -> Self:
         """The codec from what stands after the colon of its spelling. Raises `CodecError`."""
 
-    @abstractmethod
     def delta(self, size: int) -> float:
-        """The contraction's constant for chunks of this size whose values are normal float32 numbers."""
+        """The contraction's constant for chunks of this size whose values are normal float32 numbers.
+
+        Raises `CodecError` where the codec is not contractive.
+        """
+        raise CodecError(f"{self.spelling} is not contractive, so has no delta")
+
+    def omega(self, size: int) -> float:
+        """The variance's constant for chunks of this size whose values are normal float32 numbers.
+
+        Raises `CodecError` where the codec is not unbiased.
+        """
+        raise CodecError(f"{self.spelling} is not unbiased, so has no omega")
 
     @abstractmethod
     def bytes_max(self, size: int) -> int:

@@ -17,6 +17,9 @@ class Identity(PlainCodec):
     def delta(self, size: int) -> float:  # nothing is lost at any size
         return 1.0
 
+    def omega(self, size: int) -> float:
+        return 0.0
+
     def bytes_max(self, size: int) -> int:
         return 4 * size
 
