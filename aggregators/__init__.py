@@ -1,10 +1,15 @@
 """Aggregation rules, pre-rules and attacks: pure functions on tensors.
 
+    result = aggregate(updates, "trimmed-mean", pre=("arc", "nnm"), faults=2)     # updates [n, d]
+
+or, chunk by chunk, as a coordinator does it, which holds n x chunk and no more:
+
     pipeline = build("trimmed-mean", pre=("arc", "nnm"), faults=2)
     refusal = pipeline.refuse(n)                  # a sentence if n updates are too few for f
-    gram = Gram(n)                                # only if pipeline.needs_gram
-    for X in chunks: gram.add(X)                  # X [n, c]
-    plan = pipeline.plan(n, gram.matrix)          # decided: scores, weights, treatment and reason
+    survey = Survey(pipeline, n, size)
+    if survey.needed:
+        for start, X in chunks: survey.add(start, X)   # X [n, c]
+    plan = survey.plan()                          # decided: scores, weights, treatment and reason
     for X, out in chunks: plan.reduce(X, out)     # the second pass
 
 Updates are deltas from the model that the round began with, never the weights themselves, whose common part
@@ -12,9 +17,24 @@ would take the digits of every distance. They have been admitted before, so NaN 
 expected; what a rule does with them is told in `Pipeline.plan` and in the rules.
 """
 
+from aggregators.aggregate import Aggregate, aggregate
 from aggregators.gram import Gram
 from aggregators.options import RuleError
 from aggregators.pipeline import Pipeline, build
 from aggregators.plan import Plan
+from aggregators.sources import MatrixSource, RowsSource, Source
+from aggregators.survey import Survey
 
-__all__ = ["Gram", "Pipeline", "Plan", "RuleError", "build"]
+__all__ = [
+    "Aggregate",
+    "Gram",
+    "MatrixSource",
+    "Pipeline",
+    "Plan",
+    "RowsSource",
+    "RuleError",
+    "Source",
+    "Survey",
+    "aggregate",
+    "build",
+]

@@ -46,3 +46,27 @@ class Gram:
     def matrix(self) -> Tensor:
         """[n, n] float64, exactly symmetric; a new tensor each time."""
         return (self._sum + self._sum.T) / 2
+
+
+def sound(gram: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """A copy with zero in place of every row without a finite norm, and which of the first n are finite [n].
+
+    Raises `ValueError` if a row behind the first n is not finite: those are the caller's own.
+    """
+    inner = gram.clone()
+    finite = inner.diagonal().isfinite()
+    # Two finite norms have a finite product (Cauchy and Schwarz), but a partial sum may overflow before it.
+    while bool((wrong := ~inner.isfinite() & finite[:, None] & finite[None, :]).any()):
+        among = wrong.any(dim=1)
+        among[n:] = False
+        finite &= ~_longest(inner, among)
+    if not bool(finite[n:].all()):
+        raise ValueError("a vector that is kept from round to round has no finite norm")
+    inner[~finite] = 0.0
+    inner[:, ~finite] = 0.0
+    return inner, finite[:n]
+
+
+def _longest(inner: Tensor, among: Tensor) -> Tensor:
+    squares = inner.diagonal().masked_fill(~among, -1.0)
+    return torch.arange(len(squares)) == squares.argmax()

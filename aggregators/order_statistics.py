@@ -105,17 +105,17 @@ class MiddleMean:
     low: int
     high: int
 
-    @property
-    def columns(self) -> int:
-        fitting = _SCRATCH_VALUES // (self.scratch_rows + 1) // 16 * 16
-        return min(max(fitting, _COLUMNS_LEAST), _COLUMNS_MOST)
-
-    @property
-    def scratch_rows(self) -> int:
-        return compile_program(self.m, self.low, self.high).scratch_rows
-
-    def reduce(self, rows: Tensor, scratch: Tensor, out: Tensor) -> None:
+    def reduce(self, rows: Tensor, out: Tensor) -> None:
         program = compile_program(self.m, self.low, self.high)
+        fitting = _SCRATCH_VALUES // (program.scratch_rows + 1) // 16 * 16
+        columns = min(max(fitting, _COLUMNS_LEAST), _COLUMNS_MOST, rows.shape[1])
+        room = torch.empty(program.scratch_rows, columns, dtype=rows.dtype, device=rows.device)
+        for start in range(0, rows.shape[1], max(columns, 1)):
+            block = rows[:, start : start + columns]
+            width = block.shape[1]
+            self._block(program, block, room[:, :width], out[start : start + width])
+
+    def _block(self, program: Program, rows: Tensor, scratch: Tensor, out: Tensor) -> None:
         slots = [*rows.unbind(0), *scratch.unbind(0)]
         for greater, a, b, target in program.steps:
             (torch.maximum if greater else torch.minimum)(slots[a], slots[b], out=slots[target])

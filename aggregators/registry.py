@@ -50,6 +50,19 @@ def option_names(plugin: type[object]) -> tuple[str, ...]:
     return tuple(field.name for field in _fields(plugin) if field.name != "faults")
 
 
+def positional(plugin: type[object], name: str, argument: str) -> dict[str, Any]:
+    """The option that stands behind a colon, "bucketing:2": the plug-in's first, a number. Raises `RuleError`."""
+    known = option_names(plugin)
+    if not known:
+        raise RuleError(f"{name} takes no value, and {argument!r} stands behind its colon")
+    for kind in (int, float):
+        try:
+            return {known[0]: kind(argument)}
+        except ValueError:
+            continue
+    raise RuleError(f"{name} takes a number behind its colon, {known[0]}, and not {argument!r}")
+
+
 def construct(plugin: type[T], name: str, options: Mapping[str, Any], **given: Any) -> T:
     """Makes the plug-in; `RuleError` if an option is unknown, missing or of a value that it refuses."""
     known = option_names(plugin)

@@ -11,6 +11,7 @@ Rows stand in the order of their peers' ids, and every tie goes to the lowest ro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
 from functools import cached_property
@@ -29,27 +30,43 @@ class Needs(Flag):
     GRAM = auto()  # the inner products of all rows, thus one more pass over the data
     WEIGHTS = auto()  # the caller's weight of each row, such as example counts
     HONESTY = auto()  # no faulty row: with f > 0 it can only stand behind a pre-rule
+    SAMPLES = auto()  # the inner products of all rows over some coordinates, drawn from the seed
+    SEED = auto()  # randomness, all of it from the seed
+    TRUSTED = auto()  # one row that the caller vouches for: a server's root update, a peer's own
+    STATE = auto()  # vectors that outlive a round
+    KEYS = auto()  # to know whose update a row is, from round to round
 
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
     """What may be known of n rows without reading them again.
 
-    `inner` is their Gram matrix [n, n] float64, symmetric, with zero in the rows and columns that are not
-    `finite`; None unless asked for. `finite` [n] bool tells the rows that have a finite norm. `weights` [n]
-    float64 sum to 1.
+    `inner` is the Gram matrix [n + s, n + s] float64 of the n rows and the s vectors that the rule keeps from
+    round to round, symmetric, with zero in the rows and columns that are not finite; None unless asked for.
+    `finite` [n] bool tells the rows that have a finite norm. `weights` [n] float64 sum to 1. `samples`
+    [draws, n, n] float64 are Gram matrices over a few coordinates each, as the rule's `sampling` asks.
+    `trusted` is the row that the caller vouches for, and `seed` all there is of randomness.
     """
 
     n: int
     finite: Tensor
     weights: Tensor
     inner: Tensor | None = None
+    samples: Tensor | None = None
+    trusted: int | None = None
+    seed: int = 0
 
     @property
-    def gram(self) -> Tensor:
+    def extended(self) -> Tensor:
+        """[n + s, n + s]: the inner products of the rows and, behind them, the kept vectors."""
         if self.inner is None:
             raise RuntimeError("this geometry was made without a Gram matrix: declare Needs.GRAM")
         return self.inner
+
+    @property
+    def gram(self) -> Tensor:
+        """[n, n]: the inner products of the rows alone."""
+        return self.extended[: self.n, : self.n]
 
     @cached_property
     def norms(self) -> Tensor:
@@ -72,16 +89,8 @@ class Geometry:
 class ColumnReducer(Protocol):
     """Makes one row of m rows, column by column; holds no tensors, so that plans may share it."""
 
-    @property
-    def columns(self) -> int:
-        """How many columns to give at a time, so that its scratch stays in the cache."""
-        ...
-
-    @property
-    def scratch_rows(self) -> int: ...
-
-    def reduce(self, rows: Tensor, scratch: Tensor, out: Tensor) -> None:
-        """From `rows` [m, b] to `out` [b], leaving `rows` as they are; `scratch` is [scratch_rows, b]."""
+    def reduce(self, rows: Tensor, out: Tensor) -> None:
+        """From `rows` [m, b] to `out` [b], leaving `rows` as they are. The rows are contiguous."""
         ...
 
 
@@ -89,13 +98,16 @@ class ColumnReducer(Protocol):
 class Mix:
     """What a rule decided about n rows.
 
-    `matrix` W is [m, n] float64 (None: the identity). Without a `reducer`, m is 1 and W @ X is the result;
-    with one, the result is `reducer` of the m rows of W @ X. `scores` [n] float64 mean what the rule's
-    `score` says. `treatment` has a clause for each row, and `reason` says in one clause what was done.
+    `matrix` W is [m, n] float64, or [m, n + s] of a rule that keeps s vectors, which then stand behind the
+    rows (None: the identity). Without a `reducer`, m is 1 and W @ X is the result; with one, the result is
+    `reducer` of the m rows of W @ X. `state` [s, n + s] float64 times the same rows makes the vectors to
+    keep. `scores` [n] float64 mean what the rule's `score` says. `treatment` has a clause for each row, and
+    `reason` says in one clause what was done.
     """
 
     matrix: Tensor | None = None
     reducer: ColumnReducer | None = None
+    state: Tensor | None = None
     scores: Tensor
     treatment: tuple[str, ...]
     reason: str
@@ -103,14 +115,17 @@ class Mix:
 
 @dataclass(frozen=True, kw_only=True)
 class PreMix:
-    """What a pre-rule decided: row i of W @ X stands for row i from now on, whatever the rule behind it.
+    """What a pre-rule decided: the rows of W @ X stand for the updates from now on, whatever the rule is.
 
-    `matrix` W is [n, n] float64, with zero in the column of every row that is not finite.
+    `matrix` W is [m, n] float64, with zero in the column of every row that is not finite. `stands_for` [n]
+    int64 tells which of the m rows stands for an update (None: m is n, and row i for update i). `treatment`
+    has a clause for each of the n rows.
     """
 
     matrix: Tensor
     treatment: tuple[str, ...]
     reason: str
+    stands_for: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +148,26 @@ class _Plugin(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """So many draws of so many coordinates each, without replacement, at random from the seed."""
+
+    draws: int
+    coordinates: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rule(_Plugin):
     score: ClassVar[str]  # what its score of an update means, with its unit
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """What a rule with `Needs.SAMPLES` wants to know of some coordinates."""
+        return None
+
+    def state_names(self, keys: Sequence[str]) -> tuple[str, ...]:
+        """The vectors [d] that a rule with `Needs.STATE` keeps, zeros at first; `keys` name the updates."""
+        del keys
+        return ()
 
     @abstractmethod
     def mix(self, geometry: Geometry) -> Mix:
@@ -143,9 +176,15 @@ class Rule(_Plugin):
 
 @dataclass(frozen=True, kw_only=True)
 class PreRule(_Plugin):
+    keeps_rows: ClassVar[bool] = True  # whether row i still stands for update i alone
+
+    def rows(self, n: int) -> int:
+        """How many rows n rows become."""
+        return n
+
     @abstractmethod
     def mix(self, geometry: Geometry) -> PreMix:
         """Called only where `refuse(geometry.n)` is None and at most `faults` rows are not finite."""
 
 
-__all__ = ["ColumnReducer", "Geometry", "Mix", "Needs", "PreMix", "PreRule", "Rule", "RuleError"]
+__all__ = ["ColumnReducer", "Geometry", "Mix", "Needs", "PreMix", "PreRule", "Rule", "RuleError", "Sampling"]

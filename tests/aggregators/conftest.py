@@ -18,10 +18,10 @@ class Aggregate:
     def __init__(self, X: Tensor, pipeline: aggregators.Pipeline, weights: Tensor | None, chunk: int) -> None:
         n, d = X.shape
         before = X.clone()
-        gram = aggregators.Gram(n)
-        for start in range(0, d if pipeline.needs_gram else 0, chunk):
-            gram.add(X[:, start : start + chunk])
-        self.plan = pipeline.plan(n, gram.matrix if pipeline.needs_gram else None, weights)
+        survey = aggregators.Survey(pipeline, n, d)
+        for start in range(0, d if survey.needed else 0, chunk):
+            survey.add(start, X[:, start : start + chunk])
+        self.plan = survey.plan(weights=weights)
         self.vector = torch.full((d,), 7.0, dtype=X.dtype)  # whatever was there must not show through
         for start in range(0, d, chunk):
             self.plan.reduce(X[:, start : start + chunk], self.vector[start : start + chunk])

@@ -1,0 +1,86 @@
+"""The first pass: what a pipeline has to know of the columns before it can decide.
+
+    survey = Survey(pipeline, n, size)
+    for start, X in chunks: survey.add(start, X)          # X [n + kept, c], the columns from `start` on
+    plan = survey.plan()
+
+Column shards that several processes hold give the same to the last bit: each process measures its own chunks,
+and the parts are added up in the order of the columns, as one process alone does it.
+"""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor
+
+from aggregators.gram import Gram
+from aggregators.pipeline import Pipeline
+from aggregators.plan import Plan
+
+
+class Survey:
+    """Inner products of n updates, and of `kept` vectors behind them, over `size` coordinates in all."""
+
+    def __init__(self, pipeline: Pipeline, n: int, size: int, *, kept: int = 0, seed: int = 0) -> None:
+        self._pipeline = pipeline
+        self._n = n
+        self._kept = kept
+        self._seed = seed
+        self._sum: Tensor | None = None
+        self._drawn = _draws(pipeline, size, seed)
+
+    @property
+    def needed(self) -> bool:
+        """Whether `plan` needs the columns at all."""
+        return self._pipeline.needs_survey
+
+    def measure(self, start: int, X: Tensor) -> Tensor:
+        """What a chunk adds: [1 + draws, n + kept, n + kept] float64, on the CPU."""
+        rows = self._n + self._kept
+        part = torch.zeros(1 + len(self._drawn), rows, rows, dtype=torch.float64)
+        if self._pipeline.needs_gram:
+            gram = Gram(rows)
+            gram.add(X)
+            part[0] = gram.matrix
+        for product, drawn in zip(part[1:], self._drawn, strict=True):
+            first, last = torch.searchsorted(drawn, torch.tensor([start, start + X.shape[1]])).tolist()
+            if first < last:
+                columns = X[: self._n].index_select(1, (drawn[first:last] - start).to(X.device))
+                product[: self._n, : self._n] = (columns @ columns.T).to("cpu", torch.float64)
+        return part
+
+    def fold(self, part: Tensor) -> None:
+        """Adds a part that `measure` made, here or elsewhere; in the order of the columns."""
+        self._sum = part.clone() if self._sum is None else self._sum.add_(part)
+
+    def add(self, start: int, X: Tensor) -> None:
+        """Takes the columns of `X` [n + kept, c] in, the first of which is coordinate `start`."""
+        self.fold(self.measure(start, X))
+
+    def plan(self, *, weights: Tensor | None = None, trusted: int | None = None) -> Plan:
+        """Decides; see `Pipeline.plan`."""
+        if self._sum is None and self.needed:
+            raise ValueError("no column has been surveyed")
+        return self._pipeline.plan(
+            self._n,
+            None if self._sum is None else self._sum[0],
+            samples=None if self._sum is None else self._sum[1:, : self._n, : self._n],
+            weights=weights,
+            kept=self._kept,
+            trusted=trusted,
+            seed=self._seed,
+        )
+
+
+def _draws(pipeline: Pipeline, size: int, seed: int) -> list[Tensor]:
+    """The coordinates of each draw, ascending; the same wherever the seed is the same."""
+    sampling = pipeline.rule.sampling
+    if sampling is None:
+        return []
+    count = min(sampling.coordinates, size)
+    return [
+        torch.tensor(sorted(random.Random(f"{seed}/{draw}").sample(range(size), count)))
+        for draw in range(sampling.draws)
+    ]
