@@ -41,9 +41,7 @@ class Drill:
 
     def forge(self, delta: Tensor) -> Tensor:
         """What is sent instead of `delta` [c]."""
-        out = torch.empty_like(delta)
-        self._attack.forge(delta.unsqueeze(0), out)
-        return out
+        return attacks.forge(self._attack, delta.unsqueeze(0))
 
     def poison(self, data: Dataset[Any]) -> Dataset[Any]:
         """`data`, of (input, target) with class indices as targets, with false targets. Held in memory
@@ -51,7 +49,7 @@ class Drill:
         inputs, targets = collate(data, torch.arange(size_of(data)))
         classes = self._classes or int(targets.max()) + 1
         try:
-            return TensorDataset(inputs, self._attack.poison(targets, classes))
+            return TensorDataset(*self._attack.poison(inputs, targets, classes))
         except RuleError as error:
             raise _invalid(str(error)) from error
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from aggregators.attacks.attack import Attack
+from aggregators.attacks.attack import Attack, Forgery, View
+from aggregators.attacks.combination import along
+from aggregators.attacks.search import Family, strongest
 from aggregators.options import check_number
 
 
@@ -29,6 +30,27 @@ class Alie(Attack):
     def __post_init__(self) -> None:
         check_number(self.name, "z", self.z)
 
-    def _forge(self, honest: Tensor, out: Tensor) -> None:
-        torch.std(honest, dim=0, correction=1, out=out)
-        out.mul_(self.z).add_(honest.mean(dim=0))
+    def _plan(self, view: View) -> Forgery:
+        return along(view, "std", self.z)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimalAlie(Attack):
+    """mu + z sigma, with the z from 0.05 to 100, of either sign, that does most harm to the pipeline."""
+
+    name: ClassVar[str] = "optimal-alie"
+    source: ClassVar[str] = (
+        "Baruch et al., A little is enough, NeurIPS 2019, with the factor searched as in Shejwalkar and "
+        "Houmansadr, Manipulating the Byzantine, NDSS 2021"
+    )
+    seen_min: ClassVar[int] = 2
+    needs_pipeline: ClassVar[bool] = True
+
+    def _plan(self, view: View) -> Forgery:
+        start = along(view, "std", 0.0).shares
+        sigma = torch.zeros_like(start)
+        sigma[-1] = 1.0
+        return strongest(
+            view,
+            Family(start=start, along=sigma, direction="std", low=0.05, high=100.0, both_signs=True),
+        )

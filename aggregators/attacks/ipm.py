@@ -1,4 +1,4 @@
-"""Inner product manipulation, also called fall of empires."""
+"""Inner product manipulation, also called fall of empires (FoE)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from aggregators.attacks.attack import Attack
+from aggregators.attacks.attack import Attack, Forgery, View
+from aggregators.attacks.combination import Combination, mixture
+from aggregators.attacks.search import Family, strongest
 from aggregators.options import check_number
 
 
@@ -28,6 +29,29 @@ class Ipm(Attack):
     def __post_init__(self) -> None:
         check_number(self.name, "epsilon", self.epsilon, positive=True)
 
-    def _forge(self, honest: Tensor, out: Tensor) -> None:
-        torch.mean(honest, dim=0, out=out)
-        out.mul_(-self.epsilon)
+    def _plan(self, view: View) -> Forgery:
+        return mixture(-self.epsilon * view.mean)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimalIpm(Attack):
+    """-epsilon * mu, with the epsilon from 0.01 to 1000 that does most harm to the pipeline."""
+
+    name: ClassVar[str] = "optimal-ipm"
+    source: ClassVar[str] = (
+        "Xie et al., Fall of empires, UAI 2019, with the factor searched as in Shejwalkar and Houmansadr, "
+        "Manipulating the Byzantine, NDSS 2021"
+    )
+    seen_min: ClassVar[int] = 2
+    needs_pipeline: ClassVar[bool] = True
+
+    def _plan(self, view: View) -> Forgery:
+        return against_the_mean(view, low=1e-2, high=1e3)
+
+
+def against_the_mean(view: View, *, low: float, high: float) -> Combination:
+    """The strongest -t * mu, with t from `low` to `high`."""
+    nothing = torch.zeros(view.rows + 1, dtype=torch.float64)
+    along = nothing.clone()
+    along[: view.rows] = -view.mean
+    return strongest(view, Family(start=nothing, along=along, direction="mean", low=low, high=high))

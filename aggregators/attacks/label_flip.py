@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from aggregators.attacks.attack import Attack
+from aggregators.attacks.attack import Attack, Forgery, View
+from aggregators.attacks.combination import mixture
 from aggregators.options import RuleError
 
 
@@ -16,7 +17,7 @@ from aggregators.options import RuleError
 class LabelFlip(Attack):
     """Trains on C - 1 - y in place of y; what lies outside 0 to C - 1, such as an ignored label, stays.
 
-    Its update is what the training gives: `forge` is the mean of the updates so trained.
+    What it sends is the mean of the updates seen, which are to be those so trained.
     """
 
     name: ClassVar[str] = "label-flip"
@@ -24,10 +25,21 @@ class LabelFlip(Attack):
         "Tolpegin et al., Data poisoning attacks against federated learning systems, ESORICS 2020"
     )
 
-    def poison(self, targets: Tensor, classes: int) -> Tensor:
-        if classes < 2:
-            raise RuleError(f"{self.name} needs at least two classes, and there are {classes}")
-        if targets.dtype.is_floating_point or targets.dtype.is_complex or targets.dtype == torch.bool:
-            raise RuleError(f"{self.name} needs class indices as targets, and they are {targets.dtype}")
+    def poison(
+        self, inputs: Tensor, targets: Tensor, classes: int, *, seed: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        del seed
+        check_classes(self.name, targets, classes)
         labels = (targets >= 0) & (targets < classes)
-        return torch.where(labels, classes - 1 - targets, targets)
+        return inputs, torch.where(labels, classes - 1 - targets, targets)
+
+    def _plan(self, view: View) -> Forgery:
+        return mixture(view.mean)
+
+
+def check_classes(owner: str, targets: Tensor, classes: int) -> None:
+    """Raises `RuleError` unless `targets` may be indices of two or more classes."""
+    if classes < 2:
+        raise RuleError(f"{owner} needs at least two classes, and there are {classes}")
+    if targets.dtype.is_floating_point or targets.dtype.is_complex or targets.dtype == torch.bool:
+        raise RuleError(f"{owner} needs class indices as targets, and they are {targets.dtype}")

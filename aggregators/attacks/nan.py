@@ -1,4 +1,4 @@
-"""Not a number, everywhere."""
+"""What is no number: NaN or infinity, everywhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from aggregators.attacks.attack import Attack
+from aggregators.attacks.attack import Attack, Forgery, View
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Constant(Forgery):
+    value: float
+
+    def forge(self, honest: Tensor, out: Tensor, start: int = 0) -> None:
+        del honest, start
+        out.fill_(self.value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +27,18 @@ class Nan(Attack):
     name: ClassVar[str] = "nan"
     source: ClassVar[str] = "folklore"
 
-    def _forge(self, honest: Tensor, out: Tensor) -> None:
-        del honest
-        out.fill_(torch.nan)
+    def _plan(self, view: View) -> Forgery:
+        del view
+        return _Constant(value=torch.nan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Infinity(Attack):
+    """Infinity in every coordinate, which sorts last where NaN spoils a sort; admission has to stop it."""
+
+    name: ClassVar[str] = "infinity"
+    source: ClassVar[str] = "folklore"
+
+    def _plan(self, view: View) -> Forgery:
+        del view
+        return _Constant(value=torch.inf)

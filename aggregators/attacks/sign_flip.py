@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from aggregators.attacks.attack import Attack
+from aggregators.attacks.attack import Attack, Forgery, View
+from aggregators.attacks.combination import mixture
+from aggregators.attacks.ipm import against_the_mean
 from aggregators.options import check_number
 
 
@@ -29,6 +28,18 @@ class SignFlip(Attack):
     def __post_init__(self) -> None:
         check_number(self.name, "scale", self.scale, positive=True)
 
-    def _forge(self, honest: Tensor, out: Tensor) -> None:
-        torch.mean(honest, dim=0, out=out)
-        out.mul_(-self.scale)
+    def _plan(self, view: View) -> Forgery:
+        return mixture(-self.scale * view.mean)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimalSignFlip(Attack):
+    """-scale * mu, with the scale from 1 to 1000 that does most harm to the pipeline: never a small one."""
+
+    name: ClassVar[str] = "optimal-sign-flip"
+    source: ClassVar[str] = SignFlip.source
+    seen_min: ClassVar[int] = 2
+    needs_pipeline: ClassVar[bool] = True
+
+    def _plan(self, view: View) -> Forgery:
+        return against_the_mean(view, low=1.0, high=1e3)
