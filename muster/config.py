@@ -130,9 +130,7 @@ class CoordinatorConfig(Table):
 class AttackTable(Table):
     """A drill: this peer lies on purpose, so that a federation's defences can be seen at work."""
 
-    name: str = Field(
-        description="the attack, by its entry-point name: sign-flip, alie, ipm, label-flip, nan"
-    )
+    name: str = Field(description="the attack, by its entry-point name, such as sign-flip, alie or backdoor")
     options: dict[str, Any] = Field(default_factory=dict, description="the attack's own options")
 
 

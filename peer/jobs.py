@@ -10,7 +10,7 @@ import os
 import random
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,10 @@ from muster.modelfile import ModelFile, load_into
 from muster.seeds import derive_seed
 from muster.task import FitContext, FitReport, Site, Task
 from muster.tasks import load_task
-from peer.drill import Drill
+from peer.drill import Drill, bootstrap
 from peer.orders import Evaluated, EvaluateOrder, Order, Trained, TrainOrder
 from peer.training import build
-from peer.update import write_update
+from peer.update import write_delta, write_update
 
 PLACES_MAX = 4  # tasks whose datasets are kept in memory at once
 ENCODING_SHARE = 0.1  # of a training job's progress
@@ -57,7 +57,7 @@ class Place:
         if drill is None or not drill.poisons:
             return self._data[""]
         if drill_key not in self._data:
-            self._data[drill_key] = drill.poison(self._data[""])
+            self._data[drill_key] = drill.poison(self._data[""], self.site.seed)
         return self._data[drill_key]
 
     def module(self, base: ModelFile, device: torch.device) -> nn.Module:
@@ -98,15 +98,20 @@ def train(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     order = TrainOrder(**args)
     device = _prepare(order)
     place = _place(order)
-    drill = None if order.attack is None else Drill(order.attack["name"], order.attack.get("options") or {})
+    drill = None if order.attack is None else Drill(order.attack, order.aggregation or {})
+    views: list[Path] = []
     base = ModelFile(Path(order.base))
     try:
+        if drill is not None:
+            _train_views(order, place, base, drill, views, progress=progress)
         model = place.module(base, device)
-        report = _fit(order, place, model, drill, progress)
+        report = _fit(order, place, model, drill, _part(progress, len(views), len(views) + 1))
         model.zero_grad(set_to_none=True)
-        written = write_update(order, model, base, report, drill)
+        written = write_update(order, model, base, report, drill=drill, views=views)
     finally:
         base.close()
+        for path in views:
+            path.unlink(missing_ok=True)
     progress(1.0)
     trained = Trained(
         digest=written.info.digest,
@@ -119,10 +124,35 @@ def train(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     return asdict(trained)
 
 
+def _train_views(
+    order: TrainOrder, place: Place, base: ModelFile, drill: Drill, files: list[Path], *, progress: Progress
+) -> None:
+    """Trains the drill's further views, each from the base and with its own seed, and puts what each changed in
+    a file, which `files` names."""
+    for number in range(1, drill.views):
+        model = place.module(base, torch.device(order.device))
+        own = replace(order, seed=derive_seed(order.seed, "view", number))
+        _fit(own, place, model, drill, _part(progress, number - 1, drill.views), bootstrapped=True)
+        files.append(Path(f"{order.staged}.view{number}"))
+        write_delta(model, base, files[-1])
+
+
+def _part(progress: Progress, number: int, count: int) -> Progress:
+    """The progress of one of `count` trainings as that of the whole job."""
+    return lambda share: progress((number + share) / count)
+
+
 def _fit(
-    order: TrainOrder, place: Place, model: nn.Module, drill: Drill | None, progress: Progress
+    order: TrainOrder,
+    place: Place,
+    model: nn.Module,
+    drill: Drill | None,
+    progress: Progress,
+    *,
+    bootstrapped: bool = False,
 ) -> FitReport:
-    """The task's own training loop if it has one, else the run's algorithm."""
+    """The task's own training loop if it has one, else the run's algorithm, on this site's data or on a
+    bootstrap of them."""
     context = FitContext(
         site=place.site,
         device=torch.device(order.device),
@@ -135,6 +165,8 @@ def _fit(
     if report is None:
         algorithm = build(order.train["algorithm"], order.train["options"])
         data = place.train_data(drill, repr(order.attack))
+        if bootstrapped:
+            data = bootstrap(data, order.seed)
         _seed(order.seed)
         return algorithm.fit(place.task, model, data, context)
     if not isinstance(report, FitReport) or report.examples < 0 or report.steps < 0:

@@ -45,6 +45,7 @@ class TrainOrder(Order):
     state: Mapping[str, str]
     staged: str
     attack: Mapping[str, Any] | None = None  # {"name": ..., "options": {...}}: a drill, see `peer.drill`
+    aggregation: Mapping[str, Any] | None = None  # the run's table, for a drill
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,7 @@ def train_order(
         state={key: str(path) for key, path in state.items()},
         staged=f"{stem}.state",
         attack=site.attack,
+        aggregation=None if site.attack is None else spec.aggregation.model_dump(mode="json"),
     )
 
 

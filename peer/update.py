@@ -14,6 +14,7 @@ new ones, which count only once the coordinator has given its receipt.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,9 +45,18 @@ class WrittenUpdate:
 
 
 def write_update(
-    order: TrainOrder, model: nn.Module, base: ModelFile, report: FitReport, drill: Drill | None
+    order: TrainOrder,
+    model: nn.Module,
+    base: ModelFile,
+    report: FitReport,
+    *,
+    drill: Drill | None,
+    views: Sequence[Path],
 ) -> WrittenUpdate:
-    """Raises `TaskError` `task.not_finite`, `StorageError`. The files are synced."""
+    """Raises `TaskError` `task.not_finite`, `StorageError`, and of a drill `ConfigError`. The files are synced.
+
+    `views` are files of `write_delta`: what else the drill sees. Each keeps a momentum of its own.
+    """
     codec = compressors.build(order.codec)
     feedback = compressors.build_feedback(order.feedback)
     layout = base.layout
@@ -60,40 +70,101 @@ def write_update(
         scalars=_scalars(report),
     )
     beta = float(order.train["worker_momentum"])
-    names = [*feedback.state_names, *([MOMENTUM] if beta else [])]
-    trained = read_state(model)
-    scratch, rounded = torch.empty(2, min(CHUNK_COORDINATES, layout.size))
+    momenta = _momenta(1 + len(views)) if beta else []
     with ExitStack() as stack:
-        state = _StateFiles(order, names, layout.size, stack)
+        state = _StateFiles(order, [*feedback.state_names, *momenta], layout.size, stack)
+        honest = _Honest(model, base, views, state, beta)
+        stack.callback(honest.close)
+        forgery = None if drill is None else drill.plan(honest, order.seed)
         writer = PayloadWriter(Path(order.update), manifest)
         stack.callback(writer.close)
         for index in range(layout.chunk_count):
             start, stop = layout.chunk_bounds(index)
-            delta, base_chunk = scratch[: stop - start], rounded[: stop - start]
-            trained.read(index, delta)
-            base.read_native(index, base_chunk)
-            delta -= base_chunk
-            if drill is None and not all_finite(delta):
+            rows = honest.chunk(index)
+            if forgery is None and not all_finite(rows[0]):
                 raise _not_finite(order)
-            values = state.read(start, stop)
-            if beta:
-                _fold_momentum(delta, values, beta, fresh=state.fresh)
-            if drill is not None:
-                delta = drill.forge(delta)
-            kept = {name: values[name] for name in feedback.state_names}
-            body = feedback.encode(codec, delta, kept, derive_seed(order.seed, "codec", index))
-            state.write({**values, **kept})
+            update = rows[0]
+            if forgery is not None:
+                update = torch.empty_like(update)
+                forgery.forge(rows, update, start)
+            kept = {name: state.read(name, start, stop) for name in feedback.state_names}
+            body = feedback.encode(codec, update, kept, derive_seed(order.seed, "codec", index))
+            state.write({**kept, **dict(zip(momenta, rows, strict=False))})
             writer.append("params", body)
         info = writer.finish()
         _sync(Path(order.update))
         return WrittenUpdate(info=info, staged=state.finish())
 
 
-def _fold_momentum(delta: Tensor, values: dict[str, Tensor], beta: float, *, fresh: bool) -> None:
-    """Turns `delta` into the momentum, in place, and keeps a copy of it in `values`."""
-    if not fresh:
-        delta.mul_(1.0 - beta).add_(values[MOMENTUM], alpha=beta)
-    values[MOMENTUM] = delta.clone()
+def write_delta(model: nn.Module, base: ModelFile, path: Path) -> None:
+    """What training changed, to a new file of float32. Raises `StorageError`. Not synced."""
+    deltas = _Deltas(model, base)
+    writer = StateWriter(path)
+    try:
+        for index in range(base.layout.chunk_count):
+            start, stop = base.layout.chunk_bounds(index)
+            delta = torch.empty(stop - start)
+            deltas.read(index, delta)
+            writer.write(delta)
+    finally:
+        writer.close()
+
+
+def _momenta(count: int) -> list[str]:
+    return [MOMENTUM, *(f"{MOMENTUM}-{number}" for number in range(1, count))]
+
+
+class _Deltas:
+    """What training changed: the model less the base as it really held it."""
+
+    def __init__(self, model: nn.Module, base: ModelFile) -> None:
+        self._trained = read_state(model)
+        self._base = base
+        self._rounded = torch.empty(min(CHUNK_COORDINATES, base.layout.size))
+
+    def read(self, index: int, out: Tensor) -> None:
+        self._trained.read(index, out)
+        rounded = self._rounded[: len(out)]
+        self._base.read_native(index, rounded)
+        out -= rounded
+
+
+class _Honest:
+    """The honest update of this peer and, of a drill, of its further views, chunk by chunk: a
+    `aggregators.Source`."""
+
+    def __init__(
+        self, model: nn.Module, base: ModelFile, views: Sequence[Path], state: _StateFiles, beta: float
+    ) -> None:
+        self.n = 1 + len(views)
+        self.size = base.layout.size
+        self._layout = base.layout
+        self._deltas = _Deltas(model, base)
+        self._views = [StateReader(path, self.size) for path in views]
+        self._state = state
+        self._beta = beta
+        self._room = torch.empty(self.n * min(CHUNK_COORDINATES, self.size))
+
+    def chunk(self, index: int) -> Tensor:
+        """[n, c] with the momentum folded in; the same memory every time."""
+        start, stop = self._layout.chunk_bounds(index)
+        rows = self._room[: self.n * (stop - start)].view(self.n, -1)
+        self._deltas.read(index, rows[0])
+        for row, view in zip(rows[1:], self._views, strict=True):
+            row.copy_(view.read(start, stop))
+        if self._beta:
+            for row, name in zip(rows, _momenta(self.n), strict=True):
+                if not self._state.fresh(name):
+                    row.mul_(1.0 - self._beta).add_(self._state.read(name, start, stop), alpha=self._beta)
+        return rows
+
+    def chunks(self) -> Iterator[tuple[int, Tensor]]:
+        for index in range(self._layout.chunk_count):
+            yield self._layout.chunk_bounds(index)[0], self.chunk(index)
+
+    def close(self) -> None:
+        for view in self._views:
+            view.close()
 
 
 class _StateFiles:
@@ -109,13 +180,12 @@ class _StateFiles:
             self._writers[name] = StateWriter(Path(f"{order.staged}.{number}"))
             stack.callback(self._writers[name].close)
 
-    @property
-    def fresh(self) -> bool:
-        """Whether this is the run's first update from this peer."""
-        return all(reader.fresh for reader in self._readers.values())
+    def fresh(self, name: str) -> bool:
+        """Whether this is the first update from this peer that keeps the array."""
+        return self._readers[name].fresh
 
-    def read(self, start: int, stop: int) -> dict[str, Tensor]:
-        return {name: reader.read(start, stop) for name, reader in self._readers.items()}
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        return self._readers[name].read(start, stop)
 
     def write(self, values: dict[str, Tensor]) -> None:
         for name, writer in self._writers.items():

@@ -1,10 +1,12 @@
 """What a faulty peer may do, for demonstrations, simulations and tests of the rules.
 
-attack = attacks.build("optimal-alie")
-forgery = attack.plan(chunks, copies=f, pipeline=pipeline)      # decided, from all that is seen
-for X, out, start in columns: forgery.forge(X, out, start)    # written, chunk by chunk
+    forged = forge("optimal-alie", honest, copies=f, pipeline=pipeline)   # honest [h, d]: all that is seen
 
-forged = attacks.forge("optimal-alie", honest, copies=f, pipeline=pipeline)   # [h, d] to [d], in one go
+or chunk by chunk, which holds h x chunk and no more:
+
+    attack = build("optimal-alie")
+    forgery = attack.plan(source, copies=f, pipeline=pipeline)            # decided
+    for start, X in source.chunks(): forgery.forge(X, out, start)         # out [c] is written
 """
 
 from __future__ import annotations
@@ -15,11 +17,10 @@ import torch
 from torch import Tensor
 
 from aggregators import registry
-from aggregators.attacks.attack import Aggregation, Attack, Columns, Forgery, Memory, View
+from aggregators.attacks.attack import Aggregation, Attack, Forgery, Memory, View
 from aggregators.attacks.backdoor import Backdoor
 from aggregators.pipeline import Pipeline
-
-_CHUNK_COLUMNS = 1 << 18
+from aggregators.sources import MatrixSource, Source
 
 
 def build(name: str, **options: Any) -> Attack:
@@ -30,7 +31,7 @@ def build(name: str, **options: Any) -> Attack:
 
 def forge(
     attack: str | Attack,
-    honest: Tensor,
+    honest: Tensor | Source,
     *,
     copies: int = 1,
     pipeline: Pipeline | Aggregation | None = None,
@@ -43,15 +44,14 @@ def forge(
     [-2.0, -3.0]
     """
     made = build(attack) if isinstance(attack, str) else attack
-    chunks = torch.split(honest, _CHUNK_COLUMNS, dim=1)
-    forgery = made.plan(chunks, copies=copies, pipeline=pipeline, seed=seed, memory=memory)
-    out = honest.new_empty(honest.shape[1])
-    start = 0
-    for chunk in chunks:
-        stop = start + chunk.shape[1]
-        forgery.forge(chunk, out[start:stop], start)
-        start = stop
-    return out
+    source = MatrixSource(honest) if isinstance(honest, Tensor) else honest
+    forgery = made.plan(source, copies=copies, pipeline=pipeline, seed=seed, memory=memory)
+    out: Tensor | None = None
+    for start, chunk in source.chunks():
+        if out is None:
+            out = chunk.new_empty(source.size)
+        forgery.forge(chunk, out[start : start + chunk.shape[1]], start)
+    return torch.empty(0) if out is None else out
 
 
-__all__ = ["Aggregation", "Attack", "Backdoor", "Columns", "Forgery", "Memory", "View", "build", "forge"]
+__all__ = ["Aggregation", "Attack", "Backdoor", "Forgery", "Memory", "View", "build", "forge"]

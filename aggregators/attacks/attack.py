@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
@@ -12,9 +12,7 @@ from torch import Tensor
 
 from aggregators.options import RuleError, check_integer
 from aggregators.pipeline import Pipeline
-
-# The updates [h, d] that are seen, as column chunks [h, c] in their order; iterated as often as needed.
-Columns: TypeAlias = Iterable[Tensor]
+from aggregators.sources import Source
 
 # From all updates [n, d] to their aggregate [d]: what is attacked where a `Pipeline` alone does not tell it,
 # such as a rule with kept vectors or a trusted row.
@@ -42,24 +40,23 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What an attacker knows in a round: the updates of `rows` peers, how many `copies` of its own update
-    will stand behind them, and what it attacks, if it knows that."""
+    """What an attacker knows in a round: the updates of some peers, how many `copies` of its own
+    update will stand behind them, and what it attacks, if it knows that."""
 
-    columns: Columns
-    rows: int
+    source: Source
     copies: int
     pipeline: Pipeline | Aggregation | None
     seed: int
     memory: Memory
 
+    @property
+    def rows(self) -> int:
+        """h."""
+        return self.source.n
+
     def chunks(self) -> Iterator[tuple[int, Tensor]]:
-        """Each chunk [h, c] with its first column."""
-        start = 0
-        for chunk in self.columns:
-            if chunk.dim() != 2 or len(chunk) != self.rows:
-                raise ValueError(f"a chunk of {self.rows} rows was due, not {tuple(chunk.shape)}")
-            yield start, chunk
-            start += chunk.shape[1]
+        """(first column, X [h, c]); X may be used again for the next chunk."""
+        return self.source.chunks()
 
     @property
     def mean(self) -> Tensor:
@@ -91,7 +88,7 @@ class Attack(ABC):
 
     def plan(
         self,
-        honest: Columns,
+        honest: Source,
         *,
         copies: int = 1,
         pipeline: Pipeline | Aggregation | None = None,
@@ -104,23 +101,12 @@ class Attack(ABC):
         and where it refuses so many updates.
         """
         check_integer(self.name, "copies", copies, minimum=1)
-        if iter(honest) is honest:
-            raise TypeError("the columns are read more than once: give a sequence of chunks, not an iterator")
-        first = next(iter(honest), None)
-        if first is None or first.dim() != 2 or len(first) < self.seen_min:
-            seen = None if first is None else tuple(first.shape)
-            raise RuleError(f"{self.name} has to see {self.seen_min} or more updates, not {seen}")
+        if honest.n < self.seen_min:
+            raise RuleError(f"{self.name} has to see {self.seen_min} or more updates, and it sees {honest.n}")
         if self.needs_pipeline and pipeline is None:
             raise RuleError(f"{self.name} has to know the pipeline that it attacks")
         return self._plan(
-            View(
-                columns=honest,
-                rows=len(first),
-                copies=copies,
-                pipeline=pipeline,
-                seed=seed,
-                memory=memory or Memory(),
-            )
+            View(source=honest, copies=copies, pipeline=pipeline, seed=seed, memory=memory or Memory())
         )
 
     @abstractmethod

@@ -140,7 +140,7 @@ class _Harm:
         aggregate = self._view.pipeline
         assert aggregate is not None
         assert not isinstance(aggregate, Pipeline)
-        honest = torch.cat([chunk for _, chunk in self._view.chunks()], dim=1)
+        honest = torch.cat([chunk.clone() for _, chunk in self._view.chunks()], dim=1)
         rows = extended(honest, self._family.direction)
         mean = honest.mean(dim=0)
         harms: list[float] = []
@@ -159,9 +159,7 @@ def _survey(view: View, pipeline: Pipeline, direction: Direction) -> Tensor:
             f"{pipeline.rule.name} needs a trusted update or keeps vectors: give the attack a function that "
             "aggregates"
         )
-    sampled = pipeline.rule.sampling is not None
-    size = sum(chunk.shape[1] for _, chunk in view.chunks()) if sampled else 0
-    survey = Survey(pipeline, view.rows + 1, size, seed=view.seed)
+    survey = Survey(pipeline, view.rows + 1, view.source.size, seed=view.seed)
     parts: list[Tensor] = []
     for start, chunk in view.chunks():
         rows = extended(chunk, direction)

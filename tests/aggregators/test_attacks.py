@@ -15,10 +15,25 @@ NAMES = [
 ]  # fmt: skip
 
 
+class Chunks:
+    """A source that gives every chunk in the same memory."""
+
+    def __init__(self, matrix, chunk):
+        self.matrix, self.chunk = matrix, chunk
+        self.n, self.size = matrix.shape
+
+    def chunks(self):
+        room = torch.empty(self.n * self.chunk)
+        for start in range(0, self.size, self.chunk):
+            columns = self.matrix[:, start : start + self.chunk]
+            room.fill_(torch.nan)
+            yield start, room[: columns.numel()].view(columns.shape).copy_(columns)
+
+
 def forged(name, honest=HONEST, chunk=100, **options):
     """Chunk by chunk, last chunk first."""
     before = honest.clone()
-    forgery = attacks.build(name, **options).plan(honest.split(chunk, dim=1), copies=2, seed=5)
+    forgery = attacks.build(name, **options).plan(Chunks(honest, chunk), copies=2, seed=5)
     out = torch.full((honest.shape[1],), 7.0)
     for start in reversed(range(0, honest.shape[1], chunk)):
         forgery.forge(honest[:, start : start + chunk], out[start : start + chunk], start)
@@ -59,16 +74,12 @@ def test_chunks_make_no_difference(name):
 def test_one_that_attacks_alone_turns_its_own_update():
     assert torch.equal(forged("sign-flip", HONEST[:1]), -HONEST[0])
     assert torch.equal(forged("label-flip", HONEST[:1]), HONEST[0])
-    with pytest.raises(aggregators.RuleError, match="alie has to see 2 or more updates"):
+    with pytest.raises(aggregators.RuleError, match="alie has to see 2 or more updates, and it sees 1"):
         forged("alie", HONEST[:1])
     with pytest.raises(aggregators.RuleError, match="sign-flip has to see 1 or more updates"):
         forged("sign-flip", HONEST[:0])
     with pytest.raises(aggregators.RuleError, match="worker is 6, and 6 updates are seen"):
         forged("mimic", worker=6)
-    with pytest.raises(TypeError, match="more than once"):
-        attacks.build("alie").plan(iter(HONEST.split(100, dim=1)))
-    with pytest.raises(ValueError, match="6 rows"):
-        attacks.build("min-max").plan([HONEST, HONEST[:5]])
 
 
 def test_gaussian_noise_is_as_drawn():
@@ -154,7 +165,7 @@ def test_online_mimic_begins_with_the_top_component():
     away = second.double() - second.double().mean(dim=0)
     step = away.T @ (away @ z)
     wanted = torch.nn.functional.normalize(z + step / step.norm(), dim=0)
-    attacks.build("online-mimic").plan(second.split(100, dim=1), memory=memory)
+    attacks.build("online-mimic").plan(Chunks(second, 100), memory=memory)
     assert torch.allclose(memory.vector.double(), wanted, atol=1e-5)
 
 

@@ -7,6 +7,8 @@ import torch
 
 import aggregators
 from aggregators import attacks
+from aggregators.rule import Needs
+from aggregators.trimmed_mean import TrimmedMean
 
 PIPELINES = [
     ("mean", (), 0),
@@ -60,12 +62,19 @@ def test_as_strong_as_a_far_finer_search(aggregate, name, rule, pre, faults):
     assert harm(found) >= 0.95 * max(harm(bad) for bad in family(name, X)[::5])
 
 
+class Chunks(aggregators.MatrixSource):
+    """Seventy columns at a time."""
+
+    def chunks(self):
+        return ((start, self.matrix[:, start : start + 70]) for start in range(0, self.size, 70))
+
+
 @pytest.mark.parametrize("name", OPTIMAL)
 def test_chunks_and_a_function_give_the_same(aggregate, name):
     X = honest(d=300)
     pipeline = aggregators.build("trimmed-mean", pre=("nnm",), faults=3)
     whole = attacks.forge(name, X, copies=3, pipeline=pipeline)
-    forgery = attacks.build(name).plan(X.split(70, dim=1), copies=3, pipeline=pipeline)
+    forgery = attacks.build(name).plan(Chunks(X), copies=3, pipeline=pipeline)
     pieces = torch.empty(300)
     for start in (140, 0, 280, 70, 210):
         forgery.forge(X[:, start : start + 70], pieces[start : start + 70], start)
@@ -94,6 +103,10 @@ def test_at_least_forty_are_tried_and_none_is_zero():
         assert float(out.norm()) > 0
 
 
+class NeedsTrust(TrimmedMean):
+    needs = Needs.TRUSTED
+
+
 def test_what_is_attacked_has_to_be_known_and_to_bear_so_many():
     with pytest.raises(aggregators.RuleError, match="optimal-ipm has to know the pipeline"):
         attacks.forge("optimal-ipm", honest())
@@ -101,5 +114,9 @@ def test_what_is_attacked_has_to_be_known_and_to_bear_so_many():
         attacks.forge(
             "optimal-alie", honest(), copies=2, pipeline=aggregators.build("trimmed-mean", faults=6)
         )
+    keeps = aggregators.build("trimmed-mean", faults=2)
+    object.__setattr__(keeps, "rule", NeedsTrust(faults=2))
+    with pytest.raises(aggregators.RuleError, match="give the attack a function"):
+        attacks.forge("optimal-alie", honest(), pipeline=keeps)
     with pytest.raises(aggregators.RuleError, match="copies must be an integer of at least 1"):
         attacks.forge("optimal-alie", honest(), copies=0)

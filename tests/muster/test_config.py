@@ -176,8 +176,8 @@ def test_all_mistakes_of_all_layers_are_told_at_once_each_at_its_place(tmp_path:
             f"{low}:5: peers: unknown key",
             f"{high}:2: peer.name",
             f"{high}:3: peer.attack.nam: unknown key",
-            f"{high}:3: peer.attack.name: is missing: the attack, by its entry-point name: sign-flip, alie, ipm, "
-            "label-flip, nan",
+            f"{high}:3: peer.attack.name: is missing: the attack, by its entry-point name, such as sign-flip, alie "
+            "or backdoor",
             f"{high}:5: coordinator.address",
             "environment MUSTER_PEER__DEVICES: peer.devices: unknown key",
             "environment MUSTER_PER__NAME: per: unknown key",

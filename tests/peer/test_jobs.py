@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -218,9 +218,93 @@ def test_a_nan_drill_is_let_out(order: Callable[..., TrainOrder]) -> None:
     assert bool(torch.isnan(decoded(lying)).all())
 
 
+ROBUST = {"aggregation": {"rule": "trimmed-mean", "pre": ["arc", "nnm"], "faults": 2}}
+
+
+@pytest.fixture
+def drilled(order: Callable[..., TrainOrder]) -> Callable[..., TrainOrder]:
+    """An order with a drill, as `train_order` makes it."""
+
+    def make(name: str, spec: dict[str, Any] | None = None, base: str = "", **options: Any) -> TrainOrder:
+        table = RunSpec.model_validate({"task": "a:B", "rounds": 1, **(spec or {})}).aggregation
+        changes = {"base": base} if base else {}
+        return order(
+            spec=spec,
+            attack={"name": name, "options": options},
+            aggregation=table.model_dump(mode="json"),
+            **changes,
+        )
+
+    return make
+
+
+def test_a_backdoor_drill_trains_on_marked_data(
+    order: Callable[..., TrainOrder], drilled: Callable[..., TrainOrder]
+) -> None:
+    train(honest := order())
+    train(once := drilled("backdoor", base=honest.base, target=1, patch=1))
+    train(twice := drilled("backdoor", base=honest.base, target=1, patch=1, boost=2.0))
+    assert not torch.allclose(decoded(once), decoded(honest), atol=1e-4)
+    assert torch.allclose(decoded(twice), 2 * decoded(once))
+
+
+def test_a_lone_drill_sees_several_honest_updates_of_its_own(
+    order: Callable[..., TrainOrder], drilled: Callable[..., TrainOrder]
+) -> None:
+    train(honest := order())
+    seen = []
+    for worker in range(4):
+        train(mimic := drilled("mimic", base=honest.base, worker=worker, views=4))
+        seen.append(decoded(mimic))
+    assert torch.equal(seen[0], decoded(honest))  # the real one first, then trained on bootstraps
+    rows = torch.stack(seen)
+    assert float(torch.pdist(rows).min()) > 1e-3
+    assert float((rows - rows.mean(dim=0)).norm(dim=1).max()) < float(
+        rows[0].norm()
+    )  # plausible all the same
+    train(alie := drilled("alie", base=honest.base, z=2.0))
+    assert torch.allclose(decoded(alie), rows.mean(dim=0) + 2.0 * rows.std(dim=0), atol=1e-6)
+    assert not list(Path(alie.update).parent.glob("*.view*"))
+
+
+def test_each_view_keeps_its_own_momentum(drilled: Callable[..., TrainOrder]) -> None:
+    train(plain := drilled("mimic", worker=2, views=3))
+    delta = decoded(plain)
+    spec = {"train": {"worker_momentum": 0.75}}
+    first = drilled("mimic", spec=spec, base=plain.base, worker=2, views=3)
+    staged = train(first).staged
+    assert sorted(staged) == ["momentum", "momentum-1", "momentum-2"]
+    assert torch.equal(decoded(first), delta)
+    second = drilled("mimic", spec=spec, base=plain.base, worker=2, views=3)
+    second = replace(second, state=staged)
+    train(second)
+    assert torch.allclose(decoded(second), delta, atol=1e-7)  # 0.25 of the same and 0.75 of the same
+    third = replace(drilled("mimic", spec=spec, base=plain.base, worker=2, views=3), state=staged, seed=12)
+    train(third)
+    other = replace(drilled("mimic", base=plain.base, worker=2, views=3), seed=12)
+    train(other)
+    assert torch.allclose(decoded(third), 0.25 * decoded(other) + 0.75 * delta, atol=1e-7)
+
+
+def test_a_drill_knows_the_runs_rule(drilled: Callable[..., TrainOrder]) -> None:
+    train(against_mean := drilled("optimal-alie"))
+    train(against_robust := drilled("optimal-alie", spec=ROBUST, base=against_mean.base))
+    train(again := drilled("optimal-alie", spec=ROBUST, base=against_mean.base))
+    wild, tame = decoded(against_mean), decoded(against_robust)
+    assert bool(tame.isfinite().all())
+    assert 0 < float(tame.norm()) < float(wild.norm())
+    assert Path(again.update).read_bytes() == Path(against_robust.update).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("attack", "word"),
-    [({"name": "sign-flop"}, "sign-flip"), ({"name": "sign-flip", "options": {"scale": -1.0}}, "scale")],
+    [
+        ({"name": "sign-flop"}, "sign-flip"),
+        ({"name": "sign-flip", "options": {"scale": -1.0}}, "scale"),
+        ({"name": "alie", "options": {"views": 0}}, "views must be an integer from 1 to 32"),
+        ({"name": "alie", "options": {"views": 1}}, "it sees 1 updates of this peer's own"),
+        ({"name": "backdoor", "options": {"target": 5}}, "target 5 is no class"),
+    ],
 )
 def test_a_drill_that_makes_no_sense(
     order: Callable[..., TrainOrder], attack: dict[str, Any], word: str
