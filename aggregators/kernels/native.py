@@ -1,0 +1,67 @@
+"""From the text of an LLVM module to a function that can be called: in this process, in memory, for this CPU.
+
+Compiling takes some 10 ms for 20 rows and a second for 256, so nothing is kept on disk: there is no cache that
+could be stale, shared by mistake, or written by somebody else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from threading import Lock
+from typing import Any
+
+Function = Callable[..., None]
+"""Called with pointers and 64-bit integers as plain integers; other threads run meanwhile."""
+
+_compiling = Lock()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The CPU of this process: its vectors hold `lanes` float32 values."""
+
+    name: str
+    features: str
+    lanes: int
+
+
+@lru_cache(maxsize=1)
+def machine() -> Machine | None:
+    """What code can be made for, or None if none can be made."""
+    try:
+        import llvmlite.binding as llvm
+
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        features = llvm.get_host_cpu_features()
+        lanes = 16 if features.get("avx512f") else 8 if features.get("avx") else 4
+        return Machine(llvm.get_host_cpu_name(), features.flatten(), lanes)
+    except (ImportError, OSError, RuntimeError):  # no llvmlite, or not for this CPU: torch does it all
+        return None
+
+
+class Kernel:
+    """One compiled function and the engine that owns its memory."""
+
+    def __init__(self, source: str, arguments: int) -> None:
+        """Raises `RuntimeError` where the module cannot be compiled."""
+        target = machine()
+        if target is None:
+            raise RuntimeError("there is no code generator for this machine")
+        import llvmlite.binding as llvm
+
+        with _compiling:
+            module = llvm.parse_assembly(source)
+            module.verify()
+            # The engine takes the target machine over, so each has its own.
+            made: Any = llvm.Target.from_default_triple().create_target_machine(
+                cpu=target.name, features=target.features, opt=2, jit=True
+            )
+            self._engine = llvm.create_mcjit_compiler(module, made)
+            self._engine.finalize_object()
+            address = self._engine.get_function_address("kernel")
+        signature = ctypes.CFUNCTYPE(None, *([ctypes.c_int64] * arguments))
+        self.call: Function = signature(address)
