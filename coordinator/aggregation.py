@@ -18,8 +18,9 @@ from torch import Tensor
 
 import aggregators
 import compressors
-from coordinator import optimizers
+from coordinator import downlink, optimizers
 from coordinator.statefile import StateReader, StateWriter
+from coordinator.store.tables import DELTA
 from muster.finite import all_finite
 from muster.layout import CHUNK_COORDINATES, ParameterLayout
 from muster.modelfile import ModelFile, ModelWriter
@@ -46,8 +47,10 @@ class AggregationJob:
     base: Path
     updates: Sequence[UpdateInput]
     states: Mapping[str, Path]
+    base_digest: str
+    round: int
     model_out: Path
-    states_out: Mapping[str, Path]
+    states_out: Mapping[str, Path]  # with a place for `DELTA`, if the downlink compresses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +166,10 @@ def _apply(
     """Second pass: reduce, check, step, write. Gives the model file's facts and the state files' digests."""
     layout = base.layout
     optimizer = optimizers.build(job.spec.server)
-    readers = {name: StateReader(job.states.get(name), layout.size) for name in optimizer.state_names}
-    writers = {name: StateWriter(job.states_out[name]) for name in optimizer.state_names}
+    down = _downlink(job, layout)
+    names = (*optimizer.state_names, *downlink.state_names(job.spec))
+    readers = {name: StateReader(job.states.get(name), layout.size) for name in names}
+    writers = {name: StateWriter(job.states_out[name]) for name in names}
     writer = ModelWriter(job.model_out, layout, base.fixed)
     width = min(CHUNK_COORDINATES, layout.size)
     delta, moved = torch.empty(width), torch.empty(width)
@@ -175,6 +180,8 @@ def _apply(
             plan.reduce(chunk, aggregate_chunk)
             state = {name: reader.read(start, stop) for name, reader in readers.items()}
             optimizer.step(base.vector[start:stop], aggregate_chunk, state, new_chunk)
+            if down is not None:
+                down.take(base.vector[start:stop], new_chunk, state)
             if not all_finite(new_chunk):
                 raise AggregationRefused(
                     "the aggregate or the server's step gives values that are not finite"
@@ -182,10 +189,23 @@ def _apply(
             writer.write_chunk(index, new_chunk)
             for name, values in state.items():
                 writers[name].write(values)
-        return writer.finish(), {name: state_writer.finish() for name, state_writer in writers.items()}
+        digests = {name: state_writer.finish() for name, state_writer in writers.items()}
+        if down is not None:
+            digests[DELTA] = down.finish()
+        return writer.finish(), digests
     finally:
         writer.close()
+        if down is not None:
+            down.close()
         for reader in readers.values():
             reader.close()
         for state_writer in writers.values():
             state_writer.close()
+
+
+def _downlink(job: AggregationJob, layout: ParameterLayout) -> downlink.Downlink | None:
+    if not downlink.compresses(job.spec):
+        return None
+    return downlink.Downlink(
+        job.spec, layout, job.states_out[DELTA], base_digest=job.base_digest, round=job.round
+    )

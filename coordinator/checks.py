@@ -22,6 +22,8 @@ def check_spec(spec: RunSpec) -> Schedule:
         aggregators.build(table.rule, pre=table.pre, faults=table.faults, options=table.options)
         compressors.build(spec.compression.up)
         compressors.build_feedback(spec.compression.feedback)
+        compressors.build(spec.compression.down)
+        compressors.build_feedback(spec.compression.down_feedback)
     except ValueError as error:  # RuleError, CodecError
         raise ConfigError(
             "spec.invalid",

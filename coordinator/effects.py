@@ -29,6 +29,7 @@ from coordinator.engine.state import (
     RunState,
     Treatment,
 )
+from coordinator.store.tables import DELTA
 from muster.errors import MusterError, StorageError, TaskError
 from muster.seeds import derive_seed
 from muster.worker.host import WorkerHost
@@ -160,7 +161,7 @@ class EffectRunner:
             return
 
     async def _aggregate_once(self, effect: Aggregate) -> None:
-        from coordinator import aggregation, optimizers
+        from coordinator import aggregation, downlink, optimizers
 
         coordinator = self._coordinator
         blobs = coordinator.blobs
@@ -168,7 +169,9 @@ class EffectRunner:
         if run is None:
             return
         states = await coordinator.store.optimizer_states(effect.run_id, effect.base.version)
-        names = optimizers.build(run.spec.server).state_names
+        names = [*optimizers.build(run.spec.server).state_names, *downlink.state_names(run.spec)]
+        if downlink.compresses(run.spec):
+            names.append(DELTA)
         model_out = blobs.temporary()
         states_out = {name: blobs.temporary() for name in names}
         job = aggregation.AggregationJob(
@@ -184,6 +187,8 @@ class EffectRunner:
                 if assignment.update is not None
             ],
             states={name: blobs.path(digest) for name, digest in states.items()},
+            base_digest=effect.base.digest,
+            round=effect.round,
             model_out=model_out,
             states_out=states_out,
         )

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from muster.errors import NotFoundError
 from muster.transfer import read_chunks
 from muster.transport.base import CallContext, Encoded, Route
-from muster.wire import FETCH_MODEL
+from muster.wire import FETCH_MODEL, PLAN_MODEL
 from protos.v1 import models_pb2 as pb
 from protos.v1.tensors_pb2 import BlobHeader
 
 if TYPE_CHECKING:
     from coordinator.service import Coordinator
+
+HELD_MAX = 16  # versions that a peer may name
 
 
 class ModelsServicer:
@@ -21,7 +23,36 @@ class ModelsServicer:
         self._coordinator = coordinator
 
     def routes(self) -> list[Route]:
-        return [Route(method=FETCH_MODEL, handle=self.fetch_model)]
+        return [
+            Route(method=PLAN_MODEL, handle=self.plan_model),
+            Route(method=FETCH_MODEL, handle=self.fetch_model),
+        ]
+
+    async def plan_model(self, request: pb.PlanModelRequest, context: CallContext) -> pb.PlanModelResponse:
+        """The deltas from the newest version that is held, where all are here and shorter than the version."""
+        coordinator = self._coordinator
+        coordinator.members.authenticate(request.credentials.peer_id, request.credentials.secret)
+        wanted = await coordinator.store.model_by_digest(request.run_id, request.digest)
+        if wanted is None:
+            raise _not_found(request.run_id, request.digest)
+        found = [
+            await coordinator.store.model_by_digest(request.run_id, digest)
+            for digest in request.held_digests[:HELD_MAX]
+        ]
+        held = [model for model in found if model is not None and model.version < wanted.version]
+        if not held:
+            return pb.PlanModelResponse()
+        base = max(held, key=lambda model: model.version)
+        digests = await coordinator.store.deltas(request.run_id, base.version, wanted.version)
+        blobs = coordinator.blobs
+        if len(digests) < wanted.version - base.version or not all(map(blobs.has, digests)):
+            return pb.PlanModelResponse()
+        deltas = [
+            pb.ModelDelta(digest=digest, size_bytes=blobs.path(digest).stat().st_size) for digest in digests
+        ]
+        if sum(delta.size_bytes for delta in deltas) >= wanted.size_bytes:
+            return pb.PlanModelResponse()
+        return pb.PlanModelResponse(base_digest=base.digest, deltas=deltas)
 
     async def fetch_model(
         self, requests: AsyncIterator[pb.FetchModelRequest], context: CallContext
@@ -29,18 +60,16 @@ class ModelsServicer:
         request = await anext(requests)
         coordinator = self._coordinator
         peer_id = coordinator.members.authenticate(request.credentials.peer_id, request.credentials.secret)
-        model = await coordinator.store.model_by_digest(request.run_id, request.digest)
         path = coordinator.blobs.path(request.digest)
+        model = await coordinator.store.model_by_digest(request.run_id, request.digest)
+        if model is None:
+            model = await coordinator.store.model_by_delta(request.run_id, request.digest)
         if model is None or not coordinator.blobs.has(request.digest):
-            raise NotFoundError(
-                "model.not_found",
-                f"run {request.run_id!r} has no model version {request.digest[:12]!r}",
-                cause="it was never committed or is kept no longer",
-            )
+            raise _not_found(request.run_id, request.digest)
         yield pb.FetchModelResponse(
             header=BlobHeader(
-                size_bytes=model.size_bytes,
-                digest=model.digest,
+                size_bytes=path.stat().st_size,
+                digest=request.digest,
                 layout_digest=model.layout_digest,
                 run_id=model.run_id,
                 round=model.round,
@@ -50,3 +79,11 @@ class ModelsServicer:
         async for chunk in read_chunks(path, request.offset):
             coordinator.journal.count_bytes(model.run_id, model.round + 1, peer_id, "down", chunk.size)
             yield chunk
+
+
+def _not_found(run_id: str, digest: str) -> NotFoundError:
+    return NotFoundError(
+        "model.not_found",
+        f"run {run_id!r} has no model version {digest[:12]!r}",
+        cause="it was never committed or is kept no longer",
+    )

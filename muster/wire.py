@@ -38,6 +38,7 @@ METHODS = _methods()
 
 ENROL: Method[membership_pb2.EnrolRequest, membership_pb2.EnrolResponse] = METHODS["Enrol"]
 SESSION: Method[membership_pb2.SessionRequest, membership_pb2.SessionResponse] = METHODS["Session"]
+PLAN_MODEL: Method[models_pb2.PlanModelRequest, models_pb2.PlanModelResponse] = METHODS["PlanModel"]
 FETCH_MODEL: Method[models_pb2.FetchModelRequest, models_pb2.FetchModelResponse] = METHODS["FetchModel"]
 BEGIN_UPDATE: Method[updates_pb2.BeginUpdateRequest, updates_pb2.BeginUpdateResponse] = METHODS["BeginUpdate"]
 UPLOAD_UPDATE: Method[updates_pb2.UploadUpdateRequest, updates_pb2.UploadUpdateResponse] = METHODS[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -11,13 +11,20 @@ from typing import TypeVar
 import structlog
 
 from muster.backoff import Backoff
-from muster.errors import DeadlineError, InternalError, MusterError, UnreachableError
+from muster.errors import (
+    DeadlineError,
+    InternalError,
+    MusterError,
+    TaskError,
+    TransferError,
+    UnreachableError,
+)
 from muster.transfer import fetch, upload
-from muster.wire import FETCH_MODEL, GET_UPDATE_STATUS
+from muster.wire import FETCH_MODEL, GET_UPDATE_STATUS, PLAN_MODEL
 from peer.line import Line
 from peer.models import DeadlineAt, ModelCache
 from protos.v1.membership_pb2 import Assignment
-from protos.v1.models_pb2 import FetchModelRequest
+from protos.v1.models_pb2 import FetchModelRequest, PlanModelRequest, PlanModelResponse
 from protos.v1.tensors_pb2 import BlobHeader
 from protos.v1.updates_pb2 import BeginUpdateRequest, GetUpdateStatusRequest, Receipt
 
@@ -30,6 +37,8 @@ ATTEMPT_SECONDS_MIN = 10.0  # for an attempt that begins when the deadline is ne
 PASSING = (UnreachableError, DeadlineError, InternalError)
 
 Result = TypeVar("Result")
+Rebuild = Callable[[Path, Sequence[Path], Path], Awaitable[str]]
+"""(an older version, the deltas that follow it, where to put the new one) -> its digest"""
 
 
 class Courier:
@@ -39,8 +48,9 @@ class Courier:
     for.
     """
 
-    def __init__(self, folder: Path, line: Line) -> None:
+    def __init__(self, folder: Path, line: Line, rebuild: Rebuild) -> None:
         self._line = line
+        self._rebuild = rebuild
         self._models = ModelCache(folder, self._fetch)
 
     async def open(self, wanted: Iterable[str]) -> None:
@@ -103,12 +113,54 @@ class Courier:
         self._models.forget(run_id)
 
     async def _fetch(self, offer: Assignment, target: Path, deadline_at: DeadlineAt) -> None:
+        if not await self._follow(offer, target, deadline_at):
+            await self._fetch_blob(offer.run_id, offer.base_digest, target, deadline_at)
+
+    async def _follow(self, offer: Assignment, target: Path, deadline_at: DeadlineAt) -> bool:
+        """Makes the version of the one that is held and the deltas between them, if that is cheaper.
+
+        Whatever goes wrong with it only means that the version is fetched whole.
+        """
+        async with self._models.newest(offer.run_id) as held:
+            if held is None:
+                return False
+            plan = await self._plan(offer, held.name, deadline_at)
+            if not plan.deltas or plan.base_digest != held.name:
+                return False
+            paths = [target.with_name(f"{target.name}.{number}") for number in range(len(plan.deltas))]
+            try:
+                for delta, path in zip(plan.deltas, paths, strict=True):
+                    await self._fetch_blob(offer.run_id, delta.digest, path, deadline_at)
+                digest = await self._rebuild(held, paths, target)
+                if digest == offer.base_digest:
+                    return True
+                log.warning("model.rebuilt_wrong", run_id=offer.run_id, version=offer.base_version)
+            except (TransferError, TaskError) as error:
+                log.warning("model.not_rebuilt", run_id=offer.run_id, error=str(error))
+            finally:
+                for path in paths:
+                    path.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
+            return False
+
+    async def _plan(self, offer: Assignment, held: str, deadline_at: DeadlineAt) -> PlanModelResponse:
+        request = PlanModelRequest(
+            run_id=offer.run_id,
+            digest=offer.base_digest,
+            held_digests=[held],
+            credentials=self._line.credentials,
+        )
+        return await self._persist(
+            lambda seconds: self._line.channel.unary(
+                PLAN_MODEL, request, timeout_seconds=min(seconds, CALL_SECONDS_MAX)
+            ),
+            deadline_at,
+        )
+
+    async def _fetch_blob(self, run_id: str, digest: str, target: Path, deadline_at: DeadlineAt) -> None:
         def request_at(offset: int) -> FetchModelRequest:
             return FetchModelRequest(
-                run_id=offer.run_id,
-                digest=offer.base_digest,
-                offset=offset,
-                credentials=self._line.credentials,
+                run_id=run_id, digest=digest, offset=offset, credentials=self._line.credentials
             )
 
         await self._persist(
@@ -118,7 +170,7 @@ class Courier:
                 request_at,
                 target,
                 timeout_seconds=seconds,
-                digest=offer.base_digest,
+                digest=digest,
                 durable=False,
                 backoff=Backoff(self._line.random),
             ),

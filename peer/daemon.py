@@ -86,7 +86,7 @@ class Peer:
             clock=self._clock,
             random=self._random,
         )
-        courier = Courier(config.data_dir, line)
+        courier = Courier(config.data_dir, line, workers.rebuild)
         await courier.open(pb.Assignment.FromString(one.offer).base_digest for one in held)
         bench = Workbench(
             site=_site(config), policy=policy, workers=workers, courier=courier, clock=self._clock

@@ -18,6 +18,7 @@ from muster.worker.host import WorkerHost
 log = structlog.get_logger()
 
 JOBS_MODULE = "peer.jobs"
+REBUILD_SECONDS_MAX = 600.0
 PROBE_SECONDS_MAX = 120.0  # to import torch on a cold machine and to wake its GPUs
 
 # Where there is none of these there is no NVIDIA GPU, and nothing has to be started to find that out.
@@ -109,6 +110,16 @@ class WorkerPool:
             yield desk
         finally:
             self._idle.put_nowait(desk)
+
+    async def rebuild(self, base: Path, deltas: Sequence[Path], target: Path) -> str:
+        """Makes a model version of an older one and the deltas that follow it; see `peer.rebuild`.
+
+        Raises `TaskError`: the version has to be fetched whole then.
+        """
+        order = {"base": str(base), "deltas": [str(path) for path in deltas], "target": str(target)}
+        async with self.desk() as desk:
+            made = await desk.worker.run("rebuild", order, timeout_seconds=REBUILD_SECONDS_MAX)
+        return str(made["digest"])
 
     async def close(self) -> None:
         await asyncio.gather(*(desk.worker.close() for desk in self._desks))

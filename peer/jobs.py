@@ -29,6 +29,7 @@ from muster.task import FitContext, FitReport, Site, Task
 from muster.tasks import load_task
 from peer.drill import Drill, bootstrap
 from peer.orders import Evaluated, EvaluateOrder, Order, Trained, TrainOrder
+from peer.rebuild import rebuild as follow
 from peer.training import build
 from peer.update import write_delta, write_update
 
@@ -215,4 +216,11 @@ def _seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-JOBS = {"describe": describe, "train": train, "evaluate": evaluate}
+def rebuild(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: ARG001  # every job's form
+    """A model version of an older one and its deltas."""
+    return {
+        "digest": follow(Path(args["base"]), [Path(path) for path in args["deltas"]], Path(args["target"]))
+    }
+
+
+JOBS = {"describe": describe, "train": train, "evaluate": evaluate, "rebuild": rebuild}

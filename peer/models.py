@@ -63,6 +63,22 @@ class ModelCache:
             self._users[digest] -= 1
             self._remove_unused(digest)
 
+    @asynccontextmanager
+    async def newest(self, run_id: str) -> AsyncGenerator[Path | None]:
+        """The newest version of the run that is here whole, if there is one; it stays until the caller is
+        done."""
+        _, digest = self._newest.get(run_id, (0, ""))
+        path = self._whole / digest
+        if not digest or not path.exists():
+            yield None
+            return
+        self._users[digest] += 1
+        try:
+            yield path
+        finally:
+            self._users[digest] -= 1
+            self._remove_unused(digest)
+
     def forget(self, run_id: str) -> None:
         """The run is over."""
         _, digest = self._newest.pop(run_id, (0, ""))

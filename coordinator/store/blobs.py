@@ -25,6 +25,7 @@ from coordinator.store.load import not_ended
 RUNS, ROUNDS, ASSIGNMENTS, MODELS = tables.RUNS, tables.ROUNDS, tables.ASSIGNMENTS, tables.MODELS
 STATES, EVALUATIONS = tables.OPTIMIZER_STATES, tables.EVALUATIONS
 
+DELTAS_KEEP = 8  # a peer that took no part for so many versions fetches one whole
 _HOLDERS = (ASSIGNMENTS, MODELS, STATES)
 
 
@@ -38,7 +39,7 @@ def unneeded(connection: Connection, *, updates_keep_rounds: int, models_keep: i
 
     Kept are: updates of rounds that have not ended and of each run's last `updates_keep_rounds` rounds; each
     run's newest `models_keep` versions (None: all), and those from which live work starts or that are being
-    evaluated; the optimizer's state at the newest version of a run that has not ended.
+    evaluated; of a run that has not ended, the server's state at its newest version and the newest deltas.
     """
     held = set(connection.execute(_held()).scalars())
     needed = union(_needed_updates(updates_keep_rounds), *_needed_models(models_keep), _needed_states())
@@ -90,8 +91,10 @@ def _needed_models(keep: int | None) -> list[Select[str]]:
 
 
 def _needed_states() -> Select[str]:
+    newest = RUNS.c.model_version == STATES.c.version
+    followed = and_(STATES.c.name == tables.DELTA, STATES.c.version > RUNS.c.model_version - DELTAS_KEEP)
     return (
         select(STATES.c.digest)
-        .join(RUNS, and_(RUNS.c.run_id == STATES.c.run_id, RUNS.c.model_version == STATES.c.version))
-        .where(tables.HOLDS_BLOB.self_group(), not_ended(RUNS, RunStatus))
+        .join(RUNS, RUNS.c.run_id == STATES.c.run_id)
+        .where(tables.HOLDS_BLOB.self_group(), or_(newest, followed), not_ended(RUNS, RunStatus))
     )

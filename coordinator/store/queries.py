@@ -203,10 +203,33 @@ def optimizer_states(connection: Connection, run_id: str, version: int) -> Mappi
     states = tables.OPTIMIZER_STATES
     found = connection.execute(
         select(states.c.name, states.c.digest)
-        .where(states.c.run_id == run_id, states.c.version == version)
+        .where(states.c.run_id == run_id, states.c.version == version, states.c.name != tables.DELTA)
         .order_by(states.c.name)
     )
     return {row.name: row.digest for row in found}
+
+
+def deltas(connection: Connection, run_id: str, after: int, upto: int) -> list[str]:
+    """Digests of the deltas that make versions `after` + 1 to `upto`, in order, as far as they are kept."""
+    states = tables.OPTIMIZER_STATES
+    found = connection.execute(
+        select(states.c.digest)
+        .where(states.c.run_id == run_id, states.c.name == tables.DELTA, ~states.c.blob_gone)
+        .where(states.c.version > after, states.c.version <= upto)
+        .order_by(states.c.version)
+    )
+    return list(found.scalars())
+
+
+def version_of_delta(connection: Connection, run_id: str, digest: str) -> int | None:
+    """The version that the delta makes."""
+    states = tables.OPTIMIZER_STATES
+    found = connection.execute(
+        select(func.max(states.c.version)).where(
+            states.c.run_id == run_id, states.c.name == tables.DELTA, states.c.digest == digest
+        )
+    )
+    return found.scalar_one()
 
 
 # -- events --------------------------------------------------------------------------------------------------

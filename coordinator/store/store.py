@@ -241,6 +241,15 @@ class Store:
         where = (tables.MODELS.c.run_id == run_id, tables.MODELS.c.digest == digest)
         return _first(await self._database.read(lambda c: queries.models(c, *where, newest=1)))
 
+    async def deltas(self, run_id: str, after: int, upto: int) -> list[str]:
+        """Digests of the deltas that make versions `after` + 1 to `upto`, in order, as far as they are kept."""
+        return await self._database.read(lambda c: queries.deltas(c, run_id, after, upto))
+
+    async def model_by_delta(self, run_id: str, digest: str) -> ModelRow | None:
+        """The version that the delta with these bytes makes."""
+        version = await self._database.read(lambda c: queries.version_of_delta(c, run_id, digest))
+        return None if version is None else await self.model(run_id, version=version)
+
     async def optimizer_states(self, run_id: str, version: int) -> Mapping[str, str]:
         """The server optimizer's state vectors as they were when `version` was made: name to blob digest."""
         return await self._database.read(lambda c: queries.optimizer_states(c, run_id, version))

@@ -89,6 +89,12 @@ class AggregationTable(Table):
 class CompressionTable(Table):
     up: str = Field("identity", description="codec of updates: identity, bf16, int8, topk:0.01")
     feedback: str = Field("none", description="error feedback kept on the peer: none, ef14")
+    down: str = Field(
+        "identity",
+        description="codec of the step from version to version, for peers that hold an older one; lossy: the "
+        "model itself moves by what they decode",
+    )
+    down_feedback: str = Field("ef14", description="error feedback kept on the coordinator: none, ef14")
 
 
 class ServerTable(Table):

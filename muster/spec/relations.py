@@ -19,6 +19,8 @@ NAMES: dict[KeyPath, str] = {
     ("aggregation", "pre"): "muster.pre_rules",
     ("compression", "up"): "muster.codecs",
     ("compression", "feedback"): "muster.feedbacks",
+    ("compression", "down"): "muster.codecs",
+    ("compression", "down_feedback"): "muster.feedbacks",
     ("server", "optimizer"): "muster.server_optimizers",
 }
 

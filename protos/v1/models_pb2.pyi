@@ -3,8 +3,10 @@
 isort:skip_file
 Model versions, coordinator to peer."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from protos.v1 import membership_pb2 as _membership_pb2
 from protos.v1 import tensors_pb2 as _tensors_pb2
 import builtins as _builtins
@@ -19,6 +21,87 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class PlanModelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    HELD_DIGESTS_FIELD_NUMBER: _builtins.int
+    CREDENTIALS_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    digest: _builtins.str
+    """of the version that is wanted"""
+    @_builtins.property
+    def held_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of versions"""
+
+    @_builtins.property
+    def credentials(self) -> _membership_pb2.Credentials: ...
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        held_digests: _abc.Iterable[_builtins.str] | None = ...,
+        credentials: _membership_pb2.Credentials | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials", "digest", b"digest", "held_digests", b"held_digests", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanModelRequest: _TypeAlias = PlanModelRequest  # noqa: Y015
+
+@_typing.final
+class PlanModelResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_DIGEST_FIELD_NUMBER: _builtins.int
+    DELTAS_FIELD_NUMBER: _builtins.int
+    base_digest: _builtins.str
+    """one of those held"""
+    @_builtins.property
+    def deltas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelDelta]: ...
+    def __init__(
+        self,
+        *,
+        base_digest: _builtins.str = ...,
+        deltas: _abc.Iterable[Global___ModelDelta] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_digest", b"base_digest", "deltas", b"deltas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanModelResponse: _TypeAlias = PlanModelResponse  # noqa: Y015
+
+@_typing.final
+class ModelDelta(_message.Message):
+    """The server's step from one version to the next, as the run's downlink codec wrote it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    size_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelDelta: _TypeAlias = ModelDelta  # noqa: Y015
+
+@_typing.final
 class FetchModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -28,6 +111,7 @@ class FetchModelRequest(_message.Message):
     CREDENTIALS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     digest: _builtins.str
+    """of a version, or of a delta"""
     offset: _builtins.int
     @_builtins.property
     def credentials(self) -> _membership_pb2.Credentials: ...

@@ -34,6 +34,11 @@ class ModelsServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.PlanModel = channel.unary_unary(
+                '/muster.v1.ModelsService/PlanModel',
+                request_serializer=protos_dot_v1_dot_models__pb2.PlanModelRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_models__pb2.PlanModelResponse.FromString,
+                _registered_method=True)
         self.FetchModel = channel.unary_stream(
                 '/muster.v1.ModelsService/FetchModel',
                 request_serializer=protos_dot_v1_dot_models__pb2.FetchModelRequest.SerializeToString,
@@ -43,6 +48,14 @@ class ModelsServiceStub(object):
 
 class ModelsServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
+
+    def PlanModel(self, request, context):
+        """How to come by a version: the deltas that lead to it from one of those that are held, in their order, or none
+        if it has to be fetched whole.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def FetchModel(self, request, context):
         """Streams a header, then chunks from the asked offset. A stream that ends before the size that the header
@@ -55,6 +68,11 @@ class ModelsServiceServicer(object):
 
 def add_ModelsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'PlanModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanModel,
+                    request_deserializer=protos_dot_v1_dot_models__pb2.PlanModelRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_models__pb2.PlanModelResponse.SerializeToString,
+            ),
             'FetchModel': grpc.unary_stream_rpc_method_handler(
                     servicer.FetchModel,
                     request_deserializer=protos_dot_v1_dot_models__pb2.FetchModelRequest.FromString,
@@ -70,6 +88,33 @@ def add_ModelsServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ModelsService(object):
     """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def PlanModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/muster.v1.ModelsService/PlanModel',
+            protos_dot_v1_dot_models__pb2.PlanModelRequest.SerializeToString,
+            protos_dot_v1_dot_models__pb2.PlanModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def FetchModel(request,

@@ -31,6 +31,10 @@ class ModelsServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ModelsServiceAsyncStub: ...
+    PlanModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.PlanModelRequest, _models_pb2.PlanModelResponse]
+    """How to come by a version: the deltas that lead to it from one of those that are held, in their order, or none
+    if it has to be fetched whole.
+    """
     FetchModel: _grpc.UnaryStreamMultiCallable[_models_pb2.FetchModelRequest, _models_pb2.FetchModelResponse]
     """Streams a header, then chunks from the asked offset. A stream that ends before the size that the header
     tells is not complete: ask again from the offset that is held.
@@ -39,12 +43,26 @@ class ModelsServiceStub:
 @_typing.type_check_only
 class ModelsServiceAsyncStub(ModelsServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
+    PlanModel: _aio.UnaryUnaryMultiCallable[_models_pb2.PlanModelRequest, _models_pb2.PlanModelResponse]  # type: ignore[assignment]
+    """How to come by a version: the deltas that lead to it from one of those that are held, in their order, or none
+    if it has to be fetched whole.
+    """
     FetchModel: _aio.UnaryStreamMultiCallable[_models_pb2.FetchModelRequest, _models_pb2.FetchModelResponse]  # type: ignore[assignment]
     """Streams a header, then chunks from the asked offset. A stream that ends before the size that the header
     tells is not complete: ask again from the offset that is held.
     """
 
 class ModelsServiceServicer(metaclass=_abc_1.ABCMeta):
+    @_abc_1.abstractmethod
+    def PlanModel(
+        self,
+        request: _models_pb2.PlanModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.PlanModelResponse, _abc.Awaitable[_models_pb2.PlanModelResponse]]:
+        """How to come by a version: the deltas that lead to it from one of those that are held, in their order, or none
+        if it has to be fetched whole.
+        """
+
     @_abc_1.abstractmethod
     def FetchModel(
         self,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,8 +19,13 @@ from coordinator.aggregation import (
     UpdateInput,
     aggregate,
 )
+from coordinator.store.tables import DELTA
+from muster.digests import digest_file
+from muster.errors import TransferError
 from muster.modelfile import ModelFile
+from muster.payload import PayloadReader, PayloadWriter
 from muster.spec.model import RunSpec
+from peer.rebuild import rebuild
 
 MakeSpec = Callable[..., RunSpec]
 
@@ -29,22 +36,32 @@ def vectors(bench: Any, n: int) -> list[Tensor]:
 
 
 def run(
-    bench: Any, spec: RunSpec, updates: list[Tensor], out: str = "out", states: dict[str, Path] | None = None
+    bench: Any,
+    spec: RunSpec,
+    updates: list[Tensor],
+    out: str = "out",
+    *,
+    states: dict[str, Path] | None = None,
+    base: Path | None = None,
 ) -> tuple[AggregationResult, Tensor]:
     inputs = [
         UpdateInput(assignment_id=f"a{i}", path=bench.update(f"u{i}", vector), examples=10 * (i + 1))
         for i, vector in enumerate(updates)
     ]
-    from coordinator import optimizers
+    from coordinator import downlink, optimizers
 
-    names = optimizers.build(spec.server).state_names
+    names = [*optimizers.build(spec.server).state_names, *downlink.state_names(spec)]
+    if downlink.compresses(spec):
+        names.append(DELTA)
     job = AggregationJob(
         spec=spec,
-        base=bench.base,
+        base=base or bench.base,
         updates=inputs,
         states=states or {},
+        base_digest=digest_file(base or bench.base),
+        round=1,
         model_out=bench.folder / out,
-        states_out={name: bench.folder / f"{out}.{name}" for name in names},
+        states_out={name: bench.folder / f"{out}.{name.replace('/', '.')}" for name in names},
     )
     result = aggregate(job)
     file = ModelFile(bench.folder / out)
@@ -114,3 +131,41 @@ def test_a_step_that_overflows_is_refused(bench: Any, make_spec: MakeSpec) -> No
     huge = [torch.full((bench.layout.size,), 3e38)] * 2
     with pytest.raises(AggregationRefused, match="not finite"):
         run(bench, make_spec(server={"lr": 10.0}), huge)
+
+
+@pytest.mark.parametrize("down", ["int8", "bf16", "topk:0.1"])
+def test_a_compressed_step_is_what_the_peers_make_of_it(bench: Any, make_spec: MakeSpec, down: str) -> None:
+    updates = vectors(bench, 3)
+    spec = make_spec(compression={"down": down})
+    result, moved = run(bench, spec, updates)
+    delta = bench.folder / "out.down.delta"
+    assert digest_file(delta) == result.state_digests[DELTA]
+    assert delta.stat().st_size < bench.base.stat().st_size
+    rebuilt = bench.folder / "rebuilt"
+    assert rebuild(bench.base, [delta], rebuilt) == result.model_digest
+    assert rebuilt.read_bytes() == (bench.folder / "out").read_bytes()
+    # What the codec left behind waits for the next round: nothing of the step is lost.
+    residual = torch.from_numpy(np.fromfile(bench.folder / "out.down.residual", dtype="<f4"))
+    _, whole = run(bench, make_spec(), updates, out="whole")
+    torch.testing.assert_close(moved + residual, whole, rtol=1e-4, atol=1e-5)
+    assert float(residual.norm()) > 0
+
+
+def test_deltas_of_several_rounds_follow_each_other(bench: Any, make_spec: MakeSpec) -> None:
+    spec = make_spec(compression={"down": "topk:0.2"})
+    base, states, deltas = bench.base, {}, []
+    for number in range(3):
+        out = f"round{number}"
+        result, _ = run(bench, spec, vectors(bench, 3), out=out, states=states, base=base)
+        base = bench.folder / out
+        states = {"down/residual": bench.folder / f"{out}.down.residual"}
+        deltas.append(bench.folder / f"{out}.down.delta")
+    assert rebuild(bench.base, deltas, bench.folder / "followed") == result.model_digest
+    other = bench.folder / "other"
+    reader = PayloadReader(deltas[0])
+    writer = PayloadWriter(other, replace(reader.manifest, layout_digest="0" * 64))
+    for index in range(bench.layout.chunk_count):
+        writer.append("params", bytes(reader.chunk("params", index)))
+    writer.finish()
+    with pytest.raises(TransferError, match="another model"):
+        rebuild(bench.base, [other], bench.folder / "wrong")

@@ -48,6 +48,17 @@ async def test_three_peers_train_digits_and_the_model_is_plain_pytorch(tmp_path:
 
 
 @pytest.mark.timeout(120)
+async def test_a_compressed_downlink_moves_the_same_model_with_fewer_bytes(tmp_path: Path) -> None:
+    rounds = {"rounds": 5, "train": {"lr": 0.1, "momentum": 0.9, "epochs": 2}}
+    async with start_local(tmp_path, peers=3, allow=["examples.digits:*"], task_folders=[ROOT]) as federation:
+        dense = await federation.run_to_end(spec(**rounds))
+        small = await federation.run_to_end(spec(**rounds, compression={"up": "int8", "down": "int8"}))
+    # The first version goes whole to each peer, the four that follow as deltas of a byte a coordinate.
+    assert small.bytes_down < 0.5 * dense.bytes_down
+    assert small.metrics["accuracy"] > 0.9 * dense.metrics["accuracy"] > 0.8
+
+
+@pytest.mark.timeout(120)
 async def test_one_liar_in_four_is_held_off_by_a_robust_rule(tmp_path: Path) -> None:
     liar = {3: {"name": "sign-flip", "options": {"scale": 10}}}
     robust = {"rule": "trimmed-mean", "pre": ["arc", "nnm"], "faults": 1}

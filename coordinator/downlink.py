@@ -1,0 +1,78 @@
+"""What goes down to the peers: the server's step itself is compressed, so that a version is what peers can decode.
+
+    p = step + e;  m = C(p);  e = p - m;  new version = base + m
+
+The body of C(p) is kept beside the version as its delta. Whoever holds the base makes the new version of it to the last
+bit, and the digest proves it; everybody else fetches the version whole. There is one model, the one that peers train
+from, and e, the residual, is the coordinator's alone: EF14 (Seide et al. 2014) on the server's side. Whatever the rule
+did, it did before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import compressors
+from muster.layout import CHUNK_COORDINATES, ParameterLayout
+from muster.payload import GroupSpec, Manifest, PayloadWriter
+from muster.seeds import derive_seed
+from muster.spec.model import RunSpec
+
+
+def state_names(spec: RunSpec) -> tuple[str, ...]:
+    """The vectors [d] that the downlink keeps from version to version."""
+    if not compresses(spec):
+        return ()
+    names = compressors.build_feedback(spec.compression.down_feedback).state_names
+    return tuple(f"down/{name}" for name in names)
+
+
+def compresses(spec: RunSpec) -> bool:
+    return spec.compression.down != "identity"
+
+
+class Downlink:
+    """One version's step, chunk by chunk in order. Raises `StorageError`."""
+
+    def __init__(
+        self, spec: RunSpec, layout: ParameterLayout, out: Path, *, base_digest: str, round: int
+    ) -> None:
+        self._codec = compressors.build(spec.compression.down)
+        self._feedback = compressors.build_feedback(spec.compression.down_feedback)
+        self._seed = derive_seed(spec.seed, "down", round)
+        self._index = 0
+        self._step = torch.empty(min(CHUNK_COORDINATES, layout.size))
+        self._writer = PayloadWriter(
+            out,
+            Manifest(
+                run_id="",
+                round=round,
+                assignment_id="",
+                base_digest=base_digest,
+                layout_digest=layout.digest,
+                groups=(GroupSpec(name="params", codec=self._codec.spelling, size=layout.size),),
+            ),
+        )
+
+    def take(self, base: Tensor, new: Tensor, state: Mapping[str, Tensor]) -> None:
+        """Makes of `new` [c] what the peers will decode from `base` [c]; `state` [c] each, in place."""
+        step = self._step[: len(new)]
+        torch.sub(new, base, out=step)
+        kept = {name.partition("/")[2]: state[name] for name in state if name.startswith("down/")}
+        seed = derive_seed(self._seed, "codec", self._index)
+        body = self._feedback.encode(self._codec, step, kept, seed)
+        self._codec.decode(body, step)
+        torch.add(base, step, out=new)
+        self._writer.append("params", body)
+        self._index += 1
+
+    def finish(self) -> str:
+        """The delta's digest."""
+        return self._writer.finish().digest
+
+    def close(self) -> None:
+        self._writer.close()

@@ -1,0 +1,70 @@
+"""A model version made of an older one and the deltas between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import compressors
+from muster.errors import TransferError
+from muster.layout import CHUNK_COORDINATES
+from muster.modelfile import ModelFile, ModelWriter
+from muster.payload import PayloadReader
+
+
+def rebuild(base: Path, deltas: Sequence[Path], target: Path) -> str:
+    """Writes to `target` the version that the deltas lead to, in their order; gives its digest.
+
+        version = base + m_1 + ... + m_k,   m_i as the delta's codec decodes it
+
+    in float32 and in this order, as the coordinator made them one after the other. Memory: a chunk or two.
+    Raises `TransferError` "model.bad_delta" if a delta is not one of this model, `StorageError`.
+    """
+    model = ModelFile(base)
+    readers: list[PayloadReader] = []
+    writer: ModelWriter | None = None
+    try:
+        readers.extend(PayloadReader(path) for path in deltas)
+        layout = model.layout
+        codecs = [_codec(reader, layout.digest, layout.size) for reader in readers]
+        writer = ModelWriter(target, layout, model.fixed)
+        width = min(CHUNK_COORDINATES, layout.size)
+        sums, step = torch.empty(width), torch.empty(width)
+        for index in range(layout.chunk_count):
+            start, stop = layout.chunk_bounds(index)
+            values, moved = sums[: stop - start], step[: stop - start]
+            values.copy_(model.vector[start:stop])
+            for reader, codec in zip(readers, codecs, strict=True):
+                codec.decode(reader.chunk("params", index), moved)
+                values.add_(moved)
+            writer.write_chunk(index, values)
+        return writer.finish().digest
+    except compressors.DecodeError as error:
+        raise _bad(str(error)) from error
+    finally:
+        for reader in readers:
+            reader.close()
+        if writer is not None:
+            writer.close()
+        model.close()
+
+
+def _codec(reader: PayloadReader, layout_digest: str, size: int) -> compressors.Codec:
+    manifest = reader.manifest
+    found = [(group.name, group.size) for group in manifest.groups]
+    if manifest.layout_digest != layout_digest or found != [("params", size)]:
+        raise _bad("it belongs to another model")
+    try:
+        return compressors.build(manifest.groups[0].codec)
+    except compressors.CodecError as error:
+        raise _bad(str(error)) from error
+
+
+def _bad(why: str) -> TransferError:
+    return TransferError(
+        "model.bad_delta",
+        f"a model version's delta is not usable: {why}",
+        fix="install the same version of Muster on coordinator and peer; the version is fetched whole instead",
+    )
