@@ -131,7 +131,9 @@ class AttackTable(Table):
     """A drill: this peer lies on purpose, so that a federation's defences can be seen at work."""
 
     name: str = Field(description="the attack, by its entry-point name, such as sign-flip, alie or backdoor")
-    options: dict[str, Any] = Field(default_factory=dict, description="the attack's own, and the drill's: views, classes")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="the attack's own, and the drill's: views, classes"
+    )
 
 
 class PeerConfig(Table):
