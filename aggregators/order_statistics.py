@@ -26,13 +26,16 @@ class _Columnwise:
         """The width of a block of rows that are made just before, so that they are still in the cache."""
         return max(256, _VALUES // self.m // 16 * 16)
 
-    def prepare(self) -> bool:
-        """Compiles ahead, on any thread; False if there is nothing to compile here."""
-        return kernels.prepare(self.m, self.stage)
+    def prepare(self, *, mixed: bool = False) -> bool:
+        """Compiles ahead what `reduce` needs, on any thread; False if there is nothing to compile here."""
+        return kernels.prepare(self.m, self.stage, mixed=mixed)
 
-    def reduce(self, rows: Tensor, out: Tensor) -> None:
-        """From `rows` [m, b] to `out` [b], leaving `rows` as they are; fastest with contiguous float32 rows."""
-        kernels.reduce(rows, out, self.stage)
+    def reduce(self, rows: Tensor, out: Tensor, mixing: kernels.Mixing | None = None) -> None:
+        """From `rows` [m, b] to `out` [b], leaving `rows` as they are; any width, on torch's threads.
+
+        With a `mixing` W [m, n] the rows are those of W @ `rows` [n, b], which are never written to memory.
+        """
+        kernels.reduce(rows, out, self.stage, mixing)
 
 
 @dataclass(frozen=True)

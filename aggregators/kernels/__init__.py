@@ -3,7 +3,9 @@
 Machine code is made for the number of rows at hand, by LLVM; where that cannot be, torch does the same.
 """
 
-from aggregators.kernels.columns import prepare, reduce
+from aggregators.kernels.columns import mix, prepare, reduce
+from aggregators.kernels.inner import gram
+from aggregators.kernels.mixing import Mixing
 from aggregators.kernels.native import machine
 from aggregators.kernels.stages import Middle, Nearest, Stage, Vote
 
@@ -13,4 +15,4 @@ def available() -> bool:
     return machine() is not None
 
 
-__all__ = ["Middle", "Nearest", "Stage", "Vote", "available", "prepare", "reduce"]
+__all__ = ["Middle", "Mixing", "Nearest", "Stage", "Vote", "available", "gram", "mix", "prepare", "reduce"]

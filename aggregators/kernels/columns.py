@@ -1,66 +1,83 @@
-"""One value of each column of a matrix, by machine code where it can be had."""
+"""W @ X, and one value of each column of X or of W @ X: by machine code where it can be had, else by torch.
+
+A result does not depend on the number of threads, nor on how its columns are cut into calls: every column is
+worked out by itself, in the same way. Machine code and torch give the same bytes for a stage of X itself; their
+W @ X differ by rounding.
+"""
 
 from __future__ import annotations
 
-import ctypes
+from ctypes import addressof
 from functools import lru_cache
 
-import torch
 from torch import Tensor
 
-from aggregators.kernels import code, native, reference
+from aggregators.kernels import column_code, native, reference
+from aggregators.kernels.mixing import Mixing
 from aggregators.kernels.stages import Stage
 from aggregators.kernels.threads import over_columns
 
-_PADDED = 16  # the widest vector
 ROWS_MOST = 256  # above, straight-line code takes seconds to compile
 
 
-def reduce(X: Tensor, out: Tensor, stage: Stage) -> None:
-    """Writes to `out` [c] the stage's value for each column of `X` [m, c], which stays as it is."""
-    kernel = _kernel(len(X), stage) if _suits(X, out) else None
+def reduce(X: Tensor, out: Tensor, stage: Stage, mixing: Mixing | None = None) -> None:
+    """Writes to `out` [c] the stage's value for each column of `X` [m, c], or of W @ X if there is a `mixing`.
+
+    `X` and `out` do not overlap. Fastest where both are float32 on the CPU and the values of a row of `X` lie
+    side by side; any other strides, float types and devices are for torch.
+    """
+    if not _run(X, out.unsqueeze(0), stage, mixing):
+        reference.reduce(X, out, stage, mixing)
+
+
+def mix(X: Tensor, out: Tensor, mixing: Mixing) -> None:
+    """Writes W @ X to `out` [m, c]; `X` [n, c] and `out` as for `reduce`."""
+    if not _run(X, out, None, mixing):
+        mixing.multiply(X, out)
+
+
+def prepare(m: int, stage: Stage | None, *, mixed: bool) -> bool:
+    """Compiles ahead what `reduce` or (None) `mix` needs to make m rows; False if torch will do the work.
+
+    May be called on any thread; whoever needs the same kernel meanwhile waits for it.
+    """
+    return _kernel(m, stage, mixed) is not None
+
+
+def _run(X: Tensor, out: Tensor, stage: Stage | None, mixing: Mixing | None) -> bool:
+    """Whether a kernel did it."""
+    target = native.machine()
+    if target is None or not native.suits(X, out) or (mixing is not None and not mixing.used):
+        return False
+    rows = None if mixing is None else mixing.used
+    if mixing is not None and stage is not None and mixing.chosen is not None:
+        rows, mixing = mixing.chosen, None  # rows that are only chosen are read where they are
+    m = len(out) if stage is None else mixing.m if mixing is not None else len(rows or X)
+    kernel = _kernel(m, stage, mixing is not None)
     if kernel is None:
-        reference.reduce(X, out, stage)
-        return
-    run(kernel, X, out)
-
-
-def prepare(m: int, stage: Stage) -> bool:
-    """Compiles ahead what `reduce` needs for m rows, on any thread; False if torch will do the work."""
-    return _kernel(m, stage) is not None
-
-
-def run(kernel: native.Kernel, X: Tensor, out: Tensor) -> None:
-    m, columns = X.shape
-    if columns < _PADDED:
-        padded = X.new_zeros(m, _PADDED)
-        padded[:, :columns] = X
-        result = out.new_empty(_PADDED)
-        run(kernel, padded, result)
-        out.copy_(result[:columns])
-        return
-    step = X.stride(0) * X.element_size()
-    addresses = (ctypes.c_void_p * m)(*(X.data_ptr() + row * step for row in range(m)))
-    first, target = ctypes.addressof(addresses), out.data_ptr()
-    over_columns(m, columns, lambda start, stop: kernel.call(first, target, start, stop))
-
-
-def _suits(X: Tensor, out: Tensor) -> bool:
-    return (
-        X.dtype == out.dtype == torch.float32
-        and X.device.type == out.device.type == "cpu"
-        and X.shape[1] > 0
-        and X.stride(1) == 1
-        and out.stride(0) == 1
-    )
+        return False
+    columns, width = X.shape[1], column_code.vector(m, stage, target.lanes)
+    if columns >= width:
+        source, result = X, out
+    else:
+        source, result = X.new_zeros(len(X), width), out.new_empty(len(out), width)
+        source[:, :columns] = X
+    weights = 0 if mixing is None else mixing.weights.data_ptr()
+    sources, targets = native.addresses(source, rows), native.addresses(result)
+    fixed = (addressof(sources), len(sources), weights, addressof(targets))
+    values = max(len(sources), len(out)) * columns
+    over_columns(source.shape[1], values, lambda start, stop: kernel.call(*fixed, start, stop), align=width)
+    if result is not out:
+        out.copy_(result[:, :columns])
+    return True
 
 
 @lru_cache(maxsize=256)
-def _kernel(m: int, stage: Stage) -> native.Kernel | None:
+def _kernel(m: int, stage: Stage | None, mixed: bool) -> native.Kernel | None:
     target = native.machine()
     if target is None or m > ROWS_MOST:
         return None
     try:
-        return native.Kernel(code.reduction(m, stage, target.lanes), arguments=4)
+        return native.Kernel(column_code.module(m, stage, mixed, target.lanes), arguments=6)
     except RuntimeError:  # what this machine's code generator cannot do, torch can
         return None

@@ -7,14 +7,14 @@ could be stale, shared by mistake, or written by somebody else.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
 from typing import Any
 
-Function = Callable[..., None]
-"""Called with pointers and 64-bit integers as plain integers; other threads run meanwhile."""
+import torch
+from torch import Tensor
 
 _compiling = Lock()
 
@@ -37,14 +37,19 @@ def machine() -> Machine | None:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         features = llvm.get_host_cpu_features()
-        lanes = 16 if features.get("avx512f") else 8 if features.get("avx") else 4
-        return Machine(llvm.get_host_cpu_name(), features.flatten(), lanes)
     except (ImportError, OSError, RuntimeError):  # no llvmlite, or not for this CPU: torch does it all
         return None
+    if not features.get("fma", True):  # an x86 of before 2013, where each multiply-add would be a call
+        return None
+    lanes = 16 if features.get("avx512f") else 8 if features.get("avx2") else 4
+    return Machine(llvm.get_host_cpu_name(), features.flatten(), lanes)
 
 
 class Kernel:
-    """One compiled function and the engine that owns its memory."""
+    """A compiled function, and the engine that owns its memory.
+
+    `call` takes addresses and 64-bit integers as plain integers, and lets other threads run meanwhile.
+    """
 
     def __init__(self, source: str, arguments: int) -> None:
         """Raises `RuntimeError` where the module cannot be compiled."""
@@ -63,5 +68,22 @@ class Kernel:
             self._engine = llvm.create_mcjit_compiler(module, made)
             self._engine.finalize_object()
             address = self._engine.get_function_address("kernel")
-        signature = ctypes.CFUNCTYPE(None, *([ctypes.c_int64] * arguments))
-        self.call: Function = signature(address)
+        self.call: Callable[..., None] = ctypes.CFUNCTYPE(None, *([ctypes.c_int64] * arguments))(address)
+
+
+def addresses(X: Tensor, rows: Iterable[int] | None = None) -> ctypes.Array[ctypes.c_int64]:
+    """Where the rows of `X` begin, or those that are named, to hand to a kernel while both are held."""
+    start, step = X.data_ptr(), X.stride(0) * X.element_size()
+    places = [start + row * step for row in (range(len(X)) if rows is None else rows)]
+    return (ctypes.c_int64 * len(places))(*places)
+
+
+def suits(*tensors: Tensor) -> bool:
+    """Whether a kernel can work on these: float32 on the CPU, the values of a row side by side."""
+    return all(
+        each.dtype == torch.float32
+        and each.device.type == "cpu"
+        and each.numel() > 0
+        and (each.stride(-1) == 1 or each.shape[-1] == 1)
+        for each in tensors
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from aggregators.kernels.mixing import Mixing
 from aggregators.kernels.network import compile_program
 from aggregators.kernels.stages import Middle, Nearest, Stage
 
@@ -13,12 +14,16 @@ _COLUMNS_LEAST = 1_024  # below, a call costs more than its values
 _COLUMNS_MOST = 16_384  # above, torch starts threads, which costs more than it gains
 
 
-def reduce(X: Tensor, out: Tensor, stage: Stage) -> None:
-    """Writes to `out` [c] the stage's value for each column of `X` [m, c]."""
-    columns = _SCRATCH_VALUES // (2 * len(X)) // 16 * 16
+def reduce(X: Tensor, out: Tensor, stage: Stage, mixing: Mixing | None = None) -> None:
+    """Writes to `out` [c] the stage's value for each column of `X` [m, c], or of W @ X."""
+    m = len(X) if mixing is None else mixing.m
+    columns = _SCRATCH_VALUES // (2 * m) // 16 * 16
     columns = min(max(columns, _COLUMNS_LEAST), _COLUMNS_MOST)
     for start in range(0, X.shape[1], columns):
         rows, result = X[:, start : start + columns], out[start : start + columns]
+        if mixing is not None:
+            source, rows = rows, rows.new_empty(m, rows.shape[1])
+            mixing.multiply(source, rows)
         match stage:
             case Middle(low, high):
                 _mean(_ranks(rows, low, high), result)

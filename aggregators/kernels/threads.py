@@ -10,16 +10,15 @@ import torch
 _VALUES_LEAST = 1 << 18  # a thread's start costs some 50 microseconds, as much as so many values
 
 
-def over_columns(rows: int, columns: int, task: Callable[[int, int], None], align: int = 16) -> None:
-    """Calls `task(start, stop)` on ranges that make up 0 to `columns`, each on a thread, and waits.
+def over_columns(columns: int, values: int, task: Callable[[int, int], None], *, align: int) -> None:
+    """Calls `task(start, stop)` on ranges that make up 0 to `columns`, each on its own thread, and waits.
 
-    `task` must let other threads run, and its result must not depend on where ranges begin. Every range but
-    the last begins at a multiple of `align` and none is shorter, unless `columns` is.
+    `values` are read in all. The task must let other threads run, and its result must not depend on the
+    ranges, which begin at multiples of `align`; none is shorter than that, unless `columns` is.
     """
-    threads = max(1, min(torch.get_num_threads(), rows * columns // _VALUES_LEAST))
-    share = max(align, -(-columns // threads) // align * align)
-    starts = list(range(0, max(columns - share + 1, 1), share))[:threads]
-    ranges = list(zip(starts, [*starts[1:], columns], strict=True))
+    threads = max(1, min(torch.get_num_threads(), values // _VALUES_LEAST, columns // align))
+    bounds = [columns // align * thread // threads * align for thread in range(threads)]
+    ranges = list(zip(bounds, [*bounds[1:], columns], strict=True))
     failures: list[BaseException] = []
 
     def run(start: int, stop: int) -> None:

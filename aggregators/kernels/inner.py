@@ -1,0 +1,80 @@
+"""Inner products of rows: float32 products, summed in float64 from block to block."""
+
+from __future__ import annotations
+
+from ctypes import addressof
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from aggregators.kernels import gram_code, native
+from aggregators.kernels.threads import over_columns
+
+_SLAB = 1 << 15  # columns whose sum is one float64 matrix: what a thread takes at a time
+_BLOCK_VALUES = (
+    1 << 16
+)  # a block of columns: 256 KiB of float32, which a core's second-level cache holds well
+_BLOCK_LEAST, _BLOCK_MOST = 256, 2_048
+_TORCH_BLOCK = 16_384
+
+
+def gram(X: Tensor) -> Tensor:
+    """[n, n] float64 = X X^T, exactly symmetric, of `X` [n, c] float32 or float64.
+
+    The same on any number of threads and with any strides. A row with a NaN or an infinity, or so large that
+    its square overflows, spoils its own row and column and nothing else.
+    """
+    kernel, target = _kernel(), native.machine()
+    if kernel is None or target is None or not native.suits(X):
+        return _by_torch(X)
+    n, columns = X.shape
+    whole = columns // target.lanes * target.lanes
+    total = torch.zeros(n, n, dtype=torch.float64)
+    if whole:
+        for partial in _slabs(kernel, target.lanes, X, whole):
+            total += partial
+    if whole < columns:
+        rest = X.new_zeros(n, target.lanes)
+        rest[:, : columns - whole] = X[:, whole:]
+        for partial in _slabs(kernel, target.lanes, rest, target.lanes):
+            total += partial
+    upper = total.triu()
+    return upper + upper.triu(1).T
+
+
+def _slabs(kernel: native.Kernel, lanes: int, X: Tensor, columns: int) -> Tensor:
+    """[slabs, n, n]: the upper half holds the products over each slab of the first `columns`."""
+    n, side = len(X), gram_code.side(lanes)
+    groups = -(-n // side)
+    order = groups * side
+    partials = torch.zeros(-(-columns // _SLAB), order, order, dtype=torch.float64)
+    rows = native.addresses(X, [*range(n), *[n - 1] * (order - n)])
+    block = min(max(_BLOCK_VALUES // n // 64 * 64, _BLOCK_LEAST), _BLOCK_MOST)
+
+    def take(start: int, stop: int) -> None:
+        for first in range(start, stop, _SLAB):
+            into = partials.data_ptr() + first // _SLAB * order * order * partials.element_size()
+            kernel.call(addressof(rows), groups, block, into, first, min(first + _SLAB, stop))
+
+    over_columns(columns, n * columns, take, align=_SLAB)
+    return partials[:, :n, :n]
+
+
+def _by_torch(X: Tensor) -> Tensor:
+    total = torch.zeros(len(X), len(X), dtype=torch.float64)
+    for start in range(0, X.shape[1], _TORCH_BLOCK):
+        block = X[:, start : start + _TORCH_BLOCK]
+        total += torch.mm(block, block.T).to("cpu", torch.float64)
+    return (total + total.T) / 2
+
+
+@lru_cache(maxsize=1)
+def _kernel() -> native.Kernel | None:
+    target = native.machine()
+    if target is None:
+        return None
+    try:
+        return native.Kernel(gram_code.module(target.lanes), arguments=6)
+    except RuntimeError:  # what this machine's code generator cannot do, torch can
+        return None
