@@ -10,7 +10,7 @@ Notation: C(x) is what `decode` makes of `encode(x)`, x a chunk of `size` coordi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -33,9 +33,9 @@ class Codec(ABC):
     little-endian, as all that torch is built for are.
     """
 
-    unbiased: ClassVar[bool]
-    contractive: ClassVar[bool]
-    linear: ClassVar[bool]
+    unbiased: bool
+    contractive: bool
+    linear: bool
     spelling: str  # canonical: `build(codec.spelling)` is the same codec
 
     @classmethod

@@ -3,40 +3,60 @@
     s = max|x| / 127 over the block;  q = round(x / s) in -127..127;  C(x) = s q
 
 Rounding errs by at most s / 2, so a block of 256 loses at most 256 s^2 / 4 = 64 / 127^2 max|x|^2, which is at
-most 0.00397 |x|^2. A block whose largest magnitude is below 1.5e-36 (the scale would not be a normal number)
-becomes zero; above 1.6e38 it does not decode.
+most 0.00397 |x|^2. "int8:stochastic" rounds at random instead, q = floor(x / s + u) with u uniform in (0, 1):
+unbiased, with a variance that has the same bound. A block whose largest magnitude is below 1.5e-36 (the scale
+would not be a normal number) becomes zero; above 1.6e38 it does not decode.
 Body: the scales, float32; then the levels, int8.
 """
 
 from __future__ import annotations
+
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from compressors._scratch import scratch
-from compressors.codec import DecodeError, PlainCodec, check_length, chunk_array
+from compressors.codec import Codec, CodecError, DecodeError, check_length, chunk_array
 
 BLOCK = 256
+LOSS = 0.004  # of |x|^2, at most, by a whole block
 LEVEL_MAX = 127
 SCALE_MIN = 2.0**-126  # smallest normal float32: its reciprocal is finite
 SCALE_MAX = 2.0**120  # 127 of these are finite
 
 
-class Int8(PlainCodec):
-    unbiased = False
+class Int8(Codec):
     contractive = True
     linear = False
-    spelling = "int8"
+
+    def __init__(self, *, stochastic: bool = False) -> None:
+        self.unbiased = stochastic
+        self.spelling = "int8:stochastic" if stochastic else "int8"
+
+    @classmethod
+    def parse(cls, argument: str | None) -> Self:
+        if argument not in {None, "stochastic"}:
+            raise CodecError(f"int8 takes no argument but stochastic, not {argument!r}")
+        return cls(stochastic=argument is not None)
 
     def delta(self, size: int) -> float:
-        return 1.0 - 0.004 * min(1.0, size / BLOCK)
+        return 1.0 - LOSS * min(1.0, size / BLOCK)
+
+    def omega(self, size: int) -> float:
+        return LOSS * min(1.0, size / BLOCK) if self.unbiased else super().omega(size)
 
     def bytes_max(self, size: int) -> int:
         return size + 4 * -(-size // BLOCK)
 
-    def encode(self, x: Tensor, seed: int) -> bytes:  # deterministic
+    def encode(self, x: Tensor, seed: int) -> bytes:
         size = chunk_array(x).size
+        if self.unbiased and size:
+            # Only here, since who never asks for it need not load the compiler.
+            from compressors._int8_stochastic import encode_blocks
+
+            return encode_blocks(chunk_array(x), seed, BLOCK, SCALE_MIN)
         x = x.detach()
         body = scratch("int8.body", self.bytes_max(size), torch.uint8)
         scales, levels = body[:-size].view(torch.float32), body[-size:].view(torch.int8)

@@ -24,8 +24,8 @@ def test_spellings(spelling: str, canonical: str) -> None:
     [
         ("topkk:0.1", "no codec is called 'topkk'; did you mean 'topk'"),
         ("", "no codec is called ''"),
-        ("zzz", r"there are: bf16, identity, int8, topk\b"),
-        ("int8:4", "int8 takes no argument, but '4' was given"),
+        ("zzz", r"there are: .*bf16, .*int8, .*topk"),
+        ("int8:4", "int8 takes no argument but stochastic, not '4'"),
         ("identity:", "identity takes no argument"),
         ("topk", "needs the fraction to keep"),
         ("topk:", "needs the fraction to keep"),

@@ -1,0 +1,75 @@
+"""fp16: IEEE half precision with an exponent shared by the chunk; 2 bytes a coordinate and 2 more.
+
+    2^14 <= max|x| / s < 2^15, s a power of two;  C(x) = s half(x / s), rounded to nearest even
+
+So nothing overflows, and small updates do not vanish: of coordinates down to 2^-28 times the largest, rounding
+loses at most 2^-11, of smaller ones at most 2^-39 times the largest. From 2^127 on nothing decodes.
+Body: the exponent of s, int16; then the halves.
+"""
+
+from __future__ import annotations
+
+from math import frexp, isnan
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from compressors._scratch import scratch
+from compressors.codec import DecodeError, PlainCodec, check_length, chunk_array
+
+EXPONENT_MIN, EXPONENT_MAX = -126, 112  # float32 holds these powers, their reciprocals and 65504 times them
+NOT_FINITE = 0x7FFF
+INFINITE_HALF = 0x7C00
+MAGNITUDE_MAX = 2.0**127
+
+
+class Fp16(PlainCodec):
+    unbiased = False
+    contractive = True
+    linear = False
+    spelling = "fp16"
+
+    def delta(self, size: int) -> float:
+        return 1.0 - 2.0**-21
+
+    def bytes_max(self, size: int) -> int:
+        return 2 + 2 * size
+
+    def encode(self, x: Tensor, seed: int) -> bytes:  # deterministic
+        size = chunk_array(x).size
+        x = x.detach()
+        exponent = _exponent(x) if size else 0
+        halves = scratch("fp16.halves", size, torch.float16)
+        if exponent != NOT_FINITE:
+            scaled = scratch("fp16.scaled", size, torch.float32)
+            halves.copy_(torch.mul(x, 2.0**-exponent, out=scaled))
+        return exponent.to_bytes(2, "little", signed=True) + halves.view(torch.int16).numpy().tobytes()
+
+    def decode(self, body: bytes | memoryview, out: Tensor) -> None:
+        size = chunk_array(out).size
+        check_length(body, self.bytes_max(size))
+        exponent = int.from_bytes(body[:2], "little", signed=True)
+        if not EXPONENT_MIN <= exponent <= EXPONENT_MAX:
+            raise DecodeError(f"the exponent is {exponent}")
+        halves = scratch("fp16.halves", size, torch.float16)
+        bits: NDArray[np.int16] = halves.view(torch.int16).numpy()
+        np.copyto(bits, np.frombuffer(body, dtype="<i2", offset=2))
+        if size and _largest(bits) >= INFINITE_HALF:
+            raise DecodeError("a value is not finite")
+        out.copy_(halves)
+        out.mul_(2.0**exponent)
+
+
+def _exponent(x: Tensor) -> int:
+    low, high = float(x.amin()), float(x.amax())
+    largest = max(-low, high)
+    if not largest < MAGNITUDE_MAX or isnan(low):
+        return NOT_FINITE
+    return min(max(frexp(largest)[1] - 15, EXPONENT_MIN), EXPONENT_MAX)
+
+
+def _largest(bits: NDArray[np.int16]) -> int:
+    magnitudes = scratch("fp16.magnitudes", bits.size, torch.int16).numpy()
+    return int(np.bitwise_and(bits, np.int16(0x7FFF), out=magnitudes).max())
