@@ -31,6 +31,7 @@ def reduce(X: Tensor, out: Tensor, stage: Stage, mixing: Mixing | None = None) -
                 _nearest(rows, result, stage)
             case _:
                 torch.sum(rows.sign(), dim=0, out=result).sign_()
+                result.masked_fill_(rows.isnan().any(dim=0), torch.nan)  # the sign of NaN is 0 to torch
 
 
 def _ranks(rows: Tensor, low: int, high: int) -> list[Tensor]:
