@@ -97,5 +97,6 @@ def offer_message(
             # No attempt in it: a repeated attempt computes the same update.
             seed=derive_seed(run.spec.seed, assignment.role, assignment.round, assignment.peer_id),
             deadline_seconds=max(0.0, seconds_left),
+            counted_round=run.counted.get(assignment.peer_id, 0),
         )
     )

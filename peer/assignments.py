@@ -206,7 +206,7 @@ class Assignments:
             update, trained = await self._bench.train(
                 work.offer,
                 stem=stem,
-                state=lambda: self._store.do(store.state, work.held.run_id),
+                state=lambda: self._store.do(store.settle, work.held.run_id, work.offer.counted_round),
                 deadline_at=lambda: work.held.deadline_at,
                 on_start=lambda: self._advance(work, pb.ASSIGNMENT_PHASE_TRAINING),
             )
@@ -270,7 +270,7 @@ class Assignments:
         """Until it succeeds: with the receipt given, losing the new state would falsify every later update."""
         while True:
             try:
-                await self._store.do(self._store.store.commit, work.assignment_id)
+                await self._store.do(self._store.store.commit, work.assignment_id, work.offer.round)
                 break
             except StorageError as error:
                 log.warning("store.failed", assignment_id=work.assignment_id, error=str(error))

@@ -1,10 +1,11 @@
 """The peer store: everything of a peer that must outlive its process.
 
 One SQLite database (WAL, synchronous FULL) and a folder of files beside it. The database holds the peer's
-identity, the assignments it has taken, and which file is the present value of each state array, keyed by
-(run, key); the files hold the arrays and the updates not yet delivered. A training job writes new files;
-`stage` ties them to its assignment, and only `commit`, in one transaction, makes them the present value: a
-residual changes exactly when the coordinator has given its receipt for the update that it belongs to.
+identity, the assignments it has taken, and which file is a state array after a round, keyed by (run, round,
+key); the files hold the arrays and the updates not yet delivered. A training job writes new files; `stage`
+ties them to its assignment, `commit`, in one transaction, makes them the state after its round once the
+coordinator has given its receipt, and `settle` keeps of all states the one after the last round that counts:
+a residual has changed exactly if the update that it belongs to is in the model.
 
 Files are written and synced before a row names them, and removed after no row names them any more; what a
 crash leaves between is removed by the sweep of the next start.
@@ -25,7 +26,7 @@ from types import TracebackType
 
 from muster.errors import StateError, StorageError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE identity (name TEXT PRIMARY KEY, secret TEXT NOT NULL) STRICT;
@@ -46,13 +47,17 @@ CREATE TABLE staged (
     file TEXT NOT NULL,
     PRIMARY KEY (assignment_id, key)
 ) STRICT;
+"""
+_STATE = """
 CREATE TABLE state (
     run_id TEXT NOT NULL,
+    round INTEGER NOT NULL,
     key TEXT NOT NULL,
     file TEXT NOT NULL,
-    PRIMARY KEY (run_id, key)
+    PRIMARY KEY (run_id, round, key)
 ) STRICT;
 """
+_FROM_1 = f"DROP TABLE state; {_STATE}"  # it told no rounds, so that no state of it can be trusted to count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +106,10 @@ class PeerStore:
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
+            if version in {0, 1}:
+                make = _SCHEMA + _STATE if version == 0 else _FROM_1
                 version = SCHEMA_VERSION
-                self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {version}; COMMIT;")
+                self._db.executescript(f"BEGIN IMMEDIATE; {make} PRAGMA user_version = {version}; COMMIT;")
         except sqlite3.DatabaseError as error:
             raise self._translate(error) from error
         if version != SCHEMA_VERSION:
@@ -188,14 +194,17 @@ class PeerStore:
                 [(assignment_id, row["run_id"], key, file.name) for key, file in state.items()],
             )
 
-    def commit(self, assignment_id: str) -> None:
-        """The receipt is here: staged state becomes the present state and the assignment is forgotten."""
+    def commit(self, assignment_id: str, round: int) -> None:
+        """The receipt is here: staged state becomes that after the round, and the assignment is forgotten.
+
+        The state before stays too, since the round may yet be dropped; `settle` decides.
+        """
         with self._transaction():
             self._db.execute(
-                "INSERT INTO state (run_id, key, file)"
-                " SELECT run_id, key, file FROM staged WHERE assignment_id = ?"
-                " ON CONFLICT (run_id, key) DO UPDATE SET file = excluded.file",
-                (assignment_id,),
+                "INSERT INTO state (run_id, round, key, file)"
+                " SELECT run_id, ?, key, file FROM staged WHERE assignment_id = ?"
+                " ON CONFLICT (run_id, round, key) DO UPDATE SET file = excluded.file",
+                (round, assignment_id),
             )
             self._db.execute("DELETE FROM assignments WHERE assignment_id = ?", (assignment_id,))
 
@@ -216,8 +225,14 @@ class PeerStore:
 
     # -- state -----------------------------------------------------------------------------------------------
 
-    def state(self, run_id: str) -> dict[str, Path]:
-        """The present value of each state array of a run."""
+    def settle(self, run_id: str, counted_round: int) -> dict[str, Path]:
+        """The state arrays of a run as they were after the last round that counts; all others go.
+
+        Rounds after it were dropped with their updates, so what they changed is rolled back. A state that is
+        not here, on a new disk say, is begun anew.
+        """
+        with self._transaction():
+            self._db.execute("DELETE FROM state WHERE run_id = ? AND round <> ?", (run_id, counted_round))
         rows = self._db.execute("SELECT key, file FROM state WHERE run_id = ?", (run_id,)).fetchall()
         return {row["key"]: self._files / row["file"] for row in rows}
 

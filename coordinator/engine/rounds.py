@@ -167,6 +167,7 @@ def commit(draft: Draft, event: Aggregated) -> str | None:
     draft.change(
         model=event.model,
         models={**draft.state.models, version: event.model},
+        counted={**draft.state.counted, **{a.peer_id: round_.number for a in round_.delivered}},
         committed=state.committed + 1,
         skipped_in_row=0,
         reason=reason,

@@ -173,6 +173,9 @@ class RunState:
         default_factory=_empty
     )  # those that have not ended, by version
     models: Mapping[int, ModelVersion] = field(default_factory=_empty)  # those of `versions_in_use`
+    counted: Mapping[str, int] = field(
+        default_factory=_empty
+    )  # the last committed round, by peer, that has an update of its in it
     last_round: int = 0  # the highest number given
     committed: int = 0
     skipped: int = 0

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Table, and_, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, Table, and_, func, select
 
 from coordinator.engine.state import (
     AssignmentState,
@@ -128,6 +128,7 @@ def _run(
         rounds=rounds,
         evaluations=evaluations,
         models=_models(connection, row["run_id"], versions_in_use(model, rounds, evaluations)),
+        counted=_counted(connection, row["run_id"]),
         last_round=row["last_round"],
         committed=row["committed"],
         skipped=row["skipped"],
@@ -152,6 +153,23 @@ def _models(connection: Connection, run_id: str, versions: Iterable[int]) -> dic
         )
         for row in found.mappings()
     }
+
+
+def _counted(connection: Connection, run_id: str) -> dict[str, int]:
+    """The last committed round, by peer, that has an update of its in it."""
+    assignments, rounds = tables.ASSIGNMENTS, tables.ROUNDS
+    found = connection.execute(
+        select(assignments.c.peer_id, func.max(assignments.c.round).label("last"))
+        .join(rounds, and_(rounds.c.run_id == assignments.c.run_id, rounds.c.number == assignments.c.round))
+        .where(
+            assignments.c.run_id == run_id,
+            assignments.c.role == "train",
+            assignments.c.state == AssignmentStatus.DELIVERED.value,
+            rounds.c.state == RoundStatus.COMMITTED.value,
+        )
+        .group_by(assignments.c.peer_id)
+    )
+    return {row.peer_id: row.last for row in found}
 
 
 def _round(row: RowMapping, assignments: Mapping[str, AssignmentState]) -> RoundState:

@@ -347,6 +347,7 @@ class Assignment(_message.Message):
     SPEC_JSON_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
+    COUNTED_ROUND_FIELD_NUMBER: _builtins.int
     assignment_id: _builtins.str
     run_id: _builtins.str
     round: _builtins.int
@@ -363,6 +364,10 @@ class Assignment(_message.Message):
     """for this run, round and peer; the same for each attempt"""
     deadline_seconds: _builtins.float
     """left from the moment of sending"""
+    counted_round: _builtins.int
+    """The last committed round whose model has an update of this peer in it; 0 if there is none. What the peer keeps from
+    update to update (a residual, a momentum) is what it was after that one.
+    """
     def __init__(
         self,
         *,
@@ -377,10 +382,11 @@ class Assignment(_message.Message):
         spec_json: _builtins.str = ...,
         seed: _builtins.int = ...,
         deadline_seconds: _builtins.float = ...,
+        counted_round: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "base_digest", b"base_digest", "base_size_bytes", b"base_size_bytes", "base_version", b"base_version", "deadline_seconds", b"deadline_seconds", "layout_digest", b"layout_digest", "role", b"role", "round", b"round", "run_id", b"run_id", "seed", b"seed", "spec_json", b"spec_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "base_digest", b"base_digest", "base_size_bytes", b"base_size_bytes", "base_version", b"base_version", "counted_round", b"counted_round", "deadline_seconds", b"deadline_seconds", "layout_digest", b"layout_digest", "role", b"role", "round", b"round", "run_id", b"run_id", "seed", b"seed", "spec_json", b"spec_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

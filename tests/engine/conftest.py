@@ -114,6 +114,11 @@ class Rows:
             for row in self.all("evaluation")
             if row["state"] == "RUNNING"
         }
+        committed = {row["number"] for row in self.all("round") if row["state"] == "COMMITTED"}
+        counted: dict[str, int] = {}
+        for one in work:
+            if one.role == "train" and one.status is AssignmentStatus.DELIVERED and one.round in committed:
+                counted[one.peer_id] = max(one.round, counted.get(one.peer_id, 0))
         used = versions_in_use(model, rounds, evaluations)
         return RunState(
             run_id=run_id,
@@ -125,6 +130,7 @@ class Rows:
             rounds=rounds,
             evaluations=evaluations,
             models={version: models[version] for version in sorted(used)},
+            counted=counted,
             last_round=run["last_round"],
             committed=run["committed"],
             skipped=run["skipped"],

@@ -393,6 +393,7 @@ class Bench:
             "spec_json": RunSpec.model_validate({"task": "toy_task:Toy", "rounds": 9}).canonical_json(),
             "seed": number,
             "deadline_seconds": 60.0,
+            "counted_round": number - 1,
         }
         return pb.Assignment(**{**values, **changes})
 

@@ -29,11 +29,12 @@ FIRST = "r.1.ada.1"
 async def forgotten(bench: Any, task: Any, *, updates: int) -> None:
     """The daemon, stopped, holds nothing and has left no file but the state, which counts so many updates."""
     await bench.stop(task)
-    files = [path.read_text() for path in (bench.folder / "ada/files").iterdir()]
-    assert files == ([str(updates)] if updates else [])
     with bench.store() as store:
         assert store.held() == []
-        assert [path.read_text() for path in store.state("r").values()] == files
+        newest = store._db.execute("SELECT coalesce(max(round), 0) FROM state").fetchone()[0]
+        kept = [path.read_text() for path in store.settle("r", newest).values()]
+    assert kept == ([str(updates)] if updates else [])
+    assert [path.read_text() for path in (bench.folder / "ada/files").iterdir()] == kept
 
 
 async def delivered(bench: Any, number: int = 1) -> bytes:
@@ -147,7 +148,7 @@ async def test_a_cancelled_update_that_was_delivered_counts(bench: Any) -> None:
     await delivered(bench)
     await bench.stop(task)
     with bench.store() as store:
-        assert store.state("r") == {}
+        assert store.settle("r", 1) == {}
     bench.coordinator.begin_error = UnreachableError("transport.unreachable", "not now")
     task = bench.start()
     session = await bench.coordinator.session()
@@ -199,7 +200,7 @@ async def test_an_update_that_comes_too_late_rolls_the_state_back(bench: Any) ->
     assert (report.failure.error_id, report.failure.retry) == ("update.stale_round", False)
     session.send(cancel=pb.Cancel(assignment_id="r.2.ada.1", reason="too late"))
     await idle(bench, session)
-    session.send(offer=bench.offer(3))
+    session.send(offer=bench.offer(3, counted_round=1))
     assert await delivered(bench, 3) == b"update 3 after 1"
     await committed(bench, 2)
     await forgotten(bench, task, updates=2)
@@ -329,7 +330,7 @@ async def test_a_run_that_has_ended_is_forgotten(bench: Any) -> None:
     await idle(bench, session)
     await forgotten(bench, task, updates=0)
     with bench.store() as store:
-        assert store.state("r") == {}
+        assert store.settle("r", 1) == {}
     assert not any((bench.folder / "ada/blobs").rglob("*" + digest_bytes(bench.model)[:8] + "*"))
 
 

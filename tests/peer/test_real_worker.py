@@ -138,6 +138,6 @@ async def test_a_killed_daemon_computes_the_same_update(
     assert bytes(coordinator.bodies["r.1.ada.1"]) == Path(order.update).read_bytes()
     await real.stop(task)
     with real.store() as store:
-        residual = store.state("r")["residual"]
+        residual = store.settle("r", 1)["residual"]
         assert residual.read_bytes() == Path(here["staged"]["residual"]).read_bytes()
         assert any(residual.read_bytes())

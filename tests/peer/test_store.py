@@ -48,16 +48,16 @@ def test_the_secret_is_drawn_once(tmp_path: Path) -> None:
 def test_staged_state_counts_only_after_the_commit(tmp_path: Path) -> None:
     with PeerStore(tmp_path) as store:
         stage(store, "one")
-        assert store.state("r") == {}
+        assert store.settle("r", 0) == {}
     with PeerStore(tmp_path) as store:
         (again,) = store.held()
         assert (again.update_digest, again.update and again.update.read_text()) == (
             "digest one",
             "update one",
         )
-        assert store.state("r") == {}
-        store.commit("r.1.p.1")
-        assert store.state("r")["residual"].read_text() == "one"
+        assert store.settle("r", 0) == {}
+        store.commit("r.1.p.1", 1)
+        assert store.settle("r", 1)["residual"].read_text() == "one"
         assert store.held() == []
         assert files(store) == {"one"}
 
@@ -65,21 +65,57 @@ def test_staged_state_counts_only_after_the_commit(tmp_path: Path) -> None:
 def test_the_next_commit_replaces_state_and_removes_the_old_file(tmp_path: Path) -> None:
     with PeerStore(tmp_path) as store:
         stage(store, "one")
-        store.commit("r.1.p.1")
+        store.commit("r.1.p.1", 1)
         stage(store, "two", "r.2.p.1")
         assert files(store) == {"one", "two", "update two"}
-        store.commit("r.2.p.1")
-        assert store.state("r")["residual"].read_text() == "two"
+        store.commit("r.2.p.1", 2)
+        assert store.settle("r", 2)["residual"].read_text() == "two"
         assert files(store) == {"two"}
+
+
+def test_a_round_that_was_dropped_is_rolled_back_at_the_next_offer(tmp_path: Path) -> None:
+    with PeerStore(tmp_path) as store:
+        stage(store, "one")
+        store.commit("r.1.p.1", 1)
+        stage(store, "two", "r.2.p.1")
+        store.commit("r.2.p.1", 2)
+        assert files(store) == {"one", "two"}
+        assert store.settle("r", 1)["residual"].read_text() == "one"
+        assert files(store) == {"one"}
+
+
+def test_state_that_the_coordinator_does_not_count_is_begun_anew(tmp_path: Path) -> None:
+    with PeerStore(tmp_path) as store:
+        stage(store, "one")
+        store.commit("r.1.p.1", 1)
+        assert store.settle("r", 3) == {}
+        assert files(store) == set()
+
+
+def test_a_store_of_the_first_schema_goes_on_without_its_state(tmp_path: Path) -> None:
+    with PeerStore(tmp_path) as store:
+        secret = store.secret("ada")
+        store.accept(held(), now=1.0)
+    with sqlite3.connect(tmp_path / "peer.sqlite") as db:
+        db.executescript(
+            "DROP TABLE state; CREATE TABLE state (run_id TEXT, key TEXT, file TEXT); PRAGMA user_version = 1;"
+        )
+    db.close()
+    with PeerStore(tmp_path) as store:
+        assert store.secret("ada") == secret
+        assert [one.assignment_id for one in store.held()] == ["r.1.p.1"]
+        stage(store, "one")
+        store.commit("r.1.p.1", 1)
+        assert store.settle("r", 1)["residual"].read_text() == "one"
 
 
 def test_rollback_keeps_the_present_state(tmp_path: Path) -> None:
     with PeerStore(tmp_path) as store:
         stage(store, "one")
-        store.commit("r.1.p.1")
+        store.commit("r.1.p.1", 1)
         stage(store, "two", "r.2.p.1")
         store.rollback("r.2.p.1")
-        assert store.state("r")["residual"].read_text() == "one"
+        assert store.settle("r", 1)["residual"].read_text() == "one"
         assert store.held() == []
         assert files(store) == {"one"}
 
@@ -91,16 +127,16 @@ def test_an_end_drops_what_was_staged_and_keeps_the_report(tmp_path: Path) -> No
         (ended,) = store.held()
         assert (ended.report, ended.update) == (b"report", None)
         assert files(store) == set()
-        store.commit("r.1.p.1")
-        assert store.state("r") == {}
+        store.commit("r.1.p.1", 1)
+        assert store.settle("r", 1) == {}
 
 
 def test_staging_again_replaces_the_first_attempt(tmp_path: Path) -> None:
     with PeerStore(tmp_path) as store:
         stage(store, "one")
         stage(store, "two")
-        store.commit("r.1.p.1")
-        assert store.state("r")["residual"].read_text() == "two"
+        store.commit("r.1.p.1", 1)
+        assert store.settle("r", 1)["residual"].read_text() == "two"
 
 
 def test_staging_for_an_assignment_no_longer_held_does_nothing(tmp_path: Path) -> None:
@@ -142,7 +178,7 @@ def test_start_sweeps_files_that_no_row_names(tmp_path: Path) -> None:
 def test_a_run_is_forgotten_whole(tmp_path: Path) -> None:
     with PeerStore(tmp_path) as store:
         stage(store, "one")
-        store.commit("r.1.p.1")
+        store.commit("r.1.p.1", 1)
         stage(store, "two", "r.2.p.1")
         store.accept(held("s.1.p.1", "s"), now=1.0)
         store.forget("r")
@@ -153,7 +189,7 @@ def test_a_run_is_forgotten_whole(tmp_path: Path) -> None:
 def test_unused_runs_are_forgotten_but_not_those_at_work(tmp_path: Path) -> None:
     with PeerStore(tmp_path) as store:
         stage(store, "one")
-        store.commit("r.1.p.1")
+        store.commit("r.1.p.1", 1)
         store.accept(held("s.1.p.1", "s"), now=1.0)
         store.accept(held("t.1.p.1", "t"), now=50.0)
         store.rollback("t.1.p.1")
@@ -203,5 +239,5 @@ def test_a_full_disk_leaves_the_store_as_it_was(tmp_path: Path) -> None:
             store.accept(held("r.2.p.1", offer=os.urandom(1 << 20)), now=1.0)
         assert caught.value.id == "storage.disk_full"
         assert [one.assignment_id for one in store.held()] == ["r.1.p.1"]
-        store.commit("r.1.p.1")
-        assert store.state("r")["residual"].read_text() == "one"
+        store.commit("r.1.p.1", 1)
+        assert store.settle("r", 1)["residual"].read_text() == "one"

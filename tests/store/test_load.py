@@ -90,7 +90,7 @@ def _full_state(spec: RunSpec) -> RunState:
     return RunState(
         run_id="r1", spec=spec, status=RunStatus.PAUSED, reason="paused by hand", created_at=1234.5,
         model=models[2], rounds={3: round_}, evaluations={2: evaluation}, models=models, last_round=3,
-        committed=2, skipped=1, skipped_in_row=1,
+        committed=2, skipped=1, skipped_in_row=1, counted={"a": 2, "b": 1},
     )  # fmt: skip
 
 
@@ -120,6 +120,9 @@ def _rows(state: RunState, script: Any) -> list[Any]:
             script.round(round_.number, round_.status, reason=round_.reason, cohort_json=cohort, **values)
         )
         rows += [_assignment_row(a, script) for a in round_.assignments.values()]
+    for peer_id, number in state.counted.items():  # and a newer one of a round that was dropped
+        rows += [script.round(number, RoundStatus.COMMITTED), script.assignment(number, peer_id, "DELIVERED")]
+    rows += [script.round(4, RoundStatus.SKIPPED), script.assignment(4, "b", "DELIVERED")]
     for evaluation in state.evaluations.values():
         rows.append(
             script.evaluation(
