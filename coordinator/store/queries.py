@@ -229,7 +229,8 @@ def version_of_delta(connection: Connection, run_id: str, digest: str) -> int | 
             states.c.run_id == run_id, states.c.name == tables.DELTA, states.c.digest == digest
         )
     )
-    return found.scalar_one()
+    version: int | None = found.scalar_one()
+    return version
 
 
 # -- events --------------------------------------------------------------------------------------------------
