@@ -62,9 +62,11 @@ def read_scales(body: bytes | memoryview, count: int) -> Floats:
     return _widened(stored)
 
 
-def read_codes(body: bytes | memoryview, count: int) -> Codes:
-    """What follows the `count` scales."""
-    return np.frombuffer(body, dtype=np.uint8, offset=SCALE_BYTES * count)
+def read_codes(body: bytes | memoryview, offset: int) -> Codes:
+    """The bytes from `offset` on, read-only whatever holds them: one type, so that loops compile once."""
+    codes = np.frombuffer(body, dtype=np.uint8, offset=offset)
+    codes.flags.writeable = False
+    return codes
 
 
 def _widened(stored: NDArray[np.uint16]) -> Floats:

@@ -1,4 +1,4 @@
-"""Loops compiled to machine code at their first call, then kept on disk beside the module.
+"""Loops compiled to machine code at their first call, then kept on disk where that can be.
 
 A compiled loop releases the interpreter's lock and knows nothing of bounds: its caller hands it arrays of the
 right sizes, checked before.
@@ -16,5 +16,9 @@ R = TypeVar("R")
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    jit: Any = cast(Any, numba).njit(cache=True, nogil=True)
-    return cast(Callable[P, R], jit(function))
+    njit = cast(Any, numba).njit
+    try:
+        loop = njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # neither the module's folder nor the user's own can be written to
+        loop = njit(nogil=True)(function)
+    return cast(Callable[P, R], loop)

@@ -59,7 +59,7 @@ class LevelCodec(PlainCodec):
         values = chunk_array(out)
         check_length(body, self.bytes_max(values.size))
         count = block_count(values.size, self.block)
-        scales, packed = read_scales(body, count), read_codes(body, count)
+        scales, packed = read_scales(body, count), read_codes(body, SCALE_BYTES * count)
         if len(self.levels) < INDICES and has_zero_half(packed):
             raise DecodeError("an index has no level")
         unpack(packed, scales, _tables(self.levels)[0], values, self.block)

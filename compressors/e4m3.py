@@ -51,14 +51,14 @@ class E4m3(PlainCodec):
         values = chunk_array(x)
         stored, inverses = round_scales(block_peaks(values, BLOCK))
         codes = scratch("e4m3.codes", values.size, torch.uint8).numpy()
-        to_codes(values, inverses * LARGEST, codes)
+        to_codes(values, inverses, codes)
         return stored.tobytes() + codes.tobytes()
 
     def decode(self, body: bytes | memoryview, out: Tensor) -> None:
         values = chunk_array(out)
         check_length(body, self.bytes_max(values.size))
         count = block_count(values.size, BLOCK)
-        scales, codes = read_scales(body, count), read_codes(body, count)
+        scales, codes = read_scales(body, count), read_codes(body, SCALE_BYTES * count)
         if has_nan(codes):
             raise DecodeError("a code is not a number")
         from_codes(codes, scales, _TABLE, values)
@@ -85,7 +85,7 @@ def to_codes(values: Floats, inverses: Floats, codes: Codes) -> None:
     for b in range(inverses.size):
         row, target = values[b * BLOCK : (b + 1) * BLOCK], codes[b * BLOCK : (b + 1) * BLOCK]
         for i in range(row.size):
-            scaled[i] = row[i] * inverses[b]
+            scaled[i] = row[i] * inverses[b] * LARGEST
             shifted[i] = abs(scaled[i]) + ALIGNED  # rounds to steps of 2^-9
         for i in range(row.size):
             magnitude = np.uint32(bits[i] & np.uint32(0x7FFFFFFF))

@@ -4,8 +4,8 @@
 
 Unbiased with omega = 1/8 (Horvath et al. 2022). The probability is met to within 2^-17.
 Body: a byte b of at most 127, then a byte for each coordinate: its sign in the top bit, below it 0 for zero or
-c for 2^(b + c - 127). With b as low as the largest magnitude allows, what is below 2^-126 times that magnitude
-becomes zero. From 2^127 on nothing decodes.
+c for 2^(b + c - 127). With b as low as the largest magnitude allows, what is below 2^-124 times that magnitude
+may become zero. From 2^127 on nothing decodes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compressors._blocks import Codes, Floats, find_peaks
+from compressors._blocks import Codes, Floats, find_peaks, read_codes
 from compressors._compiled import compiled
 from compressors._dither import dither
 from compressors._scratch import scratch
@@ -57,7 +57,7 @@ class Natural(PlainCodec):
         check_length(body, self.bytes_max(values.size))
         if body[0] > EXPONENTS:
             raise DecodeError(f"the base is {body[0]}, which is above {EXPONENTS}")
-        from_powers(np.frombuffer(body, dtype=np.uint8, offset=1), _table(body[0]), values)
+        from_powers(read_codes(body, 1), _table(body[0]), values)
 
 
 def _table(base: int) -> Floats:

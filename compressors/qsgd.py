@@ -4,7 +4,8 @@
 
 Unbiased with omega = min(n / LEVELS^2, sqrt(n) / LEVELS) for a bucket of n (Alistarh et al. 2017, lemma 3.1).
 w = bit_length(2 LEVELS) bits a coordinate and 32 a bucket: LEVELS = 2^(w-1) - 1 leaves none unused.
-Body: the buckets' norms, float32, at most 2^120; then for each bucket of n its w planes of ceil(n / 8) bytes.
+A bucket whose norm is below 2^-120 becomes zero; above 2^120 it does not decode.
+Body: the buckets' norms, float32; then for each bucket of n its w planes of ceil(n / 8) bytes.
 In the plane p the bit k of the byte j is the bit p of sign level + LEVELS of the coordinate j + k ceil(n / 8);
 bits of no coordinate are 0.
 """
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compressors._blocks import Codes, Floats, block_count
+from compressors._blocks import Codes, Floats, block_count, read_codes
 from compressors._compiled import compiled
 from compressors._dither import dither
 from compressors._scratch import scratch
@@ -28,7 +29,7 @@ from compressors.codec import Codec, CodecError, DecodeError, check_length, chun
 BUCKET = 512
 LANES = BUCKET // 8
 LEVELS_MAX = 127
-NORM_MIN, NORM_MAX = 2.0**-100, 2.0**120  # with these even the reciprocal times LEVELS is a normal number
+NORM_MIN, NORM_MAX = 2.0**-120, 2.0**120  # LEVELS divided by these is finite and not zero
 UNIT = np.float32(2.0**-16)
 
 
@@ -72,7 +73,7 @@ class Qsgd(Codec):
         values = chunk_array(out)
         check_length(body, self.bytes_max(values.size))
         norms = np.frombuffer(body, dtype="<f4", count=block_count(values.size, BUCKET))
-        planes = np.frombuffer(body, dtype=np.uint8, offset=norms.nbytes)
+        planes = read_codes(body, norms.nbytes)
         if not bool(((norms >= 0) & (norms <= NORM_MAX)).all()):
             raise DecodeError("a norm is negative, too large or not a number")
         codes = scratch("qsgd.codes", values.size, torch.uint8).numpy()

@@ -57,7 +57,7 @@ class Sign(PlainCodec):
         values = chunk_array(out)
         check_length(body, self.bytes_max(values.size))
         count = block_count(values.size, BLOCK)
-        scales, packed = read_scales(body, count), read_codes(body, count)
+        scales, packed = read_scales(body, count), read_codes(body, SCALE_BYTES * count)
         unpack_signs(packed, scales.view(np.uint32), values.view(np.uint32))
 
 

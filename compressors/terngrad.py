@@ -47,7 +47,7 @@ class TernGrad(PlainCodec):
     spelling = "terngrad"
 
     def omega(self, size: int) -> float:
-        return SLACK * (1 + sqrt(min(size, BLOCK))) / 2 - 1
+        return SLACK * (1 + sqrt(max(1, min(size, BLOCK)))) / 2 - 1
 
     def bytes_max(self, size: int) -> int:
         return SCALE_BYTES * block_count(size, BLOCK) + -(-size // 5)
@@ -63,7 +63,7 @@ class TernGrad(PlainCodec):
         values = chunk_array(out)
         check_length(body, self.bytes_max(values.size))
         count = block_count(values.size, BLOCK)
-        scales, packed = read_scales(body, count), read_codes(body, count)
+        scales, packed = read_scales(body, count), read_codes(body, SCALE_BYTES * count)
         if packed.size and packed.max() >= BYTES:
             raise DecodeError(f"a byte is above {BYTES - 1}")
         unpack_trits(packed, scales, values)
@@ -75,14 +75,13 @@ def pack_trits(values: Floats, inverses: Floats, noise: NDArray[np.uint16], pack
         row, dithers = values[b * BLOCK : (b + 1) * BLOCK], noise[b * BLOCK : (b + 1) * BLOCK]
         width = (row.size + 4) // 5
         target = packed[b * WIDTH : b * WIDTH + width]
-        steps = inverses[b] * STEPS
         target[:] = (BYTES - 1) // 2  # all five 1, which stands for 0
         power = 1
         for k in range(5):
             lane, thresholds = row[k * width : (k + 1) * width], dithers[k * width : (k + 1) * width]
             up, down = np.uint8(power), np.uint8(256 - power)
             for j in range(lane.size):
-                scaled = lane[j] * steps
+                scaled = lane[j] * inverses[b] * STEPS
                 kept = abs(scaled) > np.float32(thresholds[j]) + HALF
                 signed = up if scaled > 0 else down
                 target[j] += signed if kept else np.uint8(0)
