@@ -5,10 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Products run in the rows' own float32 over so many columns, then the sum goes on in float64: small enough to
-# keep the error of a float32 sum near 3e-8 of the norms and the block in the cache, large enough for the
-# multiply to run at speed.
-_BLOCK_COLUMNS = 16_384
+from aggregators import kernels
 
 
 class Gram:
@@ -29,23 +26,17 @@ class Gram:
             raise ValueError(f"a Gram matrix needs at least one row, and n is {n}")
         self._n = n
         self._sum = torch.zeros(n, n, dtype=torch.float64)
-        self._product = torch.empty(n, n)
 
     def add(self, X: Tensor) -> None:
         """Takes the columns of `X` [n, c], float32 or float64, in."""
         if X.dim() != 2 or X.shape[0] != self._n or not X.dtype.is_floating_point:
             raise ValueError(f"a chunk of {self._n} rows of floats was due, not {tuple(X.shape)} {X.dtype}")
-        if self._product.dtype != X.dtype:
-            self._product = torch.empty(self._n, self._n, dtype=X.dtype)
-        for start in range(0, X.shape[1], _BLOCK_COLUMNS):
-            block = X[:, start : start + _BLOCK_COLUMNS]
-            torch.mm(block, block.T, out=self._product)
-            self._sum += self._product
+        self._sum += kernels.gram(X)
 
     @property
     def matrix(self) -> Tensor:
         """[n, n] float64, exactly symmetric; a new tensor each time."""
-        return (self._sum + self._sum.T) / 2
+        return self._sum.clone()
 
 
 def sound(gram: Tensor, n: int) -> tuple[Tensor, Tensor]:

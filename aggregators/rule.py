@@ -20,6 +20,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from aggregators.kernels import Mixing
 from aggregators.options import RuleError, check_integer
 
 
@@ -89,8 +90,11 @@ class Geometry:
 class ColumnReducer(Protocol):
     """Makes one row of m rows, column by column; holds no tensors, so that plans may share it."""
 
-    def reduce(self, rows: Tensor, out: Tensor) -> None:
-        """From `rows` [m, b] to `out` [b], leaving `rows` as they are. The rows are contiguous."""
+    def reduce(self, rows: Tensor, out: Tensor, mixing: Mixing | None) -> None:
+        """From `rows` [m, c] to `out` [c], leaving `rows` as they are.
+
+        With a `mixing` W [m, n] the rows are those of W @ `rows` [n, c].
+        """
         ...
 
 
