@@ -22,12 +22,13 @@ def build(spelling: str) -> Codec:
 
 
 @lru_cache(maxsize=64)
-def build_feedback(name: str) -> Feedback:
-    """The feedback of that name. Raises `CodecError`."""
+def build_feedback(spelling: str) -> Feedback:
+    """The feedback of a spelling, "NAME" or "NAME:ARGUMENT": "ef14", "econtrol:0.01". Raises `CodecError`."""
+    name, colon, argument = spelling.partition(":")
     cls = _load("muster.feedbacks", "feedback", name)
     if not issubclass(cls, Feedback):
         raise CodecError(f"the entry point of feedback {name!r} is not a compressors.Feedback")
-    return cls()
+    return cls.parse(argument if colon else None)
 
 
 def _load(group: str, kind: str, name: str) -> type[Any]:

@@ -1,13 +1,32 @@
-"""What a feedback is: how the sender makes up for what its codec loses."""
+"""What a feedback is: how the two ends of a link make up for what a codec loses.
+
+A link is one sender, one receiver and one direction. The sender's state lies with the sender and is nobody
+else's business. Some feedbacks send differences, which the receiver adds up, and so have a receiver's state H:
+
+    one for all senders    H += share * mean(m);  the estimate of the mean is H. Only a mean goes with it.
+    one for each sender    H_i += m_i;  the estimate of each sender's x is its H_i. Any rule goes with it, at
+                           the cost of a vector [d] for each sender.
+
+`share` is how many senders took part of all that H stands for (EF21-PP, Fatkhullin et al. 2021). Those all begin
+with zeros, so a sender that joins n others only makes H smaller, by n / (n + 1). A sender that leaves takes an
+unknown part of H with it: then, with one H for all, all resynchronise.
+
+Both ends of a link agree on its epoch, the number of bodies that the receiver has taken: see `reconcile`. To
+resynchronise, both ends set their states to zeros and the next body is made with the codec `identity`; that is
+all, as then m = x.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
 
 from torch import Tensor
 
-from compressors.codec import Codec
+from compressors.codec import Codec, CodecError
+
+MAGNITUDE_MAX = 2.0**126  # nothing below this becomes infinite by a codec's rounding
 
 
 class Feedback(ABC):
@@ -16,7 +35,28 @@ class Feedback(ABC):
     The new state counts only once the receiver has acknowledged the body; until then the old one survives.
     """
 
+    spelling: str  # canonical: `build_feedback(feedback.spelling)` is the same feedback
     state_names: ClassVar[tuple[str, ...]]  # float32 [d] vectors, zeros at first, that outlive a round
+    receiver_state_names: ClassVar[tuple[str, ...]] = ()  # the same at the other end
+    needs_mean: ClassVar[bool] = (
+        False  # what is decoded means nothing to any other rule, unless H is each sender's
+    )
+
+    @classmethod
+    def parse(cls, argument: str | None) -> Self:
+        """The feedback from what stands after the colon of its spelling. Raises `CodecError`."""
+        feedback = cls()
+        if argument is not None:
+            raise CodecError(f"{feedback.spelling} takes no argument, but {argument!r} was given")
+        return feedback
+
+    def refuse(self, codec: Codec, size: int) -> str | None:
+        """Why it does not go with this codec on chunks of this size, in one sentence; None if it does."""
+        return None
+
+    def warn(self, codec: Codec, size: int) -> str | None:
+        """Why it may do badly with this codec on chunks of this size; None if nothing is known against it."""
+        return None
 
     @abstractmethod
     def encode(self, codec: Codec, x: Tensor, state: dict[str, Tensor], seed: int) -> bytes:
@@ -25,11 +65,69 @@ class Feedback(ABC):
         Where values are not finite the body tells so (see `Codec.encode`) and the state stays as it was.
         """
 
+    def receive(  # noqa: B027  # without a state at the receiver what is decoded is the estimate
+        self, decoded: Tensor, state: dict[str, Tensor], share: float = 1.0
+    ) -> None:
+        """Makes of what was decoded, or of its mean, the estimate of what was put in: [size], in place.
+
+        `state` is the receiver's, [size] each, updated in place; `share` belongs to one H for all senders.
+        """
+
 
 class NoFeedback(Feedback):
     """Sends each chunk as it is; what the codec loses is lost."""
 
+    spelling = "none"
     state_names = ()
+
+    def warn(self, codec: Codec, size: int) -> str | None:
+        if codec.contractive and not codec.unbiased:
+            return (
+                f"{codec.spelling} loses something of every update for good; a feedback would send it later"
+            )
+        return None
 
     def encode(self, codec: Codec, x: Tensor, state: dict[str, Tensor], seed: int) -> bytes:  # none
         return codec.encode(x, seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconciled:
+    action: Literal["continue", "commit", "resynchronise"]
+    reason: str
+
+
+def reconcile(*, committed: int, staged: bool, receiver: int) -> Reconciled:
+    """What a sender does with its state before the next body, once it knows the receiver's epoch.
+
+    `committed` is the epoch of the state that survives; `staged` says that a body was sent from it and the
+    state after it is kept, but no acknowledgement has come.
+    """
+    if receiver == committed:
+        dropped = "; the body without an acknowledgement was not taken, and is forgotten" if staged else ""
+        return Reconciled(action="continue", reason=f"both ends are at epoch {committed}{dropped}")
+    if staged and receiver == committed + 1:
+        return Reconciled(
+            action="commit",
+            reason=f"the body of epoch {receiver} was taken, only its acknowledgement was lost",
+        )
+    return Reconciled(
+        action="resynchronise",
+        reason=f"the sender is at epoch {committed} and the receiver at {receiver}: "
+        "both begin again with zeros and a body that loses nothing",
+    )
+
+
+def is_bounded(values: Tensor) -> bool:
+    """Whether values [size] are finite, with room for a codec's rounding. An empty chunk is."""
+    if not values.numel():
+        return True
+    # Two reductions are quicker than isfinite; a NaN passes through both and fails the comparison.
+    return max(-float(values.amin()), float(values.amax())) < MAGNITUDE_MAX
+
+
+def contractive_only(name: str, codec: Codec) -> str | None:
+    """The refusal of a feedback that keeps what the codec loses: without a contraction that grows for ever."""
+    if codec.contractive:
+        return None
+    return f"{name} needs a contractive codec, and {codec.spelling} is not one; it is unbiased and needs none"

@@ -6,6 +6,7 @@ from coordinator import optimizers, sampling
 from coordinator.engine import schedule
 from coordinator.engine.schedule import Schedule
 from muster.errors import ConfigError
+from muster.layout import CHUNK_COORDINATES
 from muster.spec.model import RunSpec
 
 
@@ -15,15 +16,12 @@ def check_spec(spec: RunSpec) -> Schedule:
     Raises `ConfigError` "spec.invalid" with the plug-in's own sentence, or "plugin.*".
     """
     import aggregators
-    import compressors
 
     table = spec.aggregation
     try:
         aggregators.build(table.rule, pre=table.pre, faults=table.faults, options=table.options)
-        compressors.build(spec.compression.up)
-        compressors.build_feedback(spec.compression.feedback)
-        compressors.build(spec.compression.down)
-        compressors.build_feedback(spec.compression.down_feedback)
+        _check_link(spec.compression.up, spec.compression.feedback)
+        _check_link(spec.compression.down, spec.compression.down_feedback)
     except ValueError as error:  # RuleError, CodecError
         raise ConfigError(
             "spec.invalid",
@@ -33,3 +31,18 @@ def check_spec(spec: RunSpec) -> Schedule:
     optimizers.build(spec.server)
     sampling.build(spec.sampling)
     return schedule.build(spec)
+
+
+def _check_link(codec_spelling: str, feedback_spelling: str) -> None:
+    """Raises `CodecError` unless one direction's codec and feedback exist and go together."""
+    import compressors
+
+    codec = compressors.build(codec_spelling)
+    feedback = compressors.build_feedback(feedback_spelling)
+    if refusal := feedback.refuse(codec, CHUNK_COORDINATES):
+        raise compressors.CodecError(refusal)
+    if feedback.receiver_state_names:
+        raise compressors.CodecError(
+            f"{feedback.spelling} keeps a state at the receiver, which a round of this schedule does not; "
+            "ef14 keeps all that it needs at the sender"
+        )

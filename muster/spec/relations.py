@@ -24,6 +24,8 @@ NAMES: dict[KeyPath, str] = {
     ("server", "optimizer"): "muster.server_optimizers",
 }
 
+SPELLED = frozenset({"muster.codecs", "muster.feedbacks"})  # the name carries its setting: "topk:0.01"
+
 # These are built on the number of faults: with f = 0 they let one liar through, so f has to be said, be it 0.
 COUNT_FAULTS = frozenset({"trimmed-mean", "krum", "multi-krum", "arc", "nnm"})
 
@@ -37,8 +39,7 @@ def unknown_names(data: Mapping[str, Any]) -> Iterator[Problem]:
         )
         for place, name in listed:
             if isinstance(name, str):
-                # A codec's spelling carries its setting: "topk:0.01".
-                said = plugins.unknown(group, name.partition(":")[0] if group == "muster.codecs" else name)
+                said = plugins.unknown(group, name.partition(":")[0] if group in SPELLED else name)
                 if said is not None:
                     yield Problem(place, said)
 

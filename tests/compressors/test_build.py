@@ -44,5 +44,5 @@ def test_wrong_spellings_say_what_is_wrong(spelling: str, why: str) -> None:
 
 def test_feedbacks() -> None:
     assert compressors.build_feedback("ef14").state_names == ("residual",)
-    with pytest.raises(compressors.CodecError, match="no feedback is called 'ef41'; did you mean 'ef14'"):
-        compressors.build_feedback("ef41")
+    with pytest.raises(compressors.CodecError, match="no feedback is called 'ef144'; did you mean 'ef14'"):
+        compressors.build_feedback("ef144")
