@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from aggregators.kernels import column_code, native, reference
+from aggregators.kernels import column_code, native, reference, sum_code
 from aggregators.kernels.mixing import Mixing
 from aggregators.kernels.stages import Stage
 from aggregators.kernels.threads import over_columns
@@ -53,10 +53,13 @@ def _run(X: Tensor, out: Tensor, stage: Stage | None, mixing: Mixing | None) -> 
     if mixing is not None and stage is not None and mixing.chosen is not None:
         rows, mixing = mixing.chosen, None  # rows that are only chosen are read where they are
     m = len(out) if stage is None else mixing.m if mixing is not None else len(rows or X)
-    kernel = _kernel(m, stage, mixing is not None)
+    columns, width = X.shape[1], column_code.vector(m, stage, target.lanes)
+    if m == 1 and stage is None and columns >= sum_code.TILE:
+        kernel, width = _sum_kernel(), sum_code.TILE
+    else:
+        kernel = _kernel(m, stage, mixing is not None)
     if kernel is None:
         return False
-    columns, width = X.shape[1], column_code.vector(m, stage, target.lanes)
     if columns >= width:
         source, result = X, out
     else:
@@ -77,7 +80,10 @@ def _kernel(m: int, stage: Stage | None, mixed: bool) -> native.Kernel | None:
     target = native.machine()
     if target is None or m > ROWS_MOST:
         return None
-    try:
-        return native.Kernel(column_code.module(m, stage, mixed, target.lanes), arguments=6)
-    except RuntimeError:  # what this machine's code generator cannot do, torch can
-        return None
+    return native.compiled(column_code.module(m, stage, mixed, target.lanes), arguments=6)
+
+
+@lru_cache(maxsize=1)
+def _sum_kernel() -> native.Kernel | None:
+    target = native.machine()
+    return None if target is None else native.compiled(sum_code.module(target.lanes), arguments=6)

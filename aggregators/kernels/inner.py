@@ -72,9 +72,4 @@ def _by_torch(X: Tensor) -> Tensor:
 @lru_cache(maxsize=1)
 def _kernel() -> native.Kernel | None:
     target = native.machine()
-    if target is None:
-        return None
-    try:
-        return native.Kernel(gram_code.module(target.lanes), arguments=6)
-    except RuntimeError:  # what this machine's code generator cannot do, torch can
-        return None
+    return None if target is None else native.compiled(gram_code.module(target.lanes), arguments=6)

@@ -71,6 +71,14 @@ class Kernel:
         self.call: Callable[..., None] = ctypes.CFUNCTYPE(None, *([ctypes.c_int64] * arguments))(address)
 
 
+def compiled(source: str, arguments: int) -> Kernel | None:
+    """The kernel, or None for what this machine's code generator cannot do: torch can."""
+    try:
+        return Kernel(source, arguments)
+    except RuntimeError:
+        return None
+
+
 def addresses(X: Tensor, rows: Iterable[int] | None = None) -> ctypes.Array[ctypes.c_int64]:
     """Where the rows of `X` begin, or those that are named, to hand to a kernel while both are held."""
     start, step = X.data_ptr(), X.stride(0) * X.element_size()

@@ -21,16 +21,27 @@ def comparators(n: int) -> Iterator[tuple[int, int]]:
     size = 1
     while size < n:
         size *= 2
-    run = 1
-    while run < size:
-        gap = run
-        while gap >= 1:
-            for first in range(gap % run, size - gap, 2 * gap):
-                for i in range(first, min(first + gap, n - gap)):
-                    if i // (2 * run) == (i + gap) // (2 * run):
-                        yield i, i + gap
-            gap //= 2
-        run *= 2
+    return (pair for pair in _sorting(0, size) if pair[1] < n)
+
+
+def _sorting(first: int, count: int) -> Iterator[tuple[int, int]]:
+    # One half is finished before the other begins, so that few wires are in use at a time.
+    if count > 1:
+        half = count // 2
+        yield from _sorting(first, half)
+        yield from _sorting(first + half, half)
+        yield from _merging(first, count, 1)
+
+
+def _merging(first: int, count: int, step: int) -> Iterator[tuple[int, int]]:
+    """Of the wires `first`, `first + step`, ... before `first + count`, whose halves are sorted."""
+    end = first + count
+    if 2 * step >= count:
+        yield first, first + step
+        return
+    yield from _merging(first, count, 2 * step)
+    yield from _merging(first + step, count, 2 * step)
+    yield from ((i, i + step) for i in range(first + step, end - step, 2 * step))
 
 
 @dataclass(frozen=True)

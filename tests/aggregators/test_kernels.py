@@ -53,7 +53,7 @@ def forget():
     """What has been compiled is forgotten before and after."""
 
     def clear():
-        for cache in (native.machine, columns._kernel, inner._kernel):
+        for cache in (native.machine, columns._kernel, columns._sum_kernel, inner._kernel):
             cache.cache_clear()
 
     clear()
@@ -190,7 +190,7 @@ def test_torch_stands_in(loss, forget, monkeypatch):
     expected = {stage: reduced(X, stage) for stage in stages(12)}
     mixed, gram = torch.empty(5, 400), kernels.gram(X)
     kernels.mix(X, mixed, W)
-    for cache in (native.machine, columns._kernel, inner._kernel):
+    for cache in (native.machine, columns._kernel, columns._sum_kernel, inner._kernel):
         cache.cache_clear()
     if loss == "no llvmlite":
         monkeypatch.setitem(sys.modules, "llvmlite.binding", None)
@@ -211,6 +211,20 @@ def test_torch_stands_in(loss, forget, monkeypatch):
     kernels.mix(X, other, W)
     assert torch.allclose(other, mixed, atol=1e-5)
     assert torch.allclose(kernels.gram(X), gram, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 20])
+def test_a_weighted_sum_has_the_bytes_of_a_row_of_w_x(n):
+    # Long rows go through a kernel of their own, tile by tile.
+    X, W = random(21, n, 9_003), random(22, 3, n)
+    rows = torch.empty(3, 9_003)
+    kernels.mix(X, rows, Mixing(W))
+    for row in range(3):
+        for columns_ in (9_003, 8_192, 4_096, 4_095):
+            room = torch.full((columns_ + 32,), 7.0)
+            kernels.mix(X[:, :columns_], room[None, 16:-16], Mixing(W[row : row + 1]))
+            assert torch.equal(room[16:-16], rows[row, :columns_])
+            assert bool((room[:16] == 7).all() and (room[-16:] == 7).all())
 
 
 def test_rows_without_a_share_are_not_read():
