@@ -9,13 +9,14 @@ Body: the exponent of s, int16; then the halves.
 
 from __future__ import annotations
 
-from math import frexp, isnan
+from math import frexp
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from compressors._blocks import Floats, find_peaks
 from compressors._scratch import scratch
 from compressors.codec import DecodeError, PlainCodec, check_length, chunk_array
 
@@ -38,13 +39,13 @@ class Fp16(PlainCodec):
         return 2 + 2 * size
 
     def encode(self, x: Tensor, seed: int) -> bytes:  # deterministic
-        size = chunk_array(x).size
-        x = x.detach()
-        exponent = _exponent(x) if size else 0
+        values = chunk_array(x)
+        size = values.size
+        exponent = _exponent(values)
         halves = scratch("fp16.halves", size, torch.float16)
         if exponent != NOT_FINITE:
             scaled = scratch("fp16.scaled", size, torch.float32)
-            halves.copy_(torch.mul(x, 2.0**-exponent, out=scaled))
+            halves.copy_(torch.mul(x.detach(), 2.0**-exponent, out=scaled))
         return exponent.to_bytes(2, "little", signed=True) + halves.view(torch.int16).numpy().tobytes()
 
     def decode(self, body: bytes | memoryview, out: Tensor) -> None:
@@ -62,10 +63,11 @@ class Fp16(PlainCodec):
         out.mul_(2.0**exponent)
 
 
-def _exponent(x: Tensor) -> int:
-    low, high = float(x.amin()), float(x.amax())
-    largest = max(-low, high)
-    if not largest < MAGNITUDE_MAX or isnan(low):
+def _exponent(values: Floats) -> int:
+    peak = np.zeros(1, dtype=np.float32)
+    find_peaks(values.view(np.uint32), peak.view(np.uint32), max(1, values.size))
+    largest = float(peak[0])
+    if not largest < MAGNITUDE_MAX:  # nor if it is not a number
         return NOT_FINITE
     return min(max(frexp(largest)[1] - 15, EXPONENT_MIN), EXPONENT_MAX)
 
