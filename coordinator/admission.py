@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import compressors
+from coordinator import links
 from coordinator.engine.state import UpdateFacts
 from muster.errors import UpdateRejected
 from muster.layout import CHUNK_COORDINATES, ParameterLayout
@@ -33,13 +34,14 @@ class Expected:
     base_digest: str
     layout: ParameterLayout
     spec: RunSpec
+    estimate: Path | None = None  # what is held of the peer's link, where its feedback sends differences
 
 
 def update_bytes_max(spec: RunSpec, layout: ParameterLayout) -> int:
     """No honest update of this run is larger than this, header included."""
-    codec = compressors.build(spec.compression.up)
-    sizes = (stop - start for start, stop in map(layout.chunk_bounds, range(layout.chunk_count)))
-    return HEADER_BYTES_MAX + 8 + sum(codec.bytes_max(size) for size in sizes)
+    sizes = [stop - start for start, stop in map(layout.chunk_bounds, range(layout.chunk_count))]
+    codecs = map(compressors.build, links.codecs(spec))
+    return HEADER_BYTES_MAX + 8 + max(sum(codec.bytes_max(size) for size in sizes) for codec in codecs)
 
 
 def admit(path: Path, digest: str, expected: Expected) -> UpdateFacts:
@@ -79,6 +81,8 @@ def admit(path: Path, digest: str, expected: Expected) -> UpdateFacts:
 
 def _check_manifest(reader: PayloadReader, expected: Expected) -> None:
     manifest = reader.manifest
+    allowed = links.codecs(expected.spec)
+    codec = next((group.codec for group in manifest.groups if group.codec in allowed), allowed[0])
     wanted = {
         "run": (manifest.run_id, expected.run_id),
         "round": (manifest.round, expected.round),
@@ -87,7 +91,7 @@ def _check_manifest(reader: PayloadReader, expected: Expected) -> None:
         "layout": (manifest.layout_digest, expected.layout.digest),
         "groups": (
             tuple((group.name, group.codec, group.size) for group in manifest.groups),
-            (("params", compressors.build(expected.spec.compression.up).spelling, expected.layout.size),),
+            (("params", codec, expected.layout.size),),
         ),
     }
     for what, (found, right) in wanted.items():
@@ -102,14 +106,21 @@ def _check_manifest(reader: PayloadReader, expected: Expected) -> None:
 def _measure(reader: PayloadReader, expected: Expected) -> float:
     """L2 norm of the decoded update, every chunk decoded and found finite."""
     layout = expected.layout
-    codec = compressors.build(expected.spec.compression.up)
+    link = links.Link(expected.spec, reader.manifest.groups[0].codec, expected.estimate, layout.size)
+    try:
+        return _norm(reader, layout, link)
+    finally:
+        link.close()
+
+
+def _norm(reader: PayloadReader, layout: ParameterLayout, link: links.Link) -> float:
     scratch = torch.empty(min(CHUNK_COORDINATES, layout.size))
     square = 0.0
     for index in range(layout.chunk_count):
         start, stop = layout.chunk_bounds(index)
         chunk = scratch[: stop - start]
         try:
-            codec.decode(reader.chunk("params", index), chunk)
+            link.decode(reader.chunk("params", index), chunk, start)
         except compressors.DecodeError as error:
             raise UpdateRejected(
                 "update.undecodable",

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 import aggregators
-import compressors
 from coordinator import downlink, optimizers
+from coordinator.links import Link, sends_differences, state_name
 from coordinator.statefile import StateReader, StateWriter
 from coordinator.store.tables import DELTA
 from muster.finite import all_finite
@@ -35,6 +35,7 @@ class AggregationRefused(Exception):
 @dataclass(frozen=True, kw_only=True)
 class UpdateInput:
     assignment_id: str
+    peer_id: str
     path: Path
     examples: int
 
@@ -129,7 +130,7 @@ class _Decoded:
     """The round's updates as a source of column chunks [n, c], in one scratch that is used again and again."""
 
     layout: ParameterLayout
-    codec: compressors.Codec
+    links: Sequence[Link]
     readers: Sequence[PayloadReader]
     scratch: Tensor  # flat [n * chunk]
 
@@ -138,8 +139,8 @@ class _Decoded:
         for index in range(self.layout.chunk_count):
             start, stop = self.layout.chunk_bounds(index)
             chunk = self.scratch[: n * (stop - start)].view(n, stop - start)
-            for row, reader in zip(chunk, self.readers, strict=True):
-                self.codec.decode(reader.chunk("params", index), row)
+            for row, reader, link in zip(chunk, self.readers, self.links, strict=True):
+                link.decode(reader.chunk("params", index), row, start)
             yield index, chunk
 
 
@@ -147,14 +148,19 @@ class _Decoded:
 def _decoded(job: AggregationJob, layout: ParameterLayout) -> Generator[_Decoded]:
     with ExitStack() as stack:
         readers: list[PayloadReader] = []
+        links: list[Link] = []
         for update in job.updates:
             reader = PayloadReader(update.path)
             stack.callback(reader.close)
             readers.append(reader)
+            estimate = job.states.get(state_name(update.peer_id))
+            link = Link(job.spec, reader.manifest.groups[0].codec, estimate, layout.size)
+            stack.callback(link.close)
+            links.append(link)
         width = min(CHUNK_COORDINATES, layout.size)
         yield _Decoded(
             layout=layout,
-            codec=compressors.build(job.spec.compression.up),
+            links=links,
             readers=readers,
             scratch=torch.empty(len(readers) * width),
         )
@@ -168,8 +174,11 @@ def _apply(
     optimizer = optimizers.build(job.spec.server)
     down = _downlink(job, layout)
     names = (*optimizer.state_names, *downlink.state_names(job.spec))
+    learnt = (
+        tuple(state_name(update.peer_id) for update in job.updates) if sends_differences(job.spec) else ()
+    )
     readers = {name: StateReader(job.states.get(name), layout.size) for name in names}
-    writers = {name: StateWriter(job.states_out[name]) for name in names}
+    writers = {name: StateWriter(job.states_out[name]) for name in (*names, *learnt)}
     writer = ModelWriter(job.model_out, layout, base.fixed)
     width = min(CHUNK_COORDINATES, layout.size)
     delta, moved = torch.empty(width), torch.empty(width)
@@ -187,7 +196,7 @@ def _apply(
                     "the aggregate or the server's step gives values that are not finite"
                 )
             writer.write_chunk(index, new_chunk)
-            for name, values in state.items():
+            for name, values in (*state.items(), *zip(learnt, chunk, strict=False)):
                 writers[name].write(values)
         digests = {name: state_writer.finish() for name, state_writer in writers.items()}
         if down is not None:

@@ -16,12 +16,18 @@ def check_spec(spec: RunSpec) -> Schedule:
     Raises `ConfigError` "spec.invalid" with the plug-in's own sentence, or "plugin.*".
     """
     import aggregators
+    import compressors
 
     table = spec.aggregation
     try:
         aggregators.build(table.rule, pre=table.pre, faults=table.faults, options=table.options)
         _check_link(spec.compression.up, spec.compression.feedback)
         _check_link(spec.compression.down, spec.compression.down_feedback)
+        if compressors.build_feedback(spec.compression.down_feedback).receiver_state_names:
+            raise compressors.CodecError(
+                f"{spec.compression.down_feedback} sends differences, and the step from version to version is one "
+                "already: down_feedback is ef14 or none"
+            )
     except ValueError as error:  # RuleError, CodecError
         raise ConfigError(
             "spec.invalid",
@@ -41,8 +47,3 @@ def _check_link(codec_spelling: str, feedback_spelling: str) -> None:
     feedback = compressors.build_feedback(feedback_spelling)
     if refusal := feedback.refuse(codec, CHUNK_COORDINATES):
         raise compressors.CodecError(refusal)
-    if feedback.receiver_state_names:
-        raise compressors.CodecError(
-            f"{feedback.spelling} keeps a state at the receiver, which a round of this schedule does not; "
-            "ef14 keeps all that it needs at the sender"
-        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,7 +161,7 @@ class EffectRunner:
             return
 
     async def _aggregate_once(self, effect: Aggregate) -> None:
-        from coordinator import aggregation, downlink, optimizers
+        from coordinator import aggregation, downlink, links, optimizers
 
         coordinator = self._coordinator
         blobs = coordinator.blobs
@@ -172,6 +172,8 @@ class EffectRunner:
         names = [*optimizers.build(run.spec.server).state_names, *downlink.state_names(run.spec)]
         if downlink.compresses(run.spec):
             names.append(DELTA)
+        if links.sends_differences(run.spec):
+            names += [links.state_name(assignment.peer_id) for assignment in effect.updates]
         model_out = blobs.temporary()
         states_out = {name: blobs.temporary() for name in names}
         job = aggregation.AggregationJob(
@@ -180,6 +182,7 @@ class EffectRunner:
             updates=[
                 aggregation.UpdateInput(
                     assignment_id=assignment.assignment_id,
+                    peer_id=assignment.peer_id,
                     path=blobs.path(assignment.update.digest),
                     examples=assignment.update.examples,
                 )
@@ -199,7 +202,7 @@ class EffectRunner:
                 await blobs.adopt(model_out, result.model_digest)
                 for name, digest in result.state_digests.items():
                     await blobs.adopt(states_out[name], digest)
-                await coordinator.post_surely(_aggregated(effect, result))
+                await coordinator.post_surely(_aggregated(effect, result, states))
         finally:
             for path in (model_out, *states_out.values()):
                 path.unlink(missing_ok=True)
@@ -279,7 +282,8 @@ class EffectRunner:
                 path.unlink(missing_ok=True)
 
 
-def _aggregated(effect: Aggregate, result: AggregationResult) -> Aggregated:
+def _aggregated(effect: Aggregate, result: AggregationResult, before: Mapping[str, str]) -> Aggregated:
+    """`before` are the states at the base version: those that the round did not touch stay as they are."""
     return Aggregated(
         run_id=effect.run_id,
         round=effect.round,
@@ -301,7 +305,7 @@ def _aggregated(effect: Aggregate, result: AggregationResult) -> Aggregated:
             for treated in result.treatments
         ),
         seconds=result.seconds,
-        states=result.state_digests,
+        states={**before, **result.state_digests},
     )
 
 

@@ -206,6 +206,7 @@ class UpdatesServicer:
                 base_digest=run.models[assignment.base_version].digest,
                 layout=await coordinator.effects.layout(run),
                 spec=run.spec,
+                estimate=await self._estimate(run, assignment),
             )
             facts = await loop.run_in_executor(coordinator.pool, admit, path, digest, expected)
         except UpdateRejected as error:
@@ -217,6 +218,15 @@ class UpdatesServicer:
         await coordinator.blobs.adopt(path, digest)
         body.remove()
         return facts
+
+    async def _estimate(self, run: RunState, assignment: AssignmentState) -> Path | None:
+        from coordinator import links
+
+        if run.model is None or not links.sends_differences(run.spec):
+            return None
+        states = await self._coordinator.store.optimizer_states(run.run_id, run.model.version)
+        digest = states.get(links.state_name(assignment.peer_id))
+        return None if digest is None else self._coordinator.blobs.path(digest)
 
     async def _check_header(self, run: RunState, assignment: AssignmentState, header: BlobHeader) -> None:
         if (header.run_id, header.round) != (assignment.run_id, assignment.round):

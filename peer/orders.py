@@ -41,6 +41,7 @@ class TrainOrder(Order):
     train: Mapping[str, Any]  # the run spec's [train]
     codec: str
     feedback: str
+    counted_round: int  # the last one whose model has an update of this peer in it; 0: none
     update: str
     state: Mapping[str, str]
     staged: str
@@ -117,6 +118,7 @@ def train_order(
         train=spec.train.model_dump(mode="json"),
         codec=spec.compression.up,
         feedback=spec.compression.feedback,
+        counted_round=offer.counted_round,
         update=f"{stem}.update",
         state={key: str(path) for key, path in state.items()},
         staged=f"{stem}.state",

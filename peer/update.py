@@ -57,8 +57,8 @@ def write_update(
 
     `views` are files of `write_delta`: what else the drill sees. Each keeps a momentum of its own.
     """
-    codec = compressors.build(order.codec)
     feedback = compressors.build_feedback(order.feedback)
+    codec = compressors.build(_codec(order, feedback))
     layout = base.layout
     manifest = Manifest(
         run_id=order.run_id,
@@ -94,6 +94,15 @@ def write_update(
         info = writer.finish()
         _sync(Path(order.update))
         return WrittenUpdate(info=info, staged=state.finish())
+
+
+def _codec(order: TrainOrder, feedback: compressors.Feedback) -> str:
+    """The run's codec; but where differences are sent, and the coordinator has a sum of them of which this peer
+    has lost its own copy, both begin anew with a body that loses nothing."""
+    lost = any(name not in order.state for name in feedback.state_names)
+    if feedback.receiver_state_names and order.counted_round and lost:
+        return "identity"
+    return order.codec
 
 
 def write_delta(model: nn.Module, base: ModelFile, path: Path) -> None:

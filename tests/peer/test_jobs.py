@@ -54,6 +54,7 @@ def order(tmp_path: Path, toy_folder: Path, initial_model: Initial) -> Callable[
             "train": run.train.model_dump(mode="json"),
             "codec": run.compression.up,
             "feedback": run.compression.feedback,
+            "counted_round": 0,
             "update": f"{stem}.update",
             "state": {},
             "staged": f"{stem}.state",

@@ -59,6 +59,21 @@ async def test_a_compressed_downlink_moves_the_same_model_with_fewer_bytes(tmp_p
 
 
 @pytest.mark.timeout(120)
+async def test_differences_go_with_a_robust_rule_and_with_peers_that_sit_out(tmp_path: Path) -> None:
+    table = {
+        "rounds": 8,
+        "sampling": {"fraction": 0.75},
+        "aggregation": {"rule": "trimmed-mean", "pre": ["arc", "nnm"], "faults": 1},
+        "compression": {"up": "topk:0.3", "feedback": "econtrol"},
+        "round": {"peers_min": 4, "quorum": 1.0},
+    }
+    async with start_local(tmp_path, peers=4, allow=["examples.digits:*"], task_folders=[ROOT]) as federation:
+        run = await federation.run_to_end(spec(**table))
+    assert run.state == "FINISHED", run.reason
+    assert run.metrics["accuracy"] > 0.85
+
+
+@pytest.mark.timeout(120)
 async def test_one_liar_in_four_is_held_off_by_a_robust_rule(tmp_path: Path) -> None:
     liar = {3: {"name": "sign-flip", "options": {"scale": 10}}}
     robust = {"rule": "trimmed-mean", "pre": ["arc", "nnm"], "faults": 1}

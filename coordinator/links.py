@@ -1,0 +1,55 @@
+"""The uplink of each peer, where its feedback sends differences: what the coordinator holds of it, H_i.
+
+    H_i += m_i;  the update of peer i is H_i
+
+H_i is kept beside each version as a server's state, and changes only with a committed round, as the peer's own copy
+does. So any rule goes with it, and any cohort. A body that is encoded with `identity` instead of the run's codec begins
+anew: H_i = m_i; a peer sends one when it has lost its own copy.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+import compressors
+from coordinator.statefile import StateReader
+from muster.spec.model import RunSpec
+
+RESET = "identity"
+
+
+def state_name(peer_id: str) -> str:
+    return f"up/estimate/{peer_id}"
+
+
+def sends_differences(spec: RunSpec) -> bool:
+    return bool(compressors.build_feedback(spec.compression.feedback).receiver_state_names)
+
+
+def codecs(spec: RunSpec) -> tuple[str, ...]:
+    """The spellings with which an update of this run may be encoded, the usual one first."""
+    usual = compressors.build(spec.compression.up).spelling
+    return (usual, RESET) if sends_differences(spec) and usual != RESET else (usual,)
+
+
+class Link:
+    """One peer's uplink in one round: decodes its chunks to its update."""
+
+    def __init__(self, spec: RunSpec, spelling: str, estimate: Path | None, size: int) -> None:
+        self._codec = compressors.build(spelling)
+        self._estimate: StateReader | None = None
+        if sends_differences(spec):
+            begins = spelling == RESET and spelling != codecs(spec)[0]
+            self._estimate = StateReader(None if begins else estimate, size)
+
+    def decode(self, body: memoryview, out: Tensor, start: int) -> None:
+        """Fills `out` [c], the coordinates from `start` on. Raises `DecodeError`."""
+        self._codec.decode(body, out)
+        if self._estimate is not None:
+            out += self._estimate.read(start, start + len(out))
+
+    def close(self) -> None:
+        if self._estimate is not None:
+            self._estimate.close()
