@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from aggregators.distances import scaled_distances
 from aggregators.rule import Geometry, Mix, Needs, Rule
 
 SUBSETS_MAX = 2_000_000
@@ -68,17 +69,6 @@ class SubsetRule(Rule):
 
     def _told(self, least: float, scale: float) -> str:
         return f"{least * scale**2:.4g}"
-
-
-def scaled_distances(geometry: Geometry) -> tuple[Tensor, float]:
-    """Squared distances [n, n], none above 4, of the rows divided by the longest, and how long that is.
-
-    Sums and products of them cannot overflow, however far a row is. Those of a row that is not finite are 4.
-    """
-    longest = float(geometry.gram.diagonal().max().clamp(min=0).sqrt())
-    if longest == 0:
-        return geometry.distances.clamp(max=4.0), 1.0
-    return (geometry.distances / longest / longest).clamp(max=4.0), longest
 
 
 def left_out(n: int, k: int) -> Tensor:
