@@ -1,0 +1,158 @@
+"""L-GreCo: for each layer the codec with which all together are smallest, at no more error than one codec for all.
+
+    minimise sum_l size[l, c_l]  subject to  sum_l error[l, c_l] <= budget = alpha sum_l error[l, default]
+
+Markov et al. 2024. Errors are rounded up to buckets of budget / B, so the budget holds for certain; then dynamic
+programming over the layers finds the best choice among those, in O(layers * codecs * B).
+
+A plan is plain data with a version: both ends use the plan of the version that a body names, or refuse it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from compressors.codec import Codec, CodecError
+
+BUCKETS = 10_000
+ROUNDING = 1 + 1e-12  # more than the sums and quotients of float64 lose
+
+Table = NDArray[np.float64]  # [layers, codecs]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One codec's spelling for each layer, and what it was chosen for."""
+
+    version: int
+    spellings: tuple[str, ...]
+    bytes: int  # of all layers' bodies, as measured
+    error: float  # sum of squares, as measured
+    budget: float
+
+    def to_plain(self) -> dict[str, Any]:
+        return {**asdict(self), "spellings": list(self.spellings)}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any], *, layers: int) -> Self:
+        """Raises `CodecError` unless it is a plan for so many layers. Whether its codecs exist `build` tells."""
+        numbers, spellings = [plain.get(name) for name in ("version", "bytes")], plain.get("spellings")
+        measured = [plain.get(name) for name in ("error", "budget")]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise CodecError("a plan's version and bytes are whole numbers")
+        if not all(isinstance(number, int | float) and isfinite(number) for number in measured):
+            raise CodecError("a plan's error and budget are numbers")
+        if not isinstance(spellings, list | tuple) or not all(isinstance(one, str) for one in spellings):
+            raise CodecError("a plan has a list of spellings")
+        if len(spellings) != layers:
+            raise CodecError(f"the plan has codecs for {len(spellings)} layers, and the model has {layers}")
+        return cls(
+            version=plain["version"],
+            spellings=tuple(spellings),
+            bytes=plain["bytes"],
+            error=float(plain["error"]),
+            budget=float(plain["budget"]),
+        )
+
+
+def measure(layers: Sequence[Tensor], codecs: Sequence[Codec], seed: int) -> tuple[Table, Table]:
+    """|C(x) - x|^2 and the body's bytes, [layers, codecs] each; a layer is flat float32.
+
+    Good layers to measure are sums of the last ten updates or so: the noise of one alone hides their shape.
+    """
+    shape = len(layers), len(codecs)
+    errors, sizes = np.empty(shape), np.empty(shape)
+    for row, layer in enumerate(layers):
+        decoded = torch.empty_like(layer)
+        for column, codec in enumerate(codecs):
+            body = codec.encode(layer, seed)
+            codec.decode(body, decoded)
+            errors[row, column] = float(decoded.sub_(layer).double().square_().sum())
+            sizes[row, column] = len(body)
+    return errors, sizes
+
+
+def choose(
+    errors: Table, sizes: Table, *, default: int, alpha: float = 1.0, buckets: int = BUCKETS
+) -> tuple[int, ...]:
+    """The codec's column for each layer. Raises `CodecError` if none keeps the budget.
+
+    The default for every layer is itself a candidate where alpha is at least 1, so it is never done worse.
+    """
+    if errors.ndim != 2 or errors.shape != sizes.shape:
+        raise ValueError(f"the tables have shapes {errors.shape} and {sizes.shape}")
+    if not (np.isfinite(errors).all() and (errors >= 0).all()):
+        raise CodecError("an error in the table is negative, infinite or not a number")
+    budget = alpha * float(errors[:, default].sum())
+    found = _solve(_rounded_up(errors, budget, buckets), sizes, buckets)
+    uniform = (default,) * len(errors) if alpha >= 1 else None
+    if found is None and uniform is None:
+        raise CodecError(f"no choice of these codecs keeps the sum of squared errors within {budget:.3g}")
+    candidates = [choice for choice in (found, uniform) if choice is not None]
+    rows = np.arange(len(errors))
+    return min(candidates, key=lambda choice: float(sizes[rows, np.array(choice, dtype=np.intp)].sum()))
+
+
+def make_plan(
+    errors: Table,
+    sizes: Table,
+    spellings: Sequence[str],
+    *,
+    version: int,
+    default: int,
+    alpha: float = 1.0,
+    buckets: int = BUCKETS,
+) -> Plan:
+    """Raises `CodecError` if no choice keeps the budget."""
+    columns = choose(errors, sizes, default=default, alpha=alpha, buckets=buckets)
+    rows, chosen = np.arange(len(errors)), np.array(columns, dtype=np.intp)
+    return Plan(
+        version=version,
+        spellings=tuple(spellings[column] for column in columns),
+        bytes=int(sizes[rows, chosen].sum()),
+        error=float(errors[rows, chosen].sum()),
+        budget=alpha * float(errors[:, default].sum()),
+    )
+
+
+def _rounded_up(errors: Table, budget: float, buckets: int) -> NDArray[np.int64]:
+    """In buckets; buckets + 1 for what is more than the whole budget."""
+    if budget == 0:
+        return np.where(errors > 0, buckets + 1, 0).astype(np.int64)
+    scaled = np.ceil(errors / budget * buckets * ROUNDING)
+    return np.minimum(scaled, buckets + 1).astype(np.int64)
+
+
+def _solve(costs: NDArray[np.int64], sizes: Table, buckets: int) -> tuple[int, ...] | None:
+    """Least sum of sizes with a sum of costs of at most `buckets`; None if there is none."""
+    layers, codecs = costs.shape
+    least = np.zeros(buckets + 1)  # [b] the least size of the layers so far at a cost of at most b
+    choices = np.zeros((layers, buckets + 1), dtype=np.int32)
+    for layer in range(layers):
+        following = np.full(buckets + 1, np.inf)
+        for codec in range(codecs):
+            cost = costs[layer, codec]
+            if cost > buckets:
+                continue
+            total = least[: buckets + 1 - cost] + sizes[layer, codec]
+            better = total < following[cost:]
+            following[cost:][better] = total[better]
+            choices[layer, cost:][better] = codec
+        least = following
+    if np.isinf(least[buckets]):
+        return None
+    chosen: list[int] = []
+    left = buckets
+    for layer in reversed(range(layers)):
+        codec = int(choices[layer, left])
+        chosen.append(codec)
+        left -= int(costs[layer, codec])
+    return tuple(reversed(chosen))
