@@ -24,6 +24,7 @@ class Arc(PreRule):
     )
     breakdown: ClassVar[str] = "n > 2f"
     needs: ClassVar[Needs] = Needs.GRAM
+    bounds_norms: ClassVar[bool] = True
 
     def mix(self, geometry: Geometry) -> PreMix:
         n, f = geometry.n, self.faults

@@ -33,10 +33,10 @@ def build(
     # The abstract base is only compared with, never called.
     found = registry.find(registry.RULES, rule, Rule)  # type: ignore[type-abstract]
     before = tuple(_pre_rule(spelling, faults) for spelling in pre)
-    if faults and not before and Needs.HONESTY in found.needs:
+    if faults and Needs.HONESTY in found.needs and not any(plugin.bounds_norms for plugin in before):
         raise RuleError(
             f"{rule} bears no faulty update, and faults is {faults}: "
-            "choose a robust rule, or put a pre-rule before it"
+            "choose a robust rule, or put a pre-rule before it that clips, such as arc"
         )
     mixed = next((plugin.name for plugin in before if not plugin.keeps_rows), None)
     if mixed and (Needs.KEYS | Needs.TRUSTED) & found.needs:

@@ -30,7 +30,7 @@ class Needs(Flag):
     NOTHING = 0
     GRAM = auto()  # the inner products of all rows, thus one more pass over the data
     WEIGHTS = auto()  # the caller's weight of each row, such as example counts
-    HONESTY = auto()  # no faulty row: with f > 0 it can only stand behind a pre-rule
+    HONESTY = auto()  # no faulty row: with f > 0 it can only stand behind a pre-rule that bounds norms
     SAMPLES = auto()  # the inner products of all rows over some coordinates, drawn from the seed
     SEED = auto()  # randomness, all of it from the seed
     TRUSTED = auto()  # one row that the caller vouches for: a server's root update, a peer's own
@@ -181,6 +181,7 @@ class Rule(_Plugin):
 @dataclass(frozen=True, kw_only=True)
 class PreRule(_Plugin):
     keeps_rows: ClassVar[bool] = True  # whether row i still stands for update i alone
+    bounds_norms: ClassVar[bool] = False  # whether no faulty row stays much longer than the honest ones
 
     def rows(self, n: int) -> int:
         """How many rows n rows become."""
