@@ -12,10 +12,7 @@ from aggregators.kernels import gram_code, native
 from aggregators.kernels.threads import over_columns
 
 _SLAB = 1 << 15  # columns whose sum is one float64 matrix: what a thread takes at a time
-_BLOCK_VALUES = (
-    1 << 16
-)  # a block of columns: 256 KiB of float32, which a core's second-level cache holds well
-_BLOCK_LEAST, _BLOCK_MOST = 256, 2_048
+_BLOCK = 4_096  # columns of one float32 sum: 256 terms to a lane of 16
 _TORCH_BLOCK = 16_384
 
 
@@ -50,12 +47,11 @@ def _slabs(kernel: native.Kernel, lanes: int, X: Tensor, columns: int) -> Tensor
     order = groups * side
     partials = torch.zeros(-(-columns // _SLAB), order, order, dtype=torch.float64)
     rows = native.addresses(X, [*range(n), *[n - 1] * (order - n)])
-    block = min(max(_BLOCK_VALUES // n // 64 * 64, _BLOCK_LEAST), _BLOCK_MOST)
 
     def take(start: int, stop: int) -> None:
         for first in range(start, stop, _SLAB):
             into = partials.data_ptr() + first // _SLAB * order * order * partials.element_size()
-            kernel.call(addressof(rows), groups, block, into, first, min(first + _SLAB, stop))
+            kernel.call(addressof(rows), groups, _BLOCK, into, first, min(first + _SLAB, stop))
 
     over_columns(columns, n * columns, take, align=_SLAB)
     return partials[:, :n, :n]

@@ -36,8 +36,8 @@ def module(lanes: int) -> str:
     writer.line(f"call i64 @llvm.smin.i64(i64 %i, i64 {last})", "%first")
     writer.line(f"add i64 %first, {TILE}", "%end")
     writer.say("br label %several")
-    _rows(writer, out, "several", "tile", _TOGETHER, "single")
-    _rows(writer, out, "single", "several", 1, "tiled")
+    _rows(writer, out, "several", after="single", together=_TOGETHER)
+    _rows(writer, out, "single", after="tiled", together=1)
     writer.begin("tiled")
     writer.line(f"add i64 %i, {TILE}", "%next")
     more = writer.line("icmp slt i64 %next, %stop")
@@ -47,11 +47,11 @@ def module(lanes: int) -> str:
     return _FRAME.format(declaration=writer.declare_multiply_add, text=writer.text)
 
 
-def _rows(writer: Writer, out: str, name: str, before: str, together: int, after: str) -> None:
+def _rows(writer: Writer, out: str, name: str, *, after: str, together: int) -> None:
     """Adds rows to the tile, `together` at a time, while there are so many; then goes on to `after`."""
-    begun = "0" if before == "tile" else f"%{before}_row"
+    before = "0, %tile" if name == "several" else "%several_row, %several"
     writer.begin(name)
-    writer.say(f"%{name}_row = phi i64 [{begun}, %{before}], [%{name}_on, %{name}_added]")
+    writer.say(f"%{name}_row = phi i64 [{before}], [%{name}_on, %{name}_added]")
     writer.line(f"add i64 %{name}_row, {together}", f"%{name}_on")
     enough = writer.line(f"icmp sle i64 %{name}_on, %count")
     writer.say(f"br i1 {enough}, label %{name}_add, label %{after}")
