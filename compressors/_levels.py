@@ -134,9 +134,8 @@ def unpack(packed: Codes, scales: Floats, table: Floats, values: Floats, block: 
         row = values[b * block : (b + 1) * block]
         half = (row.size + 1) // 2
         low, high, source = row[:half], row[half:], packed[at : at + half]
-        for i in range(high.size):
+        for i in range(half):
             low[i] = scaled[source[i] & 15]
+        for i in range(high.size):
             high[i] = scaled[source[i] >> 4]
-        if high.size < half:
-            low[half - 1] = scaled[source[half - 1] & 15]
         at += half
