@@ -39,7 +39,7 @@ def mix(X: Tensor, out: Tensor, mixing: Mixing) -> None:
 def prepare(m: int, stage: Stage | None, *, mixed: bool) -> bool:
     """Compiles ahead what `reduce` or (None) `mix` needs to make m rows; False if torch will do the work.
 
-    May be called on any thread; whoever needs the same kernel meanwhile waits for it.
+    May be called on any thread; whoever needs the same kernel meanwhile compiles it too, to the same code.
     """
     return _kernel(m, stage, mixed) is not None
 

@@ -1,7 +1,7 @@
 """From the text of an LLVM module to a function that can be called: in this process, in memory, for this CPU.
 
-Compiling takes some 10 ms for 20 rows, 80 for 64 and a second for 256, so nothing is kept on disk: there is no cache that
-could be stale, shared by mistake, or written by somebody else.
+Compiling takes some 10 ms for 20 rows, 80 for 64 and a second for 256, so nothing is kept on disk: there is no
+cache that could be stale, shared by mistake, or written by somebody else.
 """
 
 from __future__ import annotations
