@@ -8,7 +8,7 @@ Accuracy on a fifth that is held out; differences below .01 are noise.
     EF14 and momentum at the receiver       .946        .953, mean of two seeds
     top-k without feedback                  .869        .850
     500 steps, lr .01, 100 of them dense
-    Adam                                    .979        .983
+    Adam                                    .979        .986
     1-bit Adam, one scale for all           .976        .986
     1-bit Adam, the codec `sign`            -           .986
     1-bit Adam with v = 0 let in            not finite  not finite
