@@ -16,8 +16,9 @@ class Mda(SubsetRule):
     """z = the mean of the n - f rows whose greatest distance from each other is least.
 
     Often several subsets have the same two rows farthest apart; of those it is the one of least variance, and
-    then the one with the lowest rows. Bound: n > 2f and C(n, f) <= 2,000,000, where kappa = 8 f^2/(n - f): two
-    such subsets share a row, so their means are 2f/(n - f) diameters apart at most. Cost: two passes.
+    then the one with the lowest rows. Bound: n > 2f, n <= 64 and C(n, f) <= 2,000,000, where
+    kappa = 8 f^2/(n - f): two such subsets share a row, so their means are 2f/(n - f) diameters apart at most.
+    Cost: two passes.
     """
 
     name: ClassVar[str] = "mda"

@@ -14,9 +14,9 @@ from aggregators.subsets import SubsetRule, first_least, variances
 class Mva(SubsetRule):
     """z = the mean of the n - f rows whose mean squared distance to their mean is least.
 
-    Bound: n > 2f and C(n, f) <= 2,000,000, where kappa = 4f/(n - 2f): the mean of the rows that two such
-    subsets share is no farther from the mean of either than the square root of its variance times f/(n - 2f).
-    Ties go to the lowest rows. Cost: two passes.
+    Bound: n > 2f, n <= 64 and C(n, f) <= 2,000,000, where kappa = 4f/(n - 2f): the mean of the rows that two
+    such subsets share is no farther from the mean of either than the square root of its variance times
+    f/(n - 2f). Ties go to the lowest rows. Cost: two passes.
     """
 
     name: ClassVar[str] = "mva"

@@ -16,6 +16,7 @@ from aggregators.distances import scaled_distances
 from aggregators.rule import Geometry, Mix, Needs, Rule
 
 SUBSETS_MAX = 2_000_000
+ROWS_MAX = 64
 _VALUES = 1 << 20  # of a table of subsets at a time: 8 MiB of float64
 _SAME = 1e-12  # values closer than this, as a share of themselves, differ by rounding only
 
@@ -24,15 +25,17 @@ _SAME = 1e-12  # values closer than this, as a share of themselves, differ by ro
 class SubsetRule(Rule):
     """z = the mean of the n - f rows for which a measure is least, by trying all C(n, f) subsets.
 
-    A row without a finite norm is in no subset. Bound: n > 2f and C(n, f) <= 2,000,000.
+    A row without a finite norm is in no subset. Bound: n > 2f, n <= 64 and C(n, f) <= 2,000,000.
     """
 
-    breakdown: ClassVar[str] = "n > 2f and C(n, f) <= 2,000,000"
+    breakdown: ClassVar[str] = "n > 2f, with n <= 64 and C(n, f) <= 2,000,000"
     needs: ClassVar[Needs] = Needs.GRAM
     score: ClassVar[str] = "distance to the result"
     measure: ClassVar[str]  # what is least
 
     def refuse(self, n: int) -> str | None:
+        if n > ROWS_MAX:
+            return f"{self.name} tries subsets of {ROWS_MAX} updates at most, and n is {n}"
         if n > 2 * self.faults and (subsets := comb(n, self.faults)) > SUBSETS_MAX:
             return (
                 f"{self.name} tries all subsets of n - f updates, {SUBSETS_MAX:,} at most: "

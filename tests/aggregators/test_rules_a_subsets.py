@@ -111,6 +111,9 @@ def test_bounds(rule):
         f"{rule} tries all subsets of n - f updates, 2,000,000 at most: "
         "n is 25, f is 10, and there are 3,268,760"
     )
+    few = aggregators.build(rule, faults=1)
+    assert few.refuse(64) is None
+    assert few.refuse(65) == f"{rule} tries subsets of 64 updates at most, and n is 65"
     assert many.refuse(20) == f"{rule} needs n > 2f: n is 20, f is 10"
 
 
