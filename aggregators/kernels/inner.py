@@ -36,8 +36,7 @@ def gram(X: Tensor) -> Tensor:
         rest[:, : columns - whole] = X[:, whole:]
         for partial in _slabs(kernel, target.lanes, rest, target.lanes):
             total += partial
-    upper = total.triu()
-    return upper + upper.triu(1).T
+    return torch.where(_upper(n), total, total.T)
 
 
 def _slabs(kernel: native.Kernel, lanes: int, X: Tensor, columns: int) -> Tensor:
@@ -55,6 +54,11 @@ def _slabs(kernel: native.Kernel, lanes: int, X: Tensor, columns: int) -> Tensor
 
     over_columns(columns, n * columns, take, align=_SLAB)
     return partials[:, :n, :n]
+
+
+@lru_cache(maxsize=16)
+def _upper(n: int) -> Tensor:
+    return torch.ones(n, n, dtype=torch.bool).triu()
 
 
 def _by_torch(X: Tensor) -> Tensor:
