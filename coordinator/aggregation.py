@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import aggregators
-from coordinator import downlink, optimizers
+from coordinator import downlink, optimizers, recipe
 from coordinator.links import Link, sends_differences, state_name
 from coordinator.statefile import StateReader, StateWriter
 from coordinator.store.tables import DELTA
@@ -25,6 +25,7 @@ from muster.finite import all_finite
 from muster.layout import CHUNK_COORDINATES, ParameterLayout
 from muster.modelfile import ModelFile, ModelWriter
 from muster.payload import BlobInfo, PayloadReader
+from muster.seeds import derive_seed
 from muster.spec.model import RunSpec
 
 
@@ -50,6 +51,7 @@ class AggregationJob:
     states: Mapping[str, Path]
     base_digest: str
     round: int
+    cohort: int  # how many peers were asked
     model_out: Path
     states_out: Mapping[str, Path]  # with a place for `DELTA`, if the downlink compresses
 
@@ -76,25 +78,15 @@ class AggregationResult:
 def aggregate(job: AggregationJob) -> AggregationResult:
     """Runs in a thread of its own, off the event loop. Raises `AggregationRefused`, `StorageError`."""
     began = time.perf_counter()
-    table = job.spec.aggregation
-    pipeline = aggregators.build(table.rule, pre=table.pre, faults=table.faults, options=table.options)
-    n = len(job.updates)
-    if refusal := pipeline.refuse(n):
+    pipeline = recipe.pipeline(job.spec, job.cohort)
+    peers = tuple(update.peer_id for update in job.updates)
+    if refusal := pipeline.refuse(len(peers)) or recipe.missing_trusted(job.spec, peers):
         raise AggregationRefused(refusal)
     with ExitStack() as stack:
         base = ModelFile(job.base)
         stack.callback(base.close)
-        source = stack.enter_context(_decoded(job, base.layout))
-        gram = None
-        if pipeline.needs_gram:
-            sums = aggregators.Gram(n)
-            for _, chunk in source.chunks():
-                sums.add(chunk)
-            gram = sums.matrix
-        try:
-            plan = pipeline.plan(n, gram, weights=_weights(job) if pipeline.uses_weights else None)
-        except aggregators.RuleError as error:
-            raise AggregationRefused(str(error)) from error
+        source = stack.enter_context(_decoded(job, pipeline, base.layout))
+        plan = _decide(job, pipeline, source)
         model, states = _apply(job, base, source, plan)
     treatments = tuple(
         Treated(
@@ -116,6 +108,28 @@ def aggregate(job: AggregationJob) -> AggregationResult:
     )
 
 
+def _decide(job: AggregationJob, pipeline: aggregators.Pipeline, source: _Decoded) -> aggregators.Plan:
+    """The first pass, if the rule needs one."""
+    trusted = job.spec.aggregation.trusted_peer
+    survey = aggregators.Survey(
+        pipeline,
+        len(job.updates),
+        source.layout.size,
+        kept=len(source.kept),
+        seed=derive_seed(job.spec.seed, "aggregation", job.round),
+    )
+    try:
+        if survey.needed:
+            for start, chunk in source.chunks():
+                survey.add(start, chunk)
+        return survey.plan(
+            weights=_weights(job),
+            trusted=next((i for i, u in enumerate(job.updates) if u.peer_id == trusted), None),
+        )
+    except aggregators.RuleError as error:
+        raise AggregationRefused(str(error)) from error
+
+
 def _weights(job: AggregationJob) -> Tensor | None:
     """Shares of a weighted mean: declared example counts, capped by the spec, since they are only the peers' word."""
     table = job.spec.aggregation
@@ -127,26 +141,38 @@ def _weights(job: AggregationJob) -> Tensor | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Decoded:
-    """The round's updates as a source of column chunks [n, c], in one scratch that is used again and again."""
+    """The round's updates, and behind them the vectors that the rule keeps, as column chunks [n + kept, c].
+
+    One scratch is used again and again.
+    """
 
     layout: ParameterLayout
     links: Sequence[Link]
     readers: Sequence[PayloadReader]
-    scratch: Tensor  # flat [n * chunk]
+    kept: Mapping[str, StateReader]  # by name
+    scratch: Tensor  # flat [(n + kept) * chunk]
 
     def chunks(self) -> Iterator[tuple[int, Tensor]]:
-        n = len(self.readers)
+        n, rows = len(self.readers), len(self.readers) + len(self.kept)
         for index in range(self.layout.chunk_count):
             start, stop = self.layout.chunk_bounds(index)
-            chunk = self.scratch[: n * (stop - start)].view(n, stop - start)
-            for row, reader, link in zip(chunk, self.readers, self.links, strict=True):
+            chunk = self.scratch[: rows * (stop - start)].view(rows, stop - start)
+            for row, reader, link in zip(chunk[:n], self.readers, self.links, strict=True):
                 link.decode(reader.chunk("params", index), row, start)
-            yield index, chunk
+            for row, vector in zip(chunk[n:], self.kept.values(), strict=True):
+                row.copy_(vector.read(start, stop))
+            yield start, chunk
 
 
 @contextmanager
-def _decoded(job: AggregationJob, layout: ParameterLayout) -> Generator[_Decoded]:
+def _decoded(
+    job: AggregationJob, pipeline: aggregators.Pipeline, layout: ParameterLayout
+) -> Generator[_Decoded]:
     with ExitStack() as stack:
+        kept: dict[str, StateReader] = {}
+        for name in _kept_names(pipeline, job.updates):
+            kept[name] = StateReader(job.states.get(name), layout.size)
+            stack.callback(kept[name].close)
         readers: list[PayloadReader] = []
         links: list[Link] = []
         for update in job.updates:
@@ -162,7 +188,8 @@ def _decoded(job: AggregationJob, layout: ParameterLayout) -> Generator[_Decoded
             layout=layout,
             links=links,
             readers=readers,
-            scratch=torch.empty(len(readers) * width),
+            kept=kept,
+            scratch=torch.empty((len(readers) + len(kept)) * width),
         )
 
 
@@ -178,13 +205,14 @@ def _apply(
         tuple(state_name(update.peer_id) for update in job.updates) if sends_differences(job.spec) else ()
     )
     readers = {name: StateReader(job.states.get(name), layout.size) for name in names}
-    writers = {name: StateWriter(job.states_out[name]) for name in (*names, *learnt)}
+    writers = {name: StateWriter(job.states_out[name]) for name in (*names, *learnt, *source.kept)}
     writer = ModelWriter(job.model_out, layout, base.fixed)
     width = min(CHUNK_COORDINATES, layout.size)
     delta, moved = torch.empty(width), torch.empty(width)
+    following = torch.empty(len(source.kept) * width)
     try:
-        for index, chunk in source.chunks():
-            start, stop = layout.chunk_bounds(index)
+        for start, chunk in source.chunks():
+            stop = start + chunk.shape[1]
             aggregate_chunk, new_chunk = delta[: stop - start], moved[: stop - start]
             plan.reduce(chunk, aggregate_chunk)
             state = {name: reader.read(start, stop) for name, reader in readers.items()}
@@ -195,9 +223,14 @@ def _apply(
                 raise AggregationRefused(
                     "the aggregate or the server's step gives values that are not finite"
                 )
-            writer.write_chunk(index, new_chunk)
+            writer.write_chunk(start // CHUNK_COORDINATES, new_chunk)
             for name, values in (*state.items(), *zip(learnt, chunk, strict=False)):
                 writers[name].write(values)
+            if source.kept:
+                vectors = following[: len(source.kept) * (stop - start)].view(-1, stop - start)
+                plan.advance(chunk, vectors)
+                for name, values in zip(source.kept, vectors, strict=True):
+                    writers[name].write(values)
         digests = {name: state_writer.finish() for name, state_writer in writers.items()}
         if down is not None:
             digests[DELTA] = down.finish()
@@ -210,6 +243,22 @@ def _apply(
             reader.close()
         for state_writer in writers.values():
             state_writer.close()
+
+
+def state_names(spec: RunSpec, updates: Sequence[UpdateInput], cohort: int) -> tuple[str, ...]:
+    """What a round with these updates keeps beside the version that it makes: each a place in `states_out`."""
+    return (
+        *optimizers.build(spec.server).state_names,
+        *downlink.state_names(spec),
+        *((DELTA,) if downlink.compresses(spec) else ()),
+        *((state_name(update.peer_id) for update in updates) if sends_differences(spec) else ()),
+        *_kept_names(recipe.pipeline(spec, cohort), updates),
+    )
+
+
+def _kept_names(pipeline: aggregators.Pipeline, updates: Sequence[UpdateInput]) -> list[str]:
+    keys = [update.peer_id for update in updates]
+    return [f"{recipe.RULE_STATE}{name}" for name in pipeline.state_names(keys)]
 
 
 def _downlink(job: AggregationJob, layout: ParameterLayout) -> downlink.Downlink | None:

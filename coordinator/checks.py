@@ -15,12 +15,11 @@ def check_spec(spec: RunSpec) -> Schedule:
 
     Raises `ConfigError` "spec.invalid" with the plug-in's own sentence, or "plugin.*".
     """
-    import aggregators
     import compressors
+    from coordinator import recipe
 
-    table = spec.aggregation
     try:
-        aggregators.build(table.rule, pre=table.pre, faults=table.faults, options=table.options)
+        recipe.check(spec)
         _check_link(spec.compression.up, spec.compression.feedback)
         _check_link(spec.compression.down, spec.compression.down_feedback)
         if compressors.build_feedback(spec.compression.down_feedback).receiver_state_names:

@@ -29,7 +29,6 @@ from coordinator.engine.state import (
     RunState,
     Treatment,
 )
-from coordinator.store.tables import DELTA
 from muster.errors import MusterError, StorageError, TaskError
 from muster.seeds import derive_seed
 from muster.worker.host import WorkerHost
@@ -161,7 +160,7 @@ class EffectRunner:
             return
 
     async def _aggregate_once(self, effect: Aggregate) -> None:
-        from coordinator import aggregation, downlink, links, optimizers
+        from coordinator import aggregation
 
         coordinator = self._coordinator
         blobs = coordinator.blobs
@@ -169,26 +168,25 @@ class EffectRunner:
         if run is None:
             return
         states = await coordinator.store.optimizer_states(effect.run_id, effect.base.version)
-        names = [*optimizers.build(run.spec.server).state_names, *downlink.state_names(run.spec)]
-        if downlink.compresses(run.spec):
-            names.append(DELTA)
-        if links.sends_differences(run.spec):
-            names += [links.state_name(assignment.peer_id) for assignment in effect.updates]
+        updates = [
+            aggregation.UpdateInput(
+                assignment_id=assignment.assignment_id,
+                peer_id=assignment.peer_id,
+                path=blobs.path(assignment.update.digest),
+                examples=assignment.update.examples,
+            )
+            for assignment in effect.updates
+            if assignment.update is not None
+        ]
+        cohort = len(run.rounds[effect.round].cohort)
+        names = aggregation.state_names(run.spec, updates, cohort)
         model_out = blobs.temporary()
         states_out = {name: blobs.temporary() for name in names}
         job = aggregation.AggregationJob(
             spec=run.spec,
             base=blobs.path(effect.base.digest),
-            updates=[
-                aggregation.UpdateInput(
-                    assignment_id=assignment.assignment_id,
-                    peer_id=assignment.peer_id,
-                    path=blobs.path(assignment.update.digest),
-                    examples=assignment.update.examples,
-                )
-                for assignment in effect.updates
-                if assignment.update is not None
-            ],
+            updates=updates,
+            cohort=cohort,
             states={name: blobs.path(digest) for name, digest in states.items()},
             base_digest=effect.base.digest,
             round=effect.round,

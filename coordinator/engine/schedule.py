@@ -20,9 +20,9 @@ from coordinator.engine.state import PeerView, RunState
 from muster import plugins
 from muster.spec.model import RunSpec
 
-Refuse = Callable[[int], str | None]
-"""Of an aggregation rule: one sentence if it cannot aggregate n updates ("krum needs n > 2f + 2: n is 4,
-f is 1")."""
+Refuse = Callable[[int, int], str | None]
+"""Of an aggregation rule: one sentence if it cannot aggregate n updates of a cohort of so many ("krum needs
+n > 2f + 2: n is 4, f is 1"); f may be a share of the cohort."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,6 @@ def build(spec: RunSpec, refuse: Refuse | None = None) -> Schedule:
 
 
 def _rule_bound(spec: RunSpec) -> Refuse:
-    import aggregators
+    from coordinator import recipe
 
-    table = spec.aggregation
-    return aggregators.build(table.rule, pre=table.pre, faults=table.faults, options=table.options).refuse
+    return lambda n, cohort: recipe.pipeline(spec, cohort).refuse(n)

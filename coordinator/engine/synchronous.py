@@ -40,6 +40,7 @@ from coordinator.engine.state import (
     RoundStatus,
     RunState,
 )
+from coordinator.sampling import Draw
 from muster.seeds import derive_random
 from muster.spec.model import RunSpec
 
@@ -67,6 +68,7 @@ class Synchronous:
         self._spec = spec
         self._refuse = refuse
         self._sampler = sampling.build(spec.sampling)
+        self._trusted = spec.aggregation.trusted_peer
 
     def next(self, state: RunState, now: float, peers: Mapping[str, PeerView]) -> Sequence[Action]:
         for round_ in state.rounds.values():
@@ -90,12 +92,14 @@ class Synchronous:
                 until=None,
                 reason=f"round {number} waits for peers: {len(present)} of {wanted} are active and connected",
             )
-        refusal = self._refuse(self._sampler.needed(len(present)))
+        refusal = self._refuse(self._sampler.needed(len(present)), self._sampler.needed(len(present)))
         if refusal is not None:
             here = f"{len(present)} are active and connected"
             return Wait(until=None, reason=f"round {number} waits for more peers, {here}: {refusal}")
-        draw = self._sampler.sample(present, derive_random(self._spec.seed, "sample", number))
-        quorum = self._quorum(draw.needed)
+        draw = self._draw(present, number)
+        if draw is None:
+            return Wait(until=None, reason=f"round {number} waits for its trusted peer {self._trusted!r}")
+        quorum = self._quorum(draw.needed, len(draw.cohort))
         return OpenRound(
             cohort=draw.cohort,
             needed=draw.needed,
@@ -108,16 +112,29 @@ class Synchronous:
             ),
         )
 
-    def _quorum(self, needed: int) -> int:
+    def _draw(self, present: Sequence[str], number: int) -> Draw | None:
+        """The cohort; with a trusted peer in it beside those that are drawn, and None while that is away."""
+        random = derive_random(self._spec.seed, "sample", number)
+        trusted = self._trusted
+        if trusted is None:
+            return self._sampler.sample(present, random)
+        if trusted not in present:
+            return None
+        draw = self._sampler.sample([peer for peer in present if peer != trusted], random)
+        return Draw(cohort=tuple(sorted((*draw.cohort, trusted))), needed=draw.needed + 1)
+
+    def _quorum(self, needed: int, cohort: int) -> int:
         """The spec's share of the updates wanted, and no fewer than the rule can aggregate."""
         quorum = sampling.share(self._spec.round.quorum, needed)
-        return next((n for n in range(quorum, needed) if self._refuse(n) is None), needed)
+        return next((n for n in range(quorum, needed) if self._refuse(n, cohort) is None), needed)
 
     # -- driving -----------------------------------------------------------------------------------------
 
     def _drive(self, round_: RoundState, now: float, peers: Mapping[str, PeerView]) -> Sequence[Action]:
         number = round_.number
-        refusal = self._refuse(round_.needed) if round_.cohort else "the sampler drew nobody"
+        refusal = (
+            self._refuse(round_.needed, len(round_.cohort)) if round_.cohort else "the sampler drew nobody"
+        )
         if refusal is not None:  # the luck of a draw whose size is random
             return (SkipRound(round=number, reason=f"round {number} has too small a cohort: {refusal}"),)
         standing = self._standing(round_, peers)
@@ -128,12 +145,12 @@ class Synchronous:
                 return _close(round_, standing, f"round {number} closes {closing}: {have}")
         elif now >= _due(round_):
             reason = f"round {number} is below its quorum at its deadline: {have}"
-            reason += self._bound(standing.delivered) + _causes(round_)
+            reason += self._bound(standing.delivered, round_) + _causes(round_)
             return (SkipRound(round=number, reason=reason),)
         elif standing.delivered + standing.outstanding < round_.quorum:
             can = standing.outstanding
             reason = f"round {number} cannot reach its quorum any more: {have}, {can} can still come"
-            reason += self._bound(standing.delivered + can) + _causes(round_)
+            reason += self._bound(standing.delivered + can, round_) + _causes(round_)
             return (SkipRound(round=number, reason=reason),)
         if standing.delivered >= round_.quorum and round_.grace_until is None:
             until = min(now + self._spec.round.grace_seconds, _due(round_))
@@ -152,9 +169,9 @@ class Synchronous:
         until = _due(round_) if round_.grace_until is None else round_.grace_until
         return (Wait(until=until, reason=f"round {number} is open: {have}"),)
 
-    def _bound(self, count: int) -> str:
+    def _bound(self, count: int, round_: RoundState) -> str:
         """What the rule says of so many updates, where it is the rule that wants more."""
-        refusal = self._refuse(count) if count else None
+        refusal = self._refuse(count, len(round_.cohort)) if count else None
         return f"; {refusal}" if refusal is not None else ""
 
     def _closing(self, round_: RoundState, standing: _Standing, now: float) -> str | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from muster.digests import digest_bytes
 
@@ -75,8 +76,13 @@ class AggregationTable(Table):
 
     rule: str = Field("mean", description="the aggregation rule, by its entry-point name")
     pre: tuple[str, ...] = Field((), description="pre-rules, applied in order, e.g. ['arc', 'nnm']")
-    faults: int = Field(
-        0, ge=0, description="how many of a round's updates may be faulty; never lowered by itself"
+    faults: int | float = Field(
+        0,
+        description="how many of a round's updates may be faulty, or below 0.5 the share of its cohort, rounded up; "
+        "never lowered by itself",
+    )
+    trusted_peer: str | None = Field(
+        None, description="the peer that every round asks and whose update the rule trusts (fltrust, nna)"
     )
     weights: Literal["uniform", "examples"] = Field(
         "examples", description="of a mean; robust rules ignore declared example counts"
@@ -84,6 +90,23 @@ class AggregationTable(Table):
     examples_max: int = Field(10_000, ge=1, description="a declared example count above this counts as this")
     norm_max: float | None = Field(None, gt=0, description="admission refuses an update of greater L2 norm")
     options: dict[str, Any] = Field(default_factory=dict, description="further options of the rule")
+
+    @field_validator("faults")
+    @classmethod
+    def _number_or_share(cls, value: float) -> int | float:
+        if value >= 0 and value == int(value):
+            return int(value)
+        if 0 < value < 0.5:
+            return value
+        raise ValueError(
+            f"must be a number of updates (0, 1, 2, ...) or a share of the cohort above 0 and below 0.5, not {value:g}"
+        )
+
+    def faults_of(self, cohort: int) -> int:
+        """f in a round for which so many peers were asked."""
+        if isinstance(self.faults, int):
+            return self.faults
+        return math.ceil(self.faults * cohort - 1e-9)  # 0.1 * 30 is 3, whatever floating point makes of it
 
 
 class CompressionTable(Table):
@@ -128,6 +151,12 @@ class RoundTable(Table):
     skips_max: int = Field(5, ge=1, description="this many skipped rounds in a row fail the run")
 
 
+class PrivacyTable(Table):
+    """What the coordinator may not see."""
+
+    secure_aggregation: bool = Field(False, description="only the sum of the updates is shown; not built yet")
+
+
 class EvaluateTable(Table):
     every: int = Field(1, ge=0, description="evaluate each so many rounds and at the end; 0: never")
     on: tuple[Literal["coordinator", "peers"], ...] = ("coordinator",)
@@ -149,6 +178,7 @@ class RunSpec(Table):
     aggregation: AggregationTable = AggregationTable()  # type: ignore[call-arg]
     compression: CompressionTable = CompressionTable()  # type: ignore[call-arg]
     server: ServerTable = ServerTable()  # type: ignore[call-arg]
+    privacy: PrivacyTable = PrivacyTable()  # type: ignore[call-arg]
     round: RoundTable = RoundTable()  # type: ignore[call-arg]
     evaluate: EvaluateTable = EvaluateTable()  # type: ignore[call-arg]
 

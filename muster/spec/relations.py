@@ -90,10 +90,11 @@ def _relations(spec: RunSpec) -> Iterator[tuple[KeyPath, tuple[KeyPath, ...], st
 
 def _faults(spec: RunSpec) -> Iterator[tuple[KeyPath, tuple[KeyPath, ...], str]]:
     """Less than half of the updates may be faulty (n > 2f), of a full cohort and of one at its quorum."""
-    faults, count = spec.aggregation.faults, spec.sampling.count
+    count = spec.sampling.count
     path: KeyPath = ("aggregation", "faults")
-    if faults == 0 or count is None:
+    if spec.aggregation.faults == 0 or count is None:
         return
+    faults = spec.aggregation.faults_of(count)
     if count <= 2 * faults:
         yield (
             path,

@@ -18,6 +18,7 @@ from coordinator.aggregation import (
     AggregationResult,
     UpdateInput,
     aggregate,
+    state_names,
 )
 from coordinator.store.tables import DELTA
 from muster.digests import digest_file
@@ -50,11 +51,7 @@ def run(
         )
         for i, vector in enumerate(updates)
     ]
-    from coordinator import downlink, optimizers
-
-    names = [*optimizers.build(spec.server).state_names, *downlink.state_names(spec)]
-    if downlink.compresses(spec):
-        names.append(DELTA)
+    names = state_names(spec, inputs, len(inputs))
     job = AggregationJob(
         spec=spec,
         base=base or bench.base,
@@ -62,6 +59,7 @@ def run(
         states=states or {},
         base_digest=digest_file(base or bench.base),
         round=1,
+        cohort=len(inputs),
         model_out=bench.folder / out,
         states_out={name: bench.folder / f"{out}.{name.replace('/', '.')}" for name in names},
     )

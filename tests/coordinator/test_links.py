@@ -79,6 +79,7 @@ class Server:
             states=self.states,
             base_digest="b" * 64,
             round=number,
+            cohort=len(updates),
             model_out=folder / f"{number}.model",
             states_out=out,
         )

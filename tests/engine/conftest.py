@@ -220,7 +220,7 @@ class World:
         self.effects: list[Effect] = []  # of the newest decision
         self.committed: list[Transition] = []
         self.checked = True
-        self.schedule = Synchronous(spec, refuse=lambda n: _bound(n, rule_needs))
+        self.schedule = Synchronous(spec, refuse=lambda n, _cohort: _bound(n, rule_needs))
         event = RunSubmitted(run_id="run", spec=spec, spec_toml="task = ...", request_id="request")
         self._take(new_run(event, "run", self.now))
 

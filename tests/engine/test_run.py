@@ -212,9 +212,9 @@ def test_a_paused_run_is_paused_after_a_restart(make_world: Any) -> None:
 
 def test_the_schedule_is_found_by_its_name() -> None:
     spec = RunSpec.model_validate({"task": "t:T", "rounds": 1})
-    assert isinstance(schedule.build(spec, lambda n: None), Synchronous)
+    assert isinstance(schedule.build(spec, lambda n, cohort: None), Synchronous)
     with pytest.raises(ConfigError, match="synchronos"):
-        schedule.build(spec.model_copy(update={"schedule": "synchronos"}), lambda n: None)
+        schedule.build(spec.model_copy(update={"schedule": "synchronos"}), lambda n, cohort: None)
 
 
 def test_without_a_bound_given_the_rule_itself_is_asked(make_world: Any) -> None:
@@ -238,7 +238,7 @@ class Lenient(Synchronous):
 
 def test_what_is_aggregated_is_settled_when_the_round_closes(make_world: Any) -> None:
     world = make_world(peers="abc", round={"quorum": 0.6}, started=False)
-    world.schedule = Lenient(world.state.spec, refuse=lambda n: None)
+    world.schedule = Lenient(world.state.spec, refuse=lambda n, cohort: None)
     world.start()
     world.deliver("ab")
     assert world.deliver("c").reason == "round 1 is AGGREGATING: what it aggregates is settled"

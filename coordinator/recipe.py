@@ -1,0 +1,48 @@
+"""The aggregation that a run spec asks for, with f for a cohort; imports torch."""
+
+from __future__ import annotations
+
+import aggregators
+from aggregators.rule import Needs
+from muster.spec.model import RunSpec
+
+RULE_STATE = "rule/"  # how the vectors that a rule keeps are named among a server's states
+
+
+def pipeline(spec: RunSpec, cohort: int) -> aggregators.Pipeline:
+    """For a round whose cohort, all that were asked, has so many peers. Raises `RuleError`."""
+    table = spec.aggregation
+    return aggregators.build(table.rule, pre=table.pre, faults=table.faults_of(cohort), options=table.options)
+
+
+def check(spec: RunSpec) -> None:
+    """Raises `RuleError` where the aggregation cannot be had of a coordinator, or not together with the rest."""
+    table = spec.aggregation
+    # Of a share of the cohort any cohort has one faulty peer or more.
+    built = pipeline(spec, spec.sampling.count or 1)
+    trusts = Needs.TRUSTED in built.needs
+    if trusts and table.trusted_peer is None:
+        raise aggregators.RuleError(
+            f"{table.rule} needs one peer that is trusted: say which in aggregation.trusted_peer"
+        )
+    if table.trusted_peer is not None and not trusts:
+        raise aggregators.RuleError(
+            f"{table.rule} trusts no peer, and aggregation.trusted_peer is {table.trusted_peer!r}: leave it out"
+        )
+    if trusts and spec.sampling.policy == "poisson":
+        raise aggregators.RuleError(
+            f"{table.rule} needs its trusted peer in every round, and poisson sampling draws each by itself"
+        )
+    if spec.privacy.secure_aggregation:
+        why = built.refuse_sums_only()
+        raise aggregators.RuleError(
+            why or "secure aggregation is not built yet: leave privacy.secure_aggregation out"
+        )
+
+
+def missing_trusted(spec: RunSpec, present: tuple[str, ...]) -> str | None:
+    """Why so far no round with the updates of these peers can be aggregated, if the trusted one is missing."""
+    trusted = spec.aggregation.trusted_peer
+    if trusted is None or trusted in present:
+        return None
+    return f"{spec.aggregation.rule} needs the update of its trusted peer {trusted!r}, and there is none"

@@ -1,0 +1,67 @@
+"""What a coordinator makes of the run spec's aggregation table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from coordinator import recipe
+from coordinator.checks import check_spec
+from muster.errors import ConfigError
+from muster.spec.model import RunSpec
+
+MakeSpec = Callable[..., RunSpec]
+
+
+@pytest.mark.parametrize(
+    ("faults", "cohort", "f"), [(2, 100, 2), (0.1, 30, 3), (0.1, 31, 4), (0.3, 1, 1), (0.25, 8, 2), (0, 9, 0)]
+)
+def test_a_share_of_the_cohort_is_rounded_up(make_spec: MakeSpec, faults: float, cohort: int, f: int) -> None:
+    spec = make_spec(aggregation={"rule": "median", "faults": faults})
+    assert recipe.pipeline(spec, cohort).faults == f
+
+
+@pytest.mark.parametrize("wrong", [0.5, -1, 1.5, -0.1])
+def test_what_is_neither_a_number_nor_a_share_is_refused(make_spec: MakeSpec, wrong: float) -> None:
+    with pytest.raises(ValueError, match="a number of updates .* or a share of the cohort"):
+        make_spec(aggregation={"rule": "median", "faults": wrong})
+
+
+@pytest.mark.parametrize(
+    ("tables", "sentence"),
+    [
+        ({"aggregation": {"rule": "fltrust"}}, "fltrust needs one peer that is trusted"),
+        ({"aggregation": {"rule": "krum", "faults": 1, "trusted_peer": "a"}}, "krum trusts no peer"),
+        (
+            {"aggregation": {"rule": "fltrust", "trusted_peer": "a"}, "sampling": {"policy": "poisson"}},
+            "poisson sampling draws each by itself",
+        ),
+        ({"aggregation": {"rule": "mean", "faults": 0.2}}, "mean bears no faulty update"),
+        (
+            {"aggregation": {"rule": "krum", "faults": 1}, "privacy": {"secure_aggregation": True}},
+            "krum must see each by itself",
+        ),
+        (
+            {"aggregation": {"rule": "mean", "pre": ["arc"]}, "privacy": {"secure_aggregation": True}},
+            "arc and mean must see each by itself",
+        ),
+        ({"privacy": {"secure_aggregation": True}}, "secure aggregation is not built yet"),
+        ({"compression": {"down": "int8", "down_feedback": "ef21"}}, "sends differences"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_at_submission(
+    make_spec: MakeSpec, tables: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        check_spec(make_spec(**tables))
+    assert caught.value.id == "spec.invalid"
+
+
+def test_without_its_trusted_peer_a_round_says_so(make_spec: MakeSpec) -> None:
+    spec = make_spec(aggregation={"rule": "fltrust", "trusted_peer": "ada"})
+    check_spec(spec)
+    assert recipe.missing_trusted(spec, ("ada", "bob")) is None
+    told = recipe.missing_trusted(spec, ("bob",))
+    assert told == "fltrust needs the update of its trusted peer 'ada', and there is none"
