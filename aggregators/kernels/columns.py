@@ -69,7 +69,7 @@ def _run(X: Tensor, out: Tensor, stage: Stage | None, mixing: Mixing | None) -> 
     sources, targets = native.addresses(source, rows), native.addresses(result)
     fixed = (addressof(sources), len(sources), weights, addressof(targets))
     values = max(len(sources), len(out)) * columns
-    over_columns(source.shape[1], values, lambda start, stop: kernel.call(*fixed, start, stop), align=width)
+    over_columns(kernel, fixed, source.shape[1], values, align=width)
     if result is not out:
         out.copy_(result[:, :columns])
     return True

@@ -5,9 +5,9 @@ float32; then each vector is summed in float64, and added to the matrix. So a fl
 `block / lanes` terms, and only the upper half of the matrix is worked out.
 
 The module defines `kernel(rows, groups, block, out, start, stop)`: `rows` points to the addresses of
-`groups * side` rows, `out` to the matrix [groups * side, groups * side] of float64, to which the products of the
-columns from `start` to `stop` are added where the row's group is not behind the column's. `start`, `stop` and
-`block` are multiples of `lanes`.
+`groups * side` rows, `out` to matrices [groups * side, groups * side] of float64, one for each `slab` of
+columns, to which the products of the columns from `start` to `stop` are added where the row's group is not
+behind the column's. `start`, `stop` and `block` are multiples of `lanes`, `start` and `slab` of `block`.
 """
 
 from __future__ import annotations
@@ -32,15 +32,18 @@ def side(lanes: int) -> int:
     return 3 if lanes == 8 else 5
 
 
-def module(lanes: int) -> str:
+def module(lanes: int, slab: int) -> str:
     writer = Writer(lanes)
     rows = side(lanes)
     writer.line(f"mul i64 %groups, {rows}", "%order")
+    writer.line("mul i64 %order, %order", "%cells")
     writer.say("br label %blocks")
     writer.begin("blocks")
     writer.say("%first = phi i64 [%start, %entry], [%end, %blocked]")
     beyond = writer.line("add i64 %first, %block")
     writer.line(f"call i64 @llvm.smin.i64(i64 {beyond}, i64 %stop)", "%end")
+    place = writer.line(f"mul i64 {writer.line(f'udiv i64 %first, {slab}')}, %cells")
+    writer.line(f"getelementptr double, ptr %out, i64 {place}", "%matrix")
     writer.say("br label %down")
     writer.begin("down")
     writer.say("%g = phi i64 [0, %blocks], [%g1, %downed]")
@@ -90,7 +93,7 @@ def _tile(writer: Writer, rows: int) -> None:
     for i, j in pairs:
         row = writer.line(f"add i64 {downs}, {i}")
         place = writer.line(f"add i64 {writer.line(f'mul i64 {row}, %order')}, {acrosses}")
-        cell = writer.element("double", writer.element("double", "%out", place), j)
+        cell = writer.element("double", writer.element("double", "%matrix", place), j)
         before = writer.line(f"load double, ptr {cell}")
         terms = writer.line(f"fpext {writer.type} %t{i}_{j} to {wide}")
         total = writer.line(  # halves are added to halves, not one lane to the next

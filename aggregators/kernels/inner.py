@@ -11,7 +11,7 @@ from torch import Tensor
 from aggregators.kernels import gram_code, native
 from aggregators.kernels.threads import over_columns
 
-_SLAB = 1 << 15  # columns whose sum is one float64 matrix: what a thread takes at a time
+_SLAB = 1 << 15  # columns whose sum is one float64 matrix: a multiple of the block
 _BLOCK = 4_096  # columns of one float32 sum: 256 terms to a lane of 16
 _TORCH_BLOCK = 16_384
 
@@ -47,12 +47,8 @@ def _slabs(kernel: native.Kernel, lanes: int, X: Tensor, columns: int) -> Tensor
     partials = torch.zeros(-(-columns // _SLAB), order, order, dtype=torch.float64)
     rows = native.addresses(X, [*range(n), *[n - 1] * (order - n)])
 
-    def take(start: int, stop: int) -> None:
-        for first in range(start, stop, _SLAB):
-            into = partials.data_ptr() + first // _SLAB * order * order * partials.element_size()
-            kernel.call(addressof(rows), groups, _BLOCK, into, first, min(first + _SLAB, stop))
-
-    over_columns(columns, n * columns, take, align=_SLAB)
+    fixed = (addressof(rows), groups, _BLOCK, partials.data_ptr())
+    over_columns(kernel, fixed, columns, n * columns, align=_SLAB)
     return partials[:, :n, :n]
 
 
@@ -72,4 +68,4 @@ def _by_torch(X: Tensor) -> Tensor:
 @lru_cache(maxsize=1)
 def _kernel() -> native.Kernel | None:
     target = native.machine()
-    return None if target is None else native.compiled(gram_code.module(target.lanes), arguments=6)
+    return None if target is None else native.compiled(gram_code.module(target.lanes, _SLAB), arguments=6)

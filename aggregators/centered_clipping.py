@@ -1,0 +1,70 @@
+"""Centered clipping: updates count only so far from where the last round's result was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from aggregators.options import check_integer, check_number
+from aggregators.rule import Geometry, Mix, Needs, Rule
+
+CENTER = "center"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CenteredClipping(Rule):
+    """v <- v + (1/n) sum_i (x_i - v) min(1, tau/|x_i - v|), `steps` times; z = v, which the next round starts at.
+
+    v starts at zero in the first round. tau bounds what one faulty row can do, by tau/n a step, and how fast
+    the honest rows can pull: it should be about the distance between honest updates of one round, which only
+    the task knows. A row of infinite norm counts as v. Bound: n > 2f. Cost: two passes.
+    """
+
+    name: ClassVar[str] = "centered-clipping"
+    source: ClassVar[str] = "Karimireddy, He and Jaggi, Learning from history, ICML 2021"
+    breakdown: ClassVar[str] = "n > 2f, with tau about the honest spread"
+    needs: ClassVar[Needs] = Needs.GRAM | Needs.STATE
+    score: ClassVar[str] = "distance to the result"
+
+    tau: float = 10.0
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self.name, "tau", self.tau, positive=True)
+        check_integer(self.name, "steps", self.steps, minimum=1)
+
+    def state_names(self, keys: Sequence[str]) -> tuple[str, ...]:
+        del keys  # one for all of them
+        return (CENTER,)
+
+    def mix(self, geometry: Geometry) -> Mix:
+        n, gram = geometry.n, geometry.extended
+        squares = gram.diagonal()[:n]
+        center = torch.zeros(n + 1, dtype=torch.float64)  # as shares of the rows and of the last v
+        center[n] = 1.0
+        factors = torch.ones(n, dtype=torch.float64)
+        for _ in range(self.steps):
+            away = self._away(gram, squares, center)
+            factors = torch.where(geometry.finite, (self.tau / away).clamp(max=1.0), 0.0)
+            center = center * (1 - factors.sum() / n)
+            center[:n] += factors / n
+        scores = self._away(gram, squares, center).masked_fill(~geometry.finite, torch.inf)
+        return Mix(
+            matrix=center[None, :],
+            state=center[None, :],
+            scores=scores,
+            treatment=tuple(
+                f"counts to {factor:.4g} of its distance" if factor < 1 else "counts in full"
+                for factor in factors.tolist()
+            ),
+            reason=f"{n} updates clipped to {self.tau:g} around the last result, {int((factors < 1).sum())} of them cut",
+        )
+
+    @staticmethod
+    def _away(gram: torch.Tensor, squares: torch.Tensor, center: torch.Tensor) -> torch.Tensor:
+        reach = gram @ center
+        return (squares - 2 * reach[: len(squares)] + center @ reach).clamp(min=0).sqrt()
