@@ -11,15 +11,13 @@ tensor([ 0., -3.,  0.,  0.])
 
 from compressors._registry import build, build_feedback
 from compressors.codec import Codec, CodecError, DecodeError
-from compressors.feedback import Feedback, Reconciled, reconcile
+from compressors.feedback import Feedback
 
 __all__ = [
     "Codec",
     "CodecError",
     "DecodeError",
     "Feedback",
-    "Reconciled",
     "build",
     "build_feedback",
-    "reconcile",
 ]

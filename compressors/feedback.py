@@ -11,16 +11,15 @@ else's business. Some feedbacks send differences, which the receiver adds up, an
 with zeros, so a sender that joins n others only makes H smaller, by n / (n + 1). A sender that leaves takes an
 unknown part of H with it: then, with one H for all, all resynchronise.
 
-Both ends of a link agree on its epoch, the number of bodies that the receiver has taken: see `reconcile`. To
-resynchronise, both ends set their states to zeros and the next body is made with the codec `identity`; that is
-all, as then m = x.
+Both ends must have counted the same bodies. The sender keeps the states before and after each body until it
+knows whether that counted. If it has neither state that the receiver's goes with, both set theirs to zeros and
+the next body is made with the codec `identity`: that is all, as then m = x.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -89,33 +88,6 @@ class NoFeedback(Feedback):
 
     def encode(self, codec: Codec, x: Tensor, state: dict[str, Tensor], seed: int) -> bytes:  # none
         return codec.encode(x, seed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reconciled:
-    action: Literal["continue", "commit", "resynchronise"]
-    reason: str
-
-
-def reconcile(*, committed: int, staged: bool, receiver: int) -> Reconciled:
-    """What a sender does with its state before the next body, once it knows the receiver's epoch.
-
-    `committed` is the epoch of the state that survives; `staged` says that a body was sent from it and the
-    state after it is kept, but no acknowledgement has come.
-    """
-    if receiver == committed:
-        dropped = "; the body without an acknowledgement was not taken, and is forgotten" if staged else ""
-        return Reconciled(action="continue", reason=f"both ends are at epoch {committed}{dropped}")
-    if staged and receiver == committed + 1:
-        return Reconciled(
-            action="commit",
-            reason=f"the body of epoch {receiver} was taken, only its acknowledgement was lost",
-        )
-    return Reconciled(
-        action="resynchronise",
-        reason=f"the sender is at epoch {committed} and the receiver at {receiver}: "
-        "both begin again with zeros and a body that loses nothing",
-    )
 
 
 def is_bounded(values: Tensor) -> bool:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import compressors
-from compressors import Codec, CodecError, DecodeError, Feedback, reconcile
+from compressors import Codec, CodecError, DecodeError, Feedback
 
 PROPERTY = settings(derandomize=True, database=None, deadline=None, max_examples=12)
 DIFFERENCES = ["ef21", "econtrol", "econtrol:0.03"]
@@ -157,45 +157,26 @@ def test_an_empty_chunk(name: str) -> None:
     )
 
 
-def test_epochs_decide_what_becomes_of_a_state() -> None:
-    def action(committed: int, staged: bool, receiver: int) -> str:
-        return reconcile(committed=committed, staged=staged, receiver=receiver).action
-
-    assert action(4, False, 4) == "continue"
-    assert action(4, True, 4) == "continue"
-    assert action(4, True, 5) == "commit"
-    assert action(4, False, 5) == "resynchronise"
-    assert action(4, True, 6) == "resynchronise"
-    assert action(4, True, 3) == "resynchronise"
-    assert "forgotten" in reconcile(committed=4, staged=True, receiver=4).reason
-    assert "forgotten" not in reconcile(committed=4, staged=False, receiver=4).reason
-
-
 @PROPERTY
-@given(st.lists(st.sampled_from(["acknowledged", "lost on the way", "acknowledgement lost"]), max_size=30))
+@given(st.lists(st.sampled_from(["counted", "dropped", "state lost"]), max_size=30))
 def test_whatever_gets_lost_both_ends_stay_equal(fates: list[str]) -> None:
-    """The caller's part played through: old states survive, epochs are compared before each body."""
-    codec, feedback = compressors.build("topk:0.2"), compressors.build_feedback("econtrol")
-    generator = torch.Generator().manual_seed(2)
-    link = Link(feedback, 25)
-    committed, staged, receiver = 0, None, 0
+    """The caller's part played through: what did not count leaves both as they were, what was lost begins anew."""
+    codec, identity = compressors.build("topk:0.2"), compressors.build("identity")
+    feedback, generator = compressors.build_feedback("econtrol"), torch.Generator().manual_seed(2)
+    link, decoded, begins = Link(feedback, 25), torch.empty(25), False
     for number, fate in enumerate(fates):
-        found = reconcile(committed=committed, staged=staged is not None, receiver=receiver)
-        assert found.action != "resynchronise"
-        if found.action == "commit":
-            assert staged is not None
-            link.state, committed = staged, committed + 1
-        staged = {name: values.clone() for name, values in link.state.items()}
-        body = feedback.encode(codec, torch.randn(25, generator=generator), staged, number)
-        if fate != "lost on the way":
-            decoded = torch.empty(25)
-            codec.decode(body, decoded)
-            feedback.receive(decoded, link.receiver)
-            receiver += 1
-        if fate == "acknowledged":
-            link.state, committed, staged = staged, committed + 1, None
-    state = staged if staged is not None and receiver == committed + 1 else link.state
-    assert torch.equal(state["estimate"], link.receiver["estimate"])
+        used = identity if begins else codec
+        after = {name: values.clone() for name, values in link.state.items()}
+        body = feedback.encode(used, torch.randn(25, generator=generator), after, number)
+        if fate == "dropped":
+            continue
+        if fate == "state lost":
+            link, begins = Link(feedback, 25), True
+            continue
+        used.decode(body, decoded)
+        feedback.receive(decoded, link.receiver)
+        link.state, begins = after, False
+        assert torch.equal(link.state["estimate"], link.receiver["estimate"])
 
 
 def test_spellings() -> None:
