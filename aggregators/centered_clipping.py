@@ -61,7 +61,7 @@ class CenteredClipping(Rule):
                 f"counts to {factor:.4g} of its distance" if factor < 1 else "counts in full"
                 for factor in factors.tolist()
             ),
-            reason=f"{n} updates clipped to {self.tau:g} around the last result, {int((factors < 1).sum())} of them cut",
+            reason=f"{int((factors < 1).sum())} of {n} updates clipped to {self.tau:g} around the last result",
         )
 
     @staticmethod

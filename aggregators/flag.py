@@ -111,4 +111,5 @@ def _subspace(gram: Tensor, weights: Tensor, m: int) -> Tensor:
     values, vectors = torch.linalg.eigh(root @ gram @ root)
     values, vectors = values.flip(0)[:m], vectors.flip(1)[:, :m]
     real = values > _RANK * values[0]
-    return root @ vectors[:, real] * values[real].rsqrt()
+    basis: Tensor = root @ vectors[:, real] * values[real].rsqrt()
+    return basis
