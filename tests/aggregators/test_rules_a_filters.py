@@ -135,7 +135,8 @@ def test_caf_by_definition(aggregate, n, f, seed):
     assert torch.allclose(result.vector, mean, atol=1e-9)
     assert result.plan.scores.tolist() == pytest.approx(weights.tolist(), abs=1e-9)
     assert steps <= 2 * f
-    assert f"by {steps} steps of a filter" in result.plan.reason
+    left = int((weights > 0).sum())
+    assert f"mean of {left} of {n} updates by {steps} steps of a filter" in result.plan.reason
     if f:
         assert result.plan.reason.endswith(f"in any direction was {variance:.4g}")
 
@@ -194,6 +195,13 @@ def test_dnc_drops_a_row_with_one_overflowing_coordinate():
     result = aggregators.aggregate(X, "dnc", (), faults=3, coordinates=10)
     assert not result.selected[4]
     assert float(result.vector.abs().max()) < 10
+
+
+def test_dnc_never_takes_a_row_that_is_not_finite_however_few_it_drops(aggregate):
+    X = drawn(9, 40, 4).float()
+    X[1], X[6], X[7] = 1e30, -1e30, 1e30
+    plan = aggregate(X, "dnc", faults=3, c=0.5, coordinates=0).plan
+    assert taken(plan) == [0, 2, 3, 4, 5, 8]
 
 
 @pytest.mark.parametrize(

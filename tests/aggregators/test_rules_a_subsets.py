@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import aggregators
-from aggregators.subsets import left_out
+from aggregators import smea
+from aggregators.subsets import left_out, masks
 
 RULES = ["mda", "mva", "smea"]
 
@@ -146,3 +147,24 @@ def test_smea_prunes_and_stays_exact(aggregate):
     X[:4] += 1.5
     chosen = taken(aggregate(X, "smea", faults=4))
     assert greatest_variance(X[chosen]) == pytest.approx(least(X, 4, greatest_variance))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_smea_is_exact_however_few_subsets_are_looked_at_together(aggregate, monkeypatch, seed):
+    monkeypatch.setattr(smea, "_AT_ONCE", 1 + seed)  # so that later ones are decided by a factor
+    monkeypatch.setattr(smea, "_POWER_STEPS", 1)  # of loose bounds, which leave the order to chance
+    X = torch.randn(9, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    chosen = taken(aggregate(X, "smea", faults=3))
+    assert greatest_variance(X[chosen]) == pytest.approx(least(X, 3, greatest_variance))
+    twins = torch.tensor([[5.0], [1.0], [1.0], [1.0], [1.0]]).double()
+    assert taken(aggregate(twins, "smea", faults=2)) == [1, 2, 3]
+
+
+def test_the_bounds_of_smea_are_below_and_close():
+    X = torch.randn(9, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    out = left_out(9, 3)
+    ((_, table),) = masks(out, 9)
+    bounds = smea._bounds(torch.cdist(X, X) ** 2, table)
+    exact = torch.tensor([greatest_variance(X[kept.bool()]) for kept in table], dtype=torch.float64)
+    assert bool((bounds <= exact * (1 + 1e-12)).all())
+    assert float((bounds / exact).mean()) > 0.9
