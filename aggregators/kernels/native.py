@@ -67,9 +67,8 @@ class Kernel:
             )
             self._engine = llvm.create_mcjit_compiler(module, made)
             self._engine.finalize_object()
-            self.address: int = self._engine.get_function_address("kernel")
-        signature = ctypes.CFUNCTYPE(None, *([ctypes.c_int64] * arguments))
-        self.call: Callable[..., None] = signature(self.address)
+            address = self._engine.get_function_address("kernel")
+        self.call: Callable[..., None] = ctypes.CFUNCTYPE(None, *([ctypes.c_int64] * arguments))(address)
 
 
 def compiled(source: str, arguments: int) -> Kernel | None:

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from itertools import pairwise
 from threading import Thread
+from typing import ClassVar
 
 import pytest
 import torch
@@ -303,15 +304,27 @@ def test_threads_that_need_the_same_kernel_at_once_all_get_it(forget):
     assert all(same(out, expected) for out in results)
 
 
-def test_a_failure_on_another_thread_is_the_callers():
-    def task(start, stop):
-        if start:
-            raise ValueError("here")
+@pytest.mark.parametrize("threads", [2, 3, 7])
+@pytest.mark.parametrize("columns_", [40, 1_000, 150_001])
+def test_every_range_is_done_once_on_any_number_of_threads(threads, columns_):
+    class Counts:
+        """Stands for a kernel; the list's methods are whole steps to other threads."""
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(3)
+        done: ClassVar[list[tuple[int, int]]] = []
+
+        def call(self, *arguments):
+            assert arguments[:4] == (1, 2, 3, 4)
+            self.done.append(arguments[4:])
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
-        with pytest.raises(ValueError, match="here"):
-            columns.over_columns(1_000, 10**9, task, align=16)
+        Counts.done.clear()
+        columns.over_columns(Counts(), (1, 2, 3, 4), columns_, 10**9, align=16)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
+    ranges = sorted(Counts.done)
+    assert ranges[0][0] == 0
+    assert ranges[-1][1] == columns_
+    assert all(one[1] == other[0] and one[1] % 16 == 0 for one, other in pairwise(ranges))
+    assert len(ranges) > 1
