@@ -18,6 +18,7 @@ expected; what a rule does with them is told in `Pipeline.plan` and in the rules
 """
 
 from aggregators.aggregate import Aggregate, aggregate
+from aggregators.describe import Description, describe, everything
 from aggregators.gram import Gram
 from aggregators.options import RuleError
 from aggregators.pipeline import Pipeline, build
@@ -27,6 +28,7 @@ from aggregators.survey import Survey
 
 __all__ = [
     "Aggregate",
+    "Description",
     "Gram",
     "MatrixSource",
     "Pipeline",
@@ -37,4 +39,6 @@ __all__ = [
     "Survey",
     "aggregate",
     "build",
+    "describe",
+    "everything",
 ]

@@ -14,8 +14,14 @@ from aggregators.options import RuleError
 RULES = "muster.rules"
 PRE_RULES = "muster.pre_rules"
 ATTACKS = "muster.attacks"
+PEER_RULES = "muster.peer_rules"
 
-_KINDS = {RULES: "aggregation rule", PRE_RULES: "pre-rule", ATTACKS: "attack"}
+KINDS = {
+    RULES: "aggregation rule",
+    PRE_RULES: "pre-rule",
+    PEER_RULES: "peer-side rule",
+    ATTACKS: "attack",
+}
 
 T = TypeVar("T")
 
@@ -33,12 +39,12 @@ def names(group: str) -> tuple[str, ...]:
 def find(group: str, name: str, base: type[T]) -> type[T]:
     """The class called `name`; the `RuleError` if there is none names the nearest, or the kind that it is of."""
     point = _installed(group).get(name)
-    kind = _KINDS[group]
+    kind = KINDS[group]
     if point is None:
-        for other, other_kind in _KINDS.items():
+        for other, other_kind in KINDS.items():
             if other != group and name in _installed(other):
                 raise RuleError(f"{name!r} is a kind of {other_kind}, and a kind of {kind} was asked for")
-        raise RuleError(f"there is no {kind} {name!r}{_nearest(name, names(group))}")
+        raise RuleError(f"there is no {kind} {name!r}{nearest(name, names(group))}")
     loaded = point.load()
     if not (isinstance(loaded, type) and issubclass(loaded, base)):
         raise RuleError(f"{point.value}, installed as {kind} {name!r}, is no {base.__name__}")
@@ -68,7 +74,7 @@ def construct(plugin: type[T], name: str, options: Mapping[str, Any], **given: A
     known = option_names(plugin)
     for option in options:
         if option not in known:
-            raise RuleError(f"{name} has no option {option!r}{_nearest(option, known)}")
+            raise RuleError(f"{name} has no option {option!r}{nearest(option, known)}")
     required = {field.name for field in _fields(plugin) if _is_required(field)}
     for option in known:
         if option in required and option not in options:
@@ -84,7 +90,8 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
+def nearest(name: str, known: Sequence[str]) -> str:
+    """What to say behind an unknown name: the nearest, or all that there are."""
     close = get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"

@@ -35,6 +35,7 @@ class Needs(Flag):
     SEED = auto()  # randomness, all of it from the seed
     TRUSTED = auto()  # one row that the caller vouches for: a server's root update, a peer's own
     STATE = auto()  # vectors that outlive a round
+    TEST_SET = auto()  # examples of its own to judge by
     KEYS = auto()  # to know whose update a row is, from round to round
 
 

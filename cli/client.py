@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -54,6 +55,12 @@ class Client:
         request = pb.GetRoundRequest(run_id=run_id, number=number)
         response: pb.GetRoundResponse = await self.call("GetRound", request)
         return response.round
+
+    async def replay(self, run_id: str, number: int, changes: Mapping[str, Any]) -> pb.ReplayRoundResponse:
+        """`changes` are those to the run spec's aggregation table."""
+        request = pb.ReplayRoundRequest(run_id=run_id, number=number, aggregation_json=json.dumps(changes))
+        response: pb.ReplayRoundResponse = await self.call("ReplayRound", request)
+        return response
 
     async def peers(self) -> Sequence[pb.Peer]:
         response: pb.ListPeersResponse = await self.call("ListPeers", pb.ListPeersRequest())

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import typer
 
+from cli.commands import aggregators as aggregator
 from cli.commands import configs, federation, follow, machine, models, peers, rounds, runs
 from cli.output import print_error
 from cli.settings import group, root
@@ -48,6 +49,9 @@ def build() -> typer.Typer:
     rounds.register(group(app, "round", help="Rounds: who took part, with what weight, and why."))
     peers.register(group(app, "peer", help="Peers: who is there; send away, set aside, let back."))
     models.register(group(app, "model", help="Model versions: list, and pull as plain PyTorch weights."))
+    aggregator.register(
+        group(app, "aggregator", help="Aggregation rules and attacks: what there is, what it bears.")
+    )
     configs.register(group(app, "config", help="Settings of this machine, and run specs: show, check."))
     return app
 

@@ -176,16 +176,63 @@ def round_view(round: pb.Round) -> RenderableType:
             ("round", f"{round.number} of run {round.run_id}"),
             ("state", Text.assemble(state(round.state), f": {round.reason}" if round.reason else "")),
             ("rule", round.rule),
-            ("codec", round.codec),
+            ("codec", f"{round.codec} up, {round.codec_down or 'identity'} down"),
             ("base", f"version {round.base_version}  {round.base_digest}"),
             ("model", round.model_digest),
             ("metrics", metrics_line(round.metrics)),
-            ("bytes", f"{size(round.bytes_up)} up, {size(round.bytes_down)} down"),
+            ("bytes", _round_bytes(round)),
             ("opened", moment(round.opened_at)),
             ("time", took),
         ]
     )
     return Group(head, "", assignments_table(round.assignments))
+
+
+def _round_bytes(round: pb.Round) -> str:
+    up = f"{size(round.bytes_up)} up{_saved(round.bytes_up, round.bytes_up_dense)}"
+    return f"{up}, {size(round.bytes_down)} down{_saved(round.bytes_down, round.bytes_down_dense)}"
+
+
+def _saved(sent: int, dense: int) -> str:
+    return f" ({size(dense - sent)} saved, {dense / sent:.1f} times fewer)" if 0 < sent < 0.99 * dense else ""
+
+
+def round_explained(round: pb.Round) -> RenderableType:
+    """A paragraph for each update that was aggregated or refused."""
+    lines = [f"round {round.number}: {round.reason}", ""]
+    if round.score_meaning:
+        lines += [f"score of {round.rule.rpartition('+')[2]}: {round.score_meaning}", ""]
+    for each in sorted(round.assignments, key=lambda a: (a.peer_id, a.attempt)):
+        if each.role == "evaluate":
+            continue
+        lines.append(f"{each.peer_id}: {each.state.lower()}, {each.reason}")
+        if each.treatment:
+            share = f"weight {each.weight:.4g}" if each.selected else "no share in the model"
+            lines.append(f"    {share}, score {each.score:.4g}, norm {each.norm:.4g}: {each.treatment}")
+    return "\n".join(lines)
+
+
+def replay_view(found: pb.ReplayRoundResponse) -> RenderableType:
+    same = "the committed model, to the byte" if found.reproduced else "another model than the committed one"
+    head = facts(
+        [
+            ("rule", found.rule),
+            ("makes", same),
+            ("how", found.reason),
+            ("model", found.model_digest),
+            ("committed", found.committed_digest),
+            ("moves by", f"{found.norm:.6g} (L2); the committed one by {found.norm_committed:.6g}"),
+            ("cosine", f"{found.cosine:.6f} between both moves"),
+            ("distance", f"{found.distance:.4g} of the committed move"),
+        ]
+    )
+    numbers = ("SCORE", "WEIGHT", "COMMITTED")
+    made = table("PEER", *numbers, "HOW IT WAS TREATED", numbers=numbers)
+    for each in found.updates:
+        was = f"{each.weight_committed:.3f}" if each.selected_committed else "-"
+        share = f"{each.weight:.3f}" if each.selected else "-"
+        made.add_row(each.peer_id, f"{each.score:.4g}", share, was, each.treatment)
+    return Group(head, "", made)
 
 
 def peers_table(peers: Sequence[pb.Peer]) -> RenderableType:

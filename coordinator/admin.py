@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import secrets
 import shutil
@@ -50,6 +51,7 @@ class AdminServicer:
             "ExplainRun": self.explain_run,
             "ListRounds": self.list_rounds,
             "GetRound": self.get_round,
+            "ReplayRound": self.replay_round,
             "ListPeers": self.list_peers,
             "GetPeer": self.get_peer,
             "DrainPeer": self.drain_peer,
@@ -164,10 +166,31 @@ class AdminServicer:
                 fix=f"muster round list {request.run_id}",
             )
         message = _round(row, spec)
+        message.score_meaning = await asyncio.to_thread(_score_meaning, spec)
+        base = await self._store.model(request.run_id, version=row.base_version)
+        if base is not None:
+            asked = {each.peer_id for each in row.assignments if each.role == "train"}
+            message.bytes_down_dense = base.size_bytes * len(asked)
         for each in message.assignments:
             if each.state == "UPLOADING":
                 each.bytes_held = self._coordinator.bytes_held(each.assignment_id)
         return pb.GetRoundResponse(round=message)
+
+    async def replay_round(
+        self, request: pb.ReplayRoundRequest, context: CallContext
+    ) -> pb.ReplayRoundResponse:
+        from coordinator.replay import replay
+
+        try:
+            changes = json.loads(request.aggregation_json or "{}")
+        except ValueError as error:
+            raise ConfigError("replay.bad_rule", f"aggregation_json is no JSON: {error}") from error
+        if not isinstance(changes, dict):
+            raise ConfigError("replay.bad_rule", "aggregation_json is no JSON object")
+        row = await self._store.round(request.run_id, request.number)
+        replayed = await replay(self._coordinator, request.run_id, request.number, changes)
+        before = {each.assignment_id: each for each in row.assignments} if row else {}
+        return convert.replayed(replayed, before)
 
     async def list_models(self, request: pb.ListModelsRequest, context: CallContext) -> pb.ListModelsResponse:
         await self._run(request.run_id)
@@ -310,4 +333,14 @@ def _message(row: rows.RunRow) -> pb.Run:
 
 def _round(row: rows.RoundRow, spec: RunSpec) -> pb.Round:
     rule = "+".join((*spec.aggregation.pre, spec.aggregation.rule))
-    return convert.round(row, codec=spec.compression.up, rule=rule)
+    return convert.round(row, codec=spec.compression.up, codec_down=spec.compression.down, rule=rule)
+
+
+def _score_meaning(spec: RunSpec) -> str:
+    """In a thread: plug-ins import torch."""
+    import aggregators
+
+    try:
+        return aggregators.describe(spec.aggregation.rule).score
+    except aggregators.RuleError:  # its package is not installed any more
+        return ""

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 from coordinator.store import rows
 from protos.v1 import admin_pb2 as pb
+
+if TYPE_CHECKING:
+    from coordinator.replay import Replayed
 
 
 def run(row: rows.RunRow, rounds_total: int) -> pb.Run:
@@ -29,7 +35,7 @@ def run(row: rows.RunRow, rounds_total: int) -> pb.Run:
     )
 
 
-def round(row: rows.RoundRow, *, codec: str, rule: str) -> pb.Round:
+def round(row: rows.RoundRow, *, codec: str, codec_down: str, rule: str) -> pb.Round:
     return pb.Round(
         run_id=row.run_id,
         number=row.number,
@@ -45,7 +51,9 @@ def round(row: rows.RoundRow, *, codec: str, rule: str) -> pb.Round:
         metrics=row.metrics,
         bytes_up=row.bytes_up,
         bytes_down=row.bytes_down,
+        bytes_up_dense=sum(each.dense_bytes for each in row.assignments),
         codec=codec,
+        codec_down=codec_down,
         rule=rule,
     )
 
@@ -68,6 +76,34 @@ def assignment(row: rows.AssignmentRow, bytes_held: int = 0) -> pb.RoundAssignme
         treatment=row.treatment,
         traceback=row.traceback,
         metrics=row.metrics,
+    )
+
+
+def replayed(made: Replayed, before: Mapping[str, rows.AssignmentRow]) -> pb.ReplayRoundResponse:
+    table, compared = made.table, made.comparison
+    return pb.ReplayRoundResponse(
+        rule="+".join((*table.pre, table.rule)),
+        reproduced=made.reproduced,
+        model_digest=made.result.model_digest,
+        committed_digest=made.committed_digest,
+        norm=compared.norm,
+        norm_committed=compared.norm_committed,
+        cosine=compared.cosine,
+        distance=compared.distance,
+        reason=made.result.reason,
+        updates=[
+            pb.ReplayedUpdate(
+                assignment_id=treated.assignment_id,
+                peer_id=before[treated.assignment_id].peer_id,
+                weight=treated.weight,
+                weight_committed=before[treated.assignment_id].weight or 0.0,
+                score=treated.score,
+                selected=treated.selected,
+                selected_committed=before[treated.assignment_id].selected,
+                treatment=treated.sentence,
+            )
+            for treated in made.result.treatments
+        ],
     )
 
 

@@ -303,6 +303,7 @@ def _aggregated(effect: Aggregate, result: AggregationResult, before: Mapping[st
             for treated in result.treatments
         ),
         seconds=result.seconds,
+        how=result.reason,
         states={**before, **result.state_digests},
     )
 

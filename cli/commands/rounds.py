@@ -1,20 +1,22 @@
-"""`muster round list | show`."""
+"""`muster round list | show | replay`."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
 import typer
 
 from cli.commands.runs import RunName
 from cli.output import emit
 from cli.settings import Settings, command
-from muster.errors import NotFoundError
+from muster.errors import NotFoundError, UsageError
 
 
 def register(app: typer.Typer) -> None:
     command(app, "list", example="muster round list digits")(list_rounds)
     command(app, "show", example="muster round show digits 3")(show)
+    command(app, "replay", example="muster round replay digits 3 --rule krum")(replay)
 
 
 async def list_rounds(settings: Settings, run: RunName) -> None:
@@ -34,11 +36,17 @@ async def show(
     number: Annotated[
         int | None, typer.Argument(metavar="N", min=1, help="The newest round if left out.")
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain", help="A line for each update: its figures, what they mean, how it was treated."
+        ),
+    ] = False,
 ) -> None:
     """One round: who took part, with what weight, and how each update was treated."""
     from cli.client import connect
     from cli.json_form import to_json
-    from cli.render import round_view
+    from cli.render import round_explained, round_view
 
     async with connect(settings) as client:
         run_id = (await client.find_run(run)).run_id
@@ -49,4 +57,60 @@ async def show(
                     "round.not_found", f"run {run_id!r} has no round yet", fix=f"muster why {run_id}"
                 )
         found = await client.round(run_id, number)
-    emit(settings, to_json(found), lambda: round_view(found))
+    emit(settings, to_json(found), lambda: round_explained(found) if explain else round_view(found))
+
+
+async def replay(
+    settings: Settings,
+    run: RunName,
+    number: Annotated[int, typer.Argument(metavar="N", min=1)],
+    *,
+    rule: Annotated[
+        str | None, typer.Option("--rule", metavar="NAME", help="Instead of the run's own.")
+    ] = None,
+    pre: Annotated[
+        str | None,
+        typer.Option(
+            "--pre", metavar="NAMES", help="Pre-rules instead of the run's own: arc,nnm; '' is none."
+        ),
+    ] = None,
+    faults: Annotated[
+        float | None, typer.Option("--faults", help="f, or a share of the cohort, instead of the run's own.")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="KEY=VALUE", help="An option of the rule; may be repeated."),
+    ] = None,
+    trusted: Annotated[
+        str | None, typer.Option("--trusted", metavar="PEER", help="For a rule that trusts one.")
+    ] = None,
+) -> None:
+    """Aggregate a round's stored updates once more, with another rule, and compare; nothing is changed.
+
+    With the run's own rule it must make the committed model again, to the byte.
+    """
+    from cli.client import connect
+    from cli.json_form import to_json
+    from cli.render import replay_view
+
+    given = {"rule": rule, "faults": faults, "trusted_peer": trusted}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if pre is not None:
+        changes["pre"] = [name for name in pre.split(",") if name]
+    elif rule is not None:
+        changes["pre"] = []
+    if option:
+        changes["options"] = dict(map(_option, option))
+    async with connect(settings) as client:
+        found = await client.replay((await client.find_run(run)).run_id, number, changes)
+    emit(settings, to_json(found), lambda: replay_view(found))
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise UsageError("usage.bad_option", f"an option is KEY=VALUE, not {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

@@ -138,7 +138,7 @@ def commit(draft: Draft, event: Aggregated) -> str | None:
     version = event.model.version
     reason = (
         f"round {round_.number} made version {version} from {_updates(len(round_.delivered))} "
-        f"in {event.seconds:.2f} s"
+        f"in {event.seconds:.2f} s" + (f": {event.how}" if event.how else "")
     )
     _record_model(draft, event.model, f"version {version} is the result of round {round_.number}")
     for name, digest in sorted(event.states.items()):

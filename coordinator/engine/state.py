@@ -303,7 +303,8 @@ class Aggregated(Event):
     seconds: float
     states: Mapping[str, str] = field(
         default_factory=_empty
-    )  # the server optimizer's state vectors: name -> blob digest
+    )  # what the server keeps beside the version: name -> blob digest
+    how: str = ""  # in the rule's own words
 
 
 @dataclass(frozen=True, kw_only=True)

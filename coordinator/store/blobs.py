@@ -37,12 +37,17 @@ def live(connection: Connection) -> frozenset[str]:
 def unneeded(connection: Connection, *, updates_keep_rounds: int, models_keep: int | None) -> frozenset[str]:
     """Digests of the blobs that nothing will ask for again and that have not been given up yet.
 
-    Kept are: updates of rounds that have not ended and of each run's last `updates_keep_rounds` rounds; each
-    run's newest `models_keep` versions (None: all), and those from which live work starts or that are being
-    evaluated; of a run that has not ended, the server's state at its newest version and the newest deltas.
+    Kept are: updates of rounds that have not ended and of each run's last `updates_keep_rounds` rounds, with what
+    a replay of those starts from; each run's newest `models_keep` versions (None: all), and those from which
+    live work starts or that are being evaluated; of a run that has not ended, the server's state at its newest
+    version and the newest deltas.
     """
     held = set(connection.execute(_held()).scalars())
-    needed = union(_needed_updates(updates_keep_rounds), *_needed_models(models_keep), _needed_states())
+    needed = union(
+        _needed_updates(updates_keep_rounds),
+        *_needed_models(models_keep, updates_keep_rounds),
+        _needed_states(updates_keep_rounds),
+    )
     return frozenset(held - set(connection.execute(needed).scalars()))
 
 
@@ -76,9 +81,11 @@ def _needed_updates(keep_rounds: int) -> Select[str]:
     )
 
 
-def _needed_models(keep: int | None) -> list[Select[str]]:
+def _needed_models(keep: int | None, keep_rounds: int) -> list[Select[str]]:
     digests = select(MODELS.c.digest)
-    newest = true() if keep is None else MODELS.c.version > RUNS.c.model_version - max(1, keep)
+    newest = (
+        true() if keep is None else MODELS.c.version > RUNS.c.model_version - max(1, keep, keep_rounds + 1)
+    )
     live_round = and_(ROUNDS.c.run_id == MODELS.c.run_id, ROUNDS.c.base_version == MODELS.c.version)
     live_work = and_(ASSIGNMENTS.c.run_id == MODELS.c.run_id, ASSIGNMENTS.c.base_version == MODELS.c.version)
     evaluated = and_(EVALUATIONS.c.run_id == MODELS.c.run_id, EVALUATIONS.c.version == MODELS.c.version)
@@ -90,11 +97,18 @@ def _needed_models(keep: int | None) -> list[Select[str]]:
     ]
 
 
-def _needed_states() -> Select[str]:
-    newest = RUNS.c.model_version == STATES.c.version
-    followed = and_(STATES.c.name == tables.DELTA, STATES.c.version > RUNS.c.model_version - DELTAS_KEEP)
+def _needed_states(keep_rounds: int) -> Select[str]:
+    newest = and_(RUNS.c.model_version == STATES.c.version, not_ended(RUNS, RunStatus))
+    replayed = and_(
+        STATES.c.version >= RUNS.c.model_version - keep_rounds, STATES.c.version < RUNS.c.model_version
+    )
+    followed = and_(
+        STATES.c.name == tables.DELTA,
+        STATES.c.version > RUNS.c.model_version - DELTAS_KEEP,
+        not_ended(RUNS, RunStatus),
+    )
     return (
         select(STATES.c.digest)
         .join(RUNS, RUNS.c.run_id == STATES.c.run_id)
-        .where(tables.HOLDS_BLOB.self_group(), or_(newest, followed), not_ended(RUNS, RunStatus))
+        .where(tables.HOLDS_BLOB.self_group(), or_(newest, followed, replayed))
     )

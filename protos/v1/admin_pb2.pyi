@@ -156,6 +156,10 @@ class Round(_message.Message):
     BYTES_DOWN_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
     RULE_FIELD_NUMBER: _builtins.int
+    SCORE_MEANING_FIELD_NUMBER: _builtins.int
+    BYTES_UP_DENSE_FIELD_NUMBER: _builtins.int
+    CODEC_DOWN_FIELD_NUMBER: _builtins.int
+    BYTES_DOWN_DENSE_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     number: _builtins.int
     state: _builtins.str
@@ -171,6 +175,13 @@ class Round(_message.Message):
     bytes_down: _builtins.int
     codec: _builtins.str
     rule: _builtins.str
+    score_meaning: _builtins.str
+    """of the rule's scores"""
+    bytes_up_dense: _builtins.int
+    """what the updates would have been uncompressed"""
+    codec_down: _builtins.str
+    bytes_down_dense: _builtins.int
+    """what was asked for would have been uncompressed"""
     @_builtins.property
     def assignments(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoundAssignment]: ...
     @_builtins.property
@@ -194,14 +205,135 @@ class Round(_message.Message):
         bytes_down: _builtins.int = ...,
         codec: _builtins.str = ...,
         rule: _builtins.str = ...,
+        score_meaning: _builtins.str = ...,
+        bytes_up_dense: _builtins.int = ...,
+        codec_down: _builtins.str = ...,
+        bytes_down_dense: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "base_digest", b"base_digest", "base_version", b"base_version", "bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "codec", b"codec", "deadline_at", b"deadline_at", "ended_at", b"ended_at", "metrics", b"metrics", "model_digest", b"model_digest", "number", b"number", "opened_at", b"opened_at", "reason", b"reason", "rule", b"rule", "run_id", b"run_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "base_digest", b"base_digest", "base_version", b"base_version", "bytes_down", b"bytes_down", "bytes_down_dense", b"bytes_down_dense", "bytes_up", b"bytes_up", "bytes_up_dense", b"bytes_up_dense", "codec", b"codec", "codec_down", b"codec_down", "deadline_at", b"deadline_at", "ended_at", b"ended_at", "metrics", b"metrics", "model_digest", b"model_digest", "number", b"number", "opened_at", b"opened_at", "reason", b"reason", "rule", b"rule", "run_id", b"run_id", "score_meaning", b"score_meaning", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Round: _TypeAlias = Round  # noqa: Y015
+
+@_typing.final
+class ReplayRoundRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    AGGREGATION_JSON_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    number: _builtins.int
+    aggregation_json: _builtins.str
+    """changes to the run spec's aggregation table; "" or "{}": none"""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        number: _builtins.int = ...,
+        aggregation_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation_json", b"aggregation_json", "number", b"number", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayRoundRequest: _TypeAlias = ReplayRoundRequest  # noqa: Y015
+
+@_typing.final
+class ReplayRoundResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULE_FIELD_NUMBER: _builtins.int
+    REPRODUCED_FIELD_NUMBER: _builtins.int
+    MODEL_DIGEST_FIELD_NUMBER: _builtins.int
+    COMMITTED_DIGEST_FIELD_NUMBER: _builtins.int
+    NORM_FIELD_NUMBER: _builtins.int
+    NORM_COMMITTED_FIELD_NUMBER: _builtins.int
+    COSINE_FIELD_NUMBER: _builtins.int
+    DISTANCE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    UPDATES_FIELD_NUMBER: _builtins.int
+    rule: _builtins.str
+    reproduced: _builtins.bool
+    """the model is the committed one, to the byte"""
+    model_digest: _builtins.str
+    committed_digest: _builtins.str
+    norm: _builtins.float
+    """L2 of how far the model moves from the round's base"""
+    norm_committed: _builtins.float
+    cosine: _builtins.float
+    """between both moves"""
+    distance: _builtins.float
+    """L2 between both models, over norm_committed"""
+    reason: _builtins.str
+    @_builtins.property
+    def updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplayedUpdate]: ...
+    def __init__(
+        self,
+        *,
+        rule: _builtins.str = ...,
+        reproduced: _builtins.bool = ...,
+        model_digest: _builtins.str = ...,
+        committed_digest: _builtins.str = ...,
+        norm: _builtins.float = ...,
+        norm_committed: _builtins.float = ...,
+        cosine: _builtins.float = ...,
+        distance: _builtins.float = ...,
+        reason: _builtins.str = ...,
+        updates: _abc.Iterable[Global___ReplayedUpdate] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_digest", b"committed_digest", "cosine", b"cosine", "distance", b"distance", "model_digest", b"model_digest", "norm", b"norm", "norm_committed", b"norm_committed", "reason", b"reason", "reproduced", b"reproduced", "rule", b"rule", "updates", b"updates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayRoundResponse: _TypeAlias = ReplayRoundResponse  # noqa: Y015
+
+@_typing.final
+class ReplayedUpdate(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ASSIGNMENT_ID_FIELD_NUMBER: _builtins.int
+    PEER_ID_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    WEIGHT_COMMITTED_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    SELECTED_FIELD_NUMBER: _builtins.int
+    SELECTED_COMMITTED_FIELD_NUMBER: _builtins.int
+    TREATMENT_FIELD_NUMBER: _builtins.int
+    assignment_id: _builtins.str
+    peer_id: _builtins.str
+    weight: _builtins.float
+    weight_committed: _builtins.float
+    score: _builtins.float
+    selected: _builtins.bool
+    selected_committed: _builtins.bool
+    treatment: _builtins.str
+    def __init__(
+        self,
+        *,
+        assignment_id: _builtins.str = ...,
+        peer_id: _builtins.str = ...,
+        weight: _builtins.float = ...,
+        weight_committed: _builtins.float = ...,
+        score: _builtins.float = ...,
+        selected: _builtins.bool = ...,
+        selected_committed: _builtins.bool = ...,
+        treatment: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "peer_id", b"peer_id", "score", b"score", "selected", b"selected", "selected_committed", b"selected_committed", "treatment", b"treatment", "weight", b"weight", "weight_committed", b"weight_committed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayedUpdate: _TypeAlias = ReplayedUpdate  # noqa: Y015
 
 @_typing.final
 class RoundAssignment(_message.Message):

@@ -84,6 +84,11 @@ class AdminServiceStub(object):
                 request_serializer=protos_dot_v1_dot_admin__pb2.GetRoundRequest.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_admin__pb2.GetRoundResponse.FromString,
                 _registered_method=True)
+        self.ReplayRound = channel.unary_unary(
+                '/muster.v1.AdminService/ReplayRound',
+                request_serializer=protos_dot_v1_dot_admin__pb2.ReplayRoundRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_admin__pb2.ReplayRoundResponse.FromString,
+                _registered_method=True)
         self.ListPeers = channel.unary_unary(
                 '/muster.v1.AdminService/ListPeers',
                 request_serializer=protos_dot_v1_dot_admin__pb2.ListPeersRequest.SerializeToString,
@@ -190,6 +195,13 @@ class AdminServiceServicer(object):
 
     def GetRound(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplayRound(self, request, context):
+        """Aggregates a round's stored updates once more, and changes nothing.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -301,6 +313,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetRound,
                     request_deserializer=protos_dot_v1_dot_admin__pb2.GetRoundRequest.FromString,
                     response_serializer=protos_dot_v1_dot_admin__pb2.GetRoundResponse.SerializeToString,
+            ),
+            'ReplayRound': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplayRound,
+                    request_deserializer=protos_dot_v1_dot_admin__pb2.ReplayRoundRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_admin__pb2.ReplayRoundResponse.SerializeToString,
             ),
             'ListPeers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListPeers,
@@ -618,6 +635,33 @@ class AdminService(object):
             '/muster.v1.AdminService/GetRound',
             protos_dot_v1_dot_admin__pb2.GetRoundRequest.SerializeToString,
             protos_dot_v1_dot_admin__pb2.GetRoundResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayRound(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/muster.v1.AdminService/ReplayRound',
+            protos_dot_v1_dot_admin__pb2.ReplayRoundRequest.SerializeToString,
+            protos_dot_v1_dot_admin__pb2.ReplayRoundResponse.FromString,
             options,
             channel_credentials,
             insecure,

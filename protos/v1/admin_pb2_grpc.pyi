@@ -41,6 +41,8 @@ class AdminServiceStub:
     ExplainRun: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ExplainRunRequest, _admin_pb2.ExplainRunResponse]
     ListRounds: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListRoundsRequest, _admin_pb2.ListRoundsResponse]
     GetRound: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetRoundRequest, _admin_pb2.GetRoundResponse]
+    ReplayRound: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ReplayRoundRequest, _admin_pb2.ReplayRoundResponse]
+    """Aggregates a round's stored updates once more, and changes nothing."""
     ListPeers: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListPeersRequest, _admin_pb2.ListPeersResponse]
     GetPeer: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetPeerRequest, _admin_pb2.GetPeerResponse]
     DrainPeer: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainPeerRequest, _admin_pb2.DrainPeerResponse]
@@ -65,6 +67,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     ExplainRun: _aio.UnaryUnaryMultiCallable[_admin_pb2.ExplainRunRequest, _admin_pb2.ExplainRunResponse]  # type: ignore[assignment]
     ListRounds: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListRoundsRequest, _admin_pb2.ListRoundsResponse]  # type: ignore[assignment]
     GetRound: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetRoundRequest, _admin_pb2.GetRoundResponse]  # type: ignore[assignment]
+    ReplayRound: _aio.UnaryUnaryMultiCallable[_admin_pb2.ReplayRoundRequest, _admin_pb2.ReplayRoundResponse]  # type: ignore[assignment]
+    """Aggregates a round's stored updates once more, and changes nothing."""
     ListPeers: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListPeersRequest, _admin_pb2.ListPeersResponse]  # type: ignore[assignment]
     GetPeer: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetPeerRequest, _admin_pb2.GetPeerResponse]  # type: ignore[assignment]
     DrainPeer: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainPeerRequest, _admin_pb2.DrainPeerResponse]  # type: ignore[assignment]
@@ -146,6 +150,14 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.GetRoundRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetRoundResponse, _abc.Awaitable[_admin_pb2.GetRoundResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ReplayRound(
+        self,
+        request: _admin_pb2.ReplayRoundRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ReplayRoundResponse, _abc.Awaitable[_admin_pb2.ReplayRoundResponse]]:
+        """Aggregates a round's stored updates once more, and changes nothing."""
 
     @_abc_1.abstractmethod
     def ListPeers(

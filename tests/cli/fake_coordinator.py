@@ -234,6 +234,26 @@ class Fake:
                 return pb.GetRoundResponse(round=each)
         raise NotFoundError("round.not_found", f"run {request.run_id!r} has no round {request.number}")
 
+    async def replay_round(
+        self, request: pb.ReplayRoundRequest, context: CallContext
+    ) -> pb.ReplayRoundResponse:
+        return pb.ReplayRoundResponse(
+            rule="krum",
+            model_digest="1a",
+            committed_digest="2b",
+            norm=2.0,
+            norm_committed=4.0,
+            cosine=0.5,
+            distance=0.25,
+            reason=f"round {request.number} with {json.dumps(json.loads(request.aggregation_json), sort_keys=True)}",
+            updates=[
+                pb.ReplayedUpdate(
+                    assignment_id="x", peer_id="ward-0", weight=1.0, weight_committed=0.25, score=3.5,
+                    selected=True, selected_committed=True, treatment="taken",
+                )
+            ],
+        )  # fmt: skip
+
     async def list_peers(self, request: Any, context: CallContext) -> pb.ListPeersResponse:
         return pb.ListPeersResponse(peers=self.peers.values())
 

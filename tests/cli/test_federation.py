@@ -101,6 +101,40 @@ def test_round_list_and_show(ask: Callable[..., Any], ask_json: Callable[..., An
     assert [each["number"] for each in ask_json("round", "list", "digits")] == [1, 2, 3]
 
 
+def test_a_round_is_explained_update_by_update(ask: Callable[..., Any]) -> None:
+    lines = ask("round", "show", "digits", "2", "--explain").out.splitlines()
+    assert lines[0].startswith("round 2: ")
+    assert any("taken whole" in line and "weight 1" in line for line in lines)
+
+
+def test_a_replay_sends_what_is_changed_and_compares(
+    ask: Callable[..., Any], ask_json: Callable[..., Any]
+) -> None:
+    shown = ask(
+        "round",
+        "replay",
+        "digits",
+        "2",
+        "--rule",
+        "krum",
+        "--pre",
+        "arc,nnm",
+        "--faults",
+        "1",
+        "--option",
+        "m=2",
+    ).out
+    changes = '{"faults": 1.0, "options": {"m": 2}, "pre": ["arc", "nnm"], "rule": "krum"}'
+    assert f"round 2 with {changes}" in shown
+    assert "another model than the committed one" in shown
+    assert "ward-0" in shown
+    data = ask_json("round", "replay", "digits", "3", "--rule", "krum")
+    assert data["reason"] == 'round 3 with {"pre": [], "rule": "krum"}'
+    assert (data["reproduced"], data["cosine"], data["updates"][0]["weight_committed"]) == (False, 0.5, 0.25)
+    assert ask_json("round", "replay", "digits", "3")["reason"] == "round 3 with {}"
+    assert ask("round", "replay", "digits", "3", "--option", "m").code == 2
+
+
 def test_an_empty_list_is_an_empty_list(ask: Callable[..., Any], ask_json: Callable[..., Any]) -> None:
     assert ask_json("round", "list", "text") == []
     assert ask_json("model", "list", "text") == []

@@ -48,7 +48,7 @@ def test_the_grammar() -> None:
                 f"run {verb}"
                 for verb in ["submit", "list", "show", "watch", "logs", "pause", "resume", "stop", "export"]
             ),
-            *("round list", "round show"),
+            *("round list", "round show", "round replay", "aggregator list", "aggregator show"),
             *(f"peer {verb}" for verb in ["list", "show", "drain", "quarantine", "release", "remove"]),
             *("model list", "model pull", "config show", "config validate", "config schema"),
         )

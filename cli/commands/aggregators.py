@@ -1,0 +1,66 @@
+"""`muster aggregator list | show`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.output import emit
+from cli.settings import Settings, command
+from muster.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from aggregators import Description
+
+
+def register(app: typer.Typer) -> None:
+    command(app, "list", example="muster aggregator list")(list_all)
+    command(app, "show", example="muster aggregator show trimmed-mean")(show)
+
+
+def list_all(settings: Settings) -> None:
+    """Every rule, pre-rule and attack that is installed here, with what it bears."""
+    import aggregators
+    from cli.render import table
+
+    found = aggregators.everything()
+
+    def human() -> Any:
+        made = table("NAME", "KIND", "BEARS", "WHAT IT IS")
+        for each in found:
+            made.add_row(each.name, each.kind, each.breakdown or "-", each.summary)
+        return made
+
+    emit(settings, [asdict(each) for each in found], human)
+
+
+def show(
+    settings: Settings,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A rule, a pre-rule or an attack.")],
+) -> None:
+    """One of them: its equation, bound, cost, needs, options and source."""
+    import aggregators
+
+    try:
+        found = aggregators.describe(name)
+    except aggregators.RuleError as error:
+        raise NotFoundError("aggregator.not_found", str(error), fix="muster aggregator list") from error
+    emit(settings, asdict(found), lambda: _view(found))
+
+
+def _view(found: Description) -> str:
+    lines = [f"{found.name}, {_a(found.kind)}", "", found.text, ""]
+    if found.breakdown:
+        lines.append(f"bears:    {found.breakdown}")
+    lines += [f"needs:    {need}" for need in found.needs]
+    if found.score:
+        lines.append(f"score:    {found.score}")
+    lines += [f"option:   {name} = {value}" for name, value in found.options.items()]
+    lines.append(f"source:   {found.source}")
+    return "\n".join(lines)
+
+
+def _a(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

@@ -1,0 +1,175 @@
+"""A round aggregated once more from what is kept of it, with its own rule or with another, and compared.
+
+The same computation as the round's own: with the round's own rule it makes the same model, to the byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from coordinator import recipe
+from coordinator.aggregation import (
+    AggregationJob,
+    AggregationRefused,
+    AggregationResult,
+    UpdateInput,
+    aggregate,
+    state_names,
+)
+from muster.errors import ConfigError, NotFoundError, StateError
+from muster.layout import CHUNK_COORDINATES
+from muster.modelfile import ModelFile
+from muster.spec.model import AggregationTable, RunSpec
+
+if TYPE_CHECKING:
+    from coordinator.service import Coordinator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How far each moved the base (L2), the cosine between both moves and their distance over the committed one's."""
+
+    norm_committed: float
+    norm: float
+    cosine: float
+    distance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replayed:
+    table: AggregationTable
+    result: AggregationResult
+    committed_digest: str
+    comparison: Comparison
+
+    @property
+    def reproduced(self) -> bool:
+        return self.result.model_digest == self.committed_digest
+
+
+async def replay(coordinator: Coordinator, run_id: str, number: int, changes: Mapping[str, Any]) -> Replayed:
+    """`changes` are those to the run spec's aggregation table.
+
+    Raises `NotFoundError`, `StateError` where the round made no model or what it needs is kept no longer,
+    `ConfigError` where the rule cannot be had.
+    """
+    job, committed = await _job(coordinator, run_id, number)
+    spec = _changed(job.spec, changes)
+    places = _places(coordinator, replace(job, spec=spec))
+    try:
+        loop = asyncio.get_running_loop()
+        result = await loop.run_in_executor(coordinator.pool, aggregate, places)
+        comparison = await loop.run_in_executor(
+            coordinator.pool, compare, job.base, coordinator.blobs.path(committed), places.model_out
+        )
+    except AggregationRefused as refusal:
+        raise StateError("replay.refused", f"round {number} cannot be aggregated so: {refusal}") from refusal
+    finally:
+        for path in (places.model_out, *places.states_out.values()):
+            path.unlink(missing_ok=True)
+    return Replayed(table=spec.aggregation, result=result, committed_digest=committed, comparison=comparison)
+
+
+def compare(base: Path, committed: Path, other: Path) -> Comparison:
+    """Of two versions made from the same base, in float64 and by chunks."""
+    files = [ModelFile(path) for path in (base, committed, other)]
+    try:
+        products = torch.zeros(2, 2, dtype=torch.float64)
+        apart = 0.0
+        for start in range(0, files[0].layout.size, CHUNK_COORDINATES):
+            origin, first, second = (
+                file.vector[start : start + CHUNK_COORDINATES].double() for file in files
+            )
+            moves = torch.stack([first - origin, second - origin])
+            products += moves @ moves.T
+            apart += float((first - second).square().sum())
+    finally:
+        for file in files:
+            file.close()
+    one, two = math.sqrt(float(products[0, 0])), math.sqrt(float(products[1, 1]))
+    both = one * two
+    return Comparison(
+        norm_committed=one,
+        norm=two,
+        cosine=float(products[0, 1]) / both if both else float(one == two),
+        distance=math.sqrt(apart) / one if one else math.inf if apart else 0.0,
+    )
+
+
+def _changed(spec: RunSpec, changes: Mapping[str, Any]) -> RunSpec:
+    table = {**spec.aggregation.model_dump(), **changes}
+    if changes.get("rule", spec.aggregation.rule) != spec.aggregation.rule:
+        table["options"] = {}  # they are the other rule's
+    try:
+        made = spec.model_copy(update={"aggregation": AggregationTable.model_validate(table)})
+        recipe.check(made)
+    except ValueError as error:
+        raise ConfigError("replay.bad_rule", f"the round cannot be replayed so: {error}") from error
+    return made
+
+
+async def _job(coordinator: Coordinator, run_id: str, number: int) -> tuple[AggregationJob, str]:
+    """The round's own job, without places for its results, and the digest of the version that it made."""
+    store, blobs = coordinator.store, coordinator.blobs
+    run = await store.run(run_id)
+    row = await store.round(run_id, number)
+    if run is None or row is None:
+        raise NotFoundError(
+            "round.not_found", f"run {run_id!r} has no round {number}", fix=f"muster round list {run_id}"
+        )
+    if row.state != "COMMITTED":
+        raise StateError(
+            "replay.no_model", f"round {number} is {row.state}: it made no model to compare with"
+        )
+    delivered = [a for a in row.assignments if a.role == "train" and a.state == "DELIVERED"]
+    states = await store.optimizer_states(run_id, row.base_version)
+    digests = {
+        "its base version": [row.base_digest],
+        "the version it made": [row.model_digest],
+        "its updates": [a.digest for a in delivered],
+        "the server's state before it": list(states.values()),
+    }
+    for what, needed in digests.items():
+        if not all(map(blobs.has, needed)):
+            raise StateError(
+                "replay.pruned",
+                f"round {number} cannot be replayed: {what} are kept no longer",
+                cause=f"the coordinator keeps the updates of the last {coordinator.config.updates_keep_rounds} rounds",
+                fix="replay a newer round, or raise coordinator.updates_keep_rounds before the next run",
+            )
+    job = AggregationJob(
+        spec=RunSpec.model_validate_json(run.spec_json),
+        base=blobs.path(row.base_digest),
+        updates=[
+            UpdateInput(
+                assignment_id=a.assignment_id,
+                peer_id=a.peer_id,
+                path=blobs.path(a.digest),
+                examples=a.examples,
+            )
+            for a in sorted(delivered, key=lambda a: a.peer_id)
+        ],
+        states={name: blobs.path(digest) for name, digest in states.items()},
+        base_digest=row.base_digest,
+        round=number,
+        cohort=len(row.cohort),
+        model_out=Path(),
+        states_out={},
+    )
+    return job, row.model_digest
+
+
+def _places(coordinator: Coordinator, job: AggregationJob) -> AggregationJob:
+    names = state_names(job.spec, job.updates, job.cohort)
+    return replace(
+        job,
+        model_out=coordinator.blobs.temporary(),
+        states_out={name: coordinator.blobs.temporary() for name in names},
+    )
