@@ -36,6 +36,7 @@ class Dgc(Feedback):
             raise CodecError(f"dgc's momentum lies from 0 to below 1, not at {momentum}")
         self.momentum = momentum
         self.nesterov = nesterov
+        self.has_momentum = momentum > 0
         self.spelling = f"dgc:{momentum!r}" + (":nesterov" if nesterov else "")
 
     @classmethod
@@ -64,6 +65,16 @@ class Dgc(Feedback):
             f"dgc needs a codec that leaves coordinates out, such as topk:0.001; {codec.spelling} sends all, "
             "so no momentum would ever be left"
         )
+
+    def codec_in(self, codec: str, round: int, warm_up_rounds: int) -> str:
+        """The codec with a larger share, where its spelling begins with a share: topk:0.001."""
+        name, _, argument = codec.partition(":")
+        fraction, plus, rest = argument.partition("+")
+        try:
+            share = warm_up(float(fraction), round - 1, warm_up_rounds)
+        except ValueError:
+            return super().codec_in(codec, round, warm_up_rounds)
+        return codec if round > warm_up_rounds else f"{name}:{share!r}{plus}{rest}"
 
     def encode(self, codec: Codec, x: Tensor, state: dict[str, Tensor], seed: int) -> bytes:
         size = x.numel()

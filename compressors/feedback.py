@@ -25,6 +25,7 @@ from torch import Tensor
 
 from compressors.codec import Codec, CodecError
 
+LOSSLESS = "identity"
 MAGNITUDE_MAX = 2.0**126  # nothing below this becomes infinite by a codec's rounding
 
 
@@ -41,6 +42,8 @@ class Feedback(ABC):
         False  # what is decoded means nothing to any other rule, unless H is each sender's
     )
 
+    has_momentum: bool = False  # the update that it makes is one already: the receiver's step must have none
+
     @classmethod
     def parse(cls, argument: str | None) -> Self:
         """The feedback from what stands after the colon of its spelling. Raises `CodecError`."""
@@ -52,6 +55,10 @@ class Feedback(ABC):
     def refuse(self, codec: Codec, size: int) -> str | None:
         """Why it does not go with this codec on chunks of this size, in one sentence; None if it does."""
         return None
+
+    def codec_in(self, codec: str, round: int, warm_up_rounds: int) -> str:
+        """The spelling of a round's codec, rounds counted from 1: in the first ones what begins more gently."""
+        return LOSSLESS if round <= warm_up_rounds else codec
 
     def warn(self, codec: Codec, size: int) -> str | None:
         """Why it may do badly with this codec on chunks of this size; None if nothing is known against it."""

@@ -37,10 +37,10 @@ class Expected:
     estimate: Path | None = None  # what is held of the peer's link, where its feedback sends differences
 
 
-def update_bytes_max(spec: RunSpec, layout: ParameterLayout) -> int:
-    """No honest update of this run is larger than this, header included."""
+def update_bytes_max(spec: RunSpec, layout: ParameterLayout, round: int) -> int:
+    """No honest update of this round is larger than this, header included."""
     sizes = [stop - start for start, stop in map(layout.chunk_bounds, range(layout.chunk_count))]
-    codecs = map(compressors.build, links.codecs(spec))
+    codecs = map(compressors.build, links.codecs(spec, round))
     return HEADER_BYTES_MAX + 8 + max(sum(codec.bytes_max(size) for size in sizes) for codec in codecs)
 
 
@@ -81,7 +81,7 @@ def admit(path: Path, digest: str, expected: Expected) -> UpdateFacts:
 
 def _check_manifest(reader: PayloadReader, expected: Expected) -> None:
     manifest = reader.manifest
-    allowed = links.codecs(expected.spec)
+    allowed = links.codecs(expected.spec, expected.round)
     codec = next((group.codec for group in manifest.groups if group.codec in allowed), allowed[0])
     wanted = {
         "run": (manifest.run_id, expected.run_id),

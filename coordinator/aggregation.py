@@ -199,6 +199,7 @@ def _apply(
     """Second pass: reduce, check, step, write. Gives the model file's facts and the state files' digests."""
     layout = base.layout
     optimizer = optimizers.build(job.spec.server)
+    optimizer.warming_up = job.round <= job.spec.compression.warm_up_rounds
     down = _downlink(job, layout)
     names = (*optimizer.state_names, *downlink.state_names(job.spec))
     learnt = (

@@ -9,6 +9,8 @@ from muster.errors import ConfigError
 from muster.layout import CHUNK_COORDINATES
 from muster.spec.model import RunSpec
 
+ONEBIT_ADAM = "onebit-adam"
+
 
 def check_spec(spec: RunSpec) -> Schedule:
     """The run's schedule, if every plug-in that the spec names can be built. Blocking: plug-ins import torch.
@@ -27,6 +29,8 @@ def check_spec(spec: RunSpec) -> Schedule:
                 f"{spec.compression.down_feedback} sends differences, and the step from version to version is one "
                 "already: down_feedback is ef14 or none"
             )
+        if refusal := _wrong_momenta(spec) or _wrong_warm_up(spec) or _wrong_one_bit_adam(spec):
+            raise compressors.CodecError(refusal)
     except ValueError as error:  # RuleError, CodecError
         raise ConfigError(
             "spec.invalid",
@@ -46,3 +50,51 @@ def _check_link(codec_spelling: str, feedback_spelling: str) -> None:
     feedback = compressors.build_feedback(feedback_spelling)
     if refusal := feedback.refuse(codec, CHUNK_COORDINATES):
         raise compressors.CodecError(refusal)
+
+
+def _wrong_momenta(spec: RunSpec) -> str | None:
+    """A feedback that has a momentum needs it to be the only one over rounds."""
+    import compressors
+
+    table = spec.compression
+    if compressors.build_feedback(table.down_feedback).has_momentum:
+        return (
+            f"{table.down_feedback} has a momentum, and the step down must not: down_feedback is ef14 or none"
+        )
+    if not compressors.build_feedback(table.feedback).has_momentum:
+        return None
+    if spec.server.optimizer not in ("sgd", ONEBIT_ADAM):
+        return f"{table.feedback} has a momentum, so {spec.server.optimizer} at the server would be a second one: sgd"
+    if spec.train.worker_momentum:
+        return f"{table.feedback} has a momentum, so train.worker_momentum would be a second one: 0"
+    return None
+
+
+def _wrong_warm_up(spec: RunSpec) -> str | None:
+    import compressors
+
+    feedback = compressors.build_feedback(spec.compression.feedback)
+    if spec.compression.warm_up_rounds and feedback.receiver_state_names:
+        return f"{feedback.spelling} needs no compression.warm_up_rounds: it begins with what it sends first"
+    return None
+
+
+def _wrong_one_bit_adam(spec: RunSpec) -> str | None:
+    """Its two ends are the server's optimizer and the peers' feedback: neither works without the other."""
+    import compressors
+    from compressors.local_momentum import LocalMomentum
+
+    table = spec.compression
+    feedback = compressors.build_feedback(table.feedback)
+    if spec.server.optimizer != ONEBIT_ADAM:
+        if isinstance(feedback, LocalMomentum):
+            return f"compression.feedback {feedback.spelling} belongs to server.optimizer {ONEBIT_ADAM}"
+        return None
+    if not isinstance(feedback, LocalMomentum) or feedback.beta != spec.server.beta1:
+        return f"{ONEBIT_ADAM} needs compression.feedback momentum:{spec.server.beta1!r}, of its own beta1"
+    if not table.warm_up_rounds:
+        return f"{ONEBIT_ADAM} needs compression.warm_up_rounds, in which its second moment is learnt"
+    down = compressors.build(table.down)
+    if down.contractive and down.delta(CHUNK_COORDINATES) > 0.5:
+        return None
+    return f"{ONEBIT_ADAM} diverges where its step goes down as coarsely as by {table.down}: identity, bf16 or int8"

@@ -28,9 +28,11 @@ def sends_differences(spec: RunSpec) -> bool:
     return bool(compressors.build_feedback(spec.compression.feedback).receiver_state_names)
 
 
-def codecs(spec: RunSpec) -> tuple[str, ...]:
-    """The spellings with which an update of this run may be encoded, the usual one first."""
-    usual = compressors.build(spec.compression.up).spelling
+def codecs(spec: RunSpec, round: int) -> tuple[str, ...]:
+    """The spellings with which an update of this round may be encoded, the usual one first."""
+    table = spec.compression
+    feedback = compressors.build_feedback(table.feedback)
+    usual = compressors.build(feedback.codec_in(table.up, round, table.warm_up_rounds)).spelling
     return (usual, RESET) if sends_differences(spec) and usual != RESET else (usual,)
 
 
@@ -41,7 +43,7 @@ class Link:
         self._codec = compressors.build(spelling)
         self._estimate: StateReader | None = None
         if sends_differences(spec):
-            begins = spelling == RESET and spelling != codecs(spec)[0]
+            begins = spelling == RESET and spec.compression.up != RESET
             self._estimate = StateReader(None if begins else estimate, size)
 
     def decode(self, body: memoryview, out: Tensor, start: int) -> None:

@@ -244,11 +244,11 @@ class UpdatesServicer:
                 "the update's tensors have other names, shapes or dtypes than this run's model",
                 fix="install the same version of the task on coordinator and peer",
             )
-        elif header.size_bytes > update_bytes_max(run.spec, layout):
+        elif header.size_bytes > (most := update_bytes_max(run.spec, layout, assignment.round)):
             error = UpdateRejected(
                 "update.oversize",
                 f"the update has {header.size_bytes} bytes; with codec {run.spec.compression.up!r} "
-                f"it can have at most {update_bytes_max(run.spec, layout)}",
+                f"it can have at most {most}",
                 fix="install the same version of Muster and of the task on coordinator and peer",
             )
         if error is not None:

@@ -45,6 +45,7 @@ class TrainOrder(Order):
     update: str
     state: Mapping[str, str]
     staged: str
+    warm_up_rounds: int = 0  # the run spec's
     attack: Mapping[str, Any] | None = None  # {"name": ..., "options": {...}}: a drill, see `peer.drill`
     aggregation: Mapping[str, Any] | None = None  # the run's table, for a drill
 
@@ -118,6 +119,7 @@ def train_order(
         train=spec.train.model_dump(mode="json"),
         codec=spec.compression.up,
         feedback=spec.compression.feedback,
+        warm_up_rounds=spec.compression.warm_up_rounds,
         counted_round=offer.counted_round,
         update=f"{stem}.update",
         state={key: str(path) for key, path in state.items()},

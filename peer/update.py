@@ -97,12 +97,12 @@ def write_update(
 
 
 def _codec(order: TrainOrder, feedback: compressors.Feedback) -> str:
-    """The run's codec; but where differences are sent, and the coordinator has a sum of them of which this peer
-    has lost its own copy, both begin anew with a body that loses nothing."""
+    """The run's codec in this round. But where differences are sent, and the coordinator has a sum of them of
+    which this peer has lost its own copy, both begin anew with a body that loses nothing."""
     lost = any(name not in order.state for name in feedback.state_names)
     if feedback.receiver_state_names and order.counted_round and lost:
         return "identity"
-    return order.codec
+    return feedback.codec_in(order.codec, order.round, order.warm_up_rounds)
 
 
 def write_delta(model: nn.Module, base: ModelFile, path: Path) -> None:

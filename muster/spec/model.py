@@ -111,7 +111,16 @@ class AggregationTable(Table):
 
 class CompressionTable(Table):
     up: str = Field("identity", description="codec of updates: identity, bf16, int8, topk:0.01")
-    feedback: str = Field("none", description="error feedback kept on the peer: none, ef14")
+    feedback: str = Field(
+        "none",
+        description="error feedback kept on the peer: none, ef14, ef21, econtrol, dgc:0.9, momentum:0.9",
+    )
+    warm_up_rounds: int = Field(
+        0,
+        ge=0,
+        description="so many first rounds go up without loss, with dgc at ever smaller shares; onebit-adam freezes "
+        "its second moment after them",
+    )
     down: str = Field(
         "identity",
         description="codec of the step from version to version, for peers that hold an older one; lossy: the "
@@ -123,7 +132,7 @@ class CompressionTable(Table):
 class ServerTable(Table):
     """How the aggregate moves the model."""
 
-    optimizer: str = Field("sgd", description="sgd, momentum, nesterov, adam, yogi, adagrad")
+    optimizer: str = Field("sgd", description="sgd, momentum, nesterov, adam, yogi, adagrad, onebit-adam")
     lr: float = Field(1.0, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum and nesterov only")
     beta1: float = Field(0.9, ge=0, lt=1)

@@ -159,8 +159,8 @@ def test_admission_measures_the_estimate_and_lets_only_links_begin_anew(
     assert admit(path, "d", expected).norm < 0.9 * facts.norm
     dense = peer.send(x, "identity")
     admit(dense, "d", expected)
-    assert dense.stat().st_size <= update_bytes_max(spec, bench.layout)
+    assert dense.stat().st_size <= update_bytes_max(spec, bench.layout, 1)
     usual = make_spec(compression={"up": CODEC, "feedback": "ef14"})
     with pytest.raises(UpdateRejected, match="groups"):
         admit(dense, "d", bench.expected(usual))
-    assert update_bytes_max(usual, bench.layout) < update_bytes_max(spec, bench.layout)
+    assert update_bytes_max(usual, bench.layout, 1) < update_bytes_max(spec, bench.layout, 1)

@@ -1,0 +1,40 @@
+"""1-bit Adam's server: Adam in the warm-up rounds, then a frozen second moment and the senders' own momenta.
+
+warm-up   m = beta1 m + (1 - beta1) delta;  v = beta2 v + (1 - beta2) delta^2;  w += lr m / (sqrt(v) + tau)
+then      w += lr delta / (sqrt(v) + tau)                     delta is a mean of momenta, see compressors.local_momentum
+
+Tang et al. 2021. A coordinate whose v is zero at the end of the warm-up, such as the weight of a pixel that is always
+black, never moves again: one bit cannot say 0, and would push it by lr scale / tau in every round. And no v counts for
+less than a thousandth of the mean in its chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from compressors.onebit_adam import FLOOR, adam_moments
+from coordinator.optimizers.base import ServerOptimizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class OneBitAdam(ServerOptimizer):
+    state_names: ClassVar[tuple[str, ...]] = ("first_moment", "second_moment")
+
+    def step(self, base: Tensor, delta: Tensor, state: Mapping[str, Tensor], out: Tensor) -> None:
+        table, second = self.table, state["second_moment"]
+        if self.warming_up:
+            first = state["first_moment"]
+            adam_moments(first, second, delta, beta1=table.beta1, beta2=table.beta2)
+            torch.sqrt(second, out=out).add_(table.tau)
+            torch.div(first, out, out=out).mul_(table.lr).add_(base)
+            return
+        alive = second > 0
+        count = max(1, int(alive.sum()))
+        floor = FLOOR * float(second.double().sum()) / count
+        torch.clamp(second, min=floor, out=out).sqrt_().add_(table.tau)
+        torch.div(delta, out, out=out).mul_(alive).mul_(table.lr).add_(base)
