@@ -19,6 +19,7 @@ The error is |x - best|^2 / |best|^2, |best| about 32. Expected (our own prototy
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 import compressors
@@ -90,6 +91,14 @@ def test_ef21_and_econtrol_reach_the_optimum() -> None:
     assert 60 < _first_below(ef21, 1e-6) < 95
     assert 110 < _first_below(econtrol, 1e-6) < 160
     assert max(ef21[-1], econtrol[-1]) < 1e-9
+
+
+@pytest.mark.parametrize("spelling", ["sign", "int4"])
+@pytest.mark.parametrize("name", ["ef21", "econtrol"])
+def test_whatever_the_codec_the_bias_is_gone(name: str, spelling: str) -> None:
+    errors = Quadratic().errors(name, lr=0.3, steps=300, spelling=spelling)
+    assert _first_below(errors, 1e-6) < 250
+    assert max(errors[-50:]) < 1e-6
 
 
 def test_too_large_an_eta_diverges() -> None:
