@@ -96,7 +96,7 @@ def test_ef21_and_econtrol_reach_the_optimum() -> None:
 @pytest.mark.parametrize("spelling", ["sign", "int4"])
 @pytest.mark.parametrize("name", ["ef21", "econtrol"])
 def test_whatever_the_codec_the_bias_is_gone(name: str, spelling: str) -> None:
-    errors = Quadratic().errors(name, lr=0.3, steps=300, spelling=spelling)
+    errors = Quadratic().errors(name, lr=0.3, steps=450, spelling=spelling)
     assert _first_below(errors, 1e-6) < 250
     assert max(errors[-50:]) < 1e-6
 
