@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,8 +15,6 @@ from aggregators.pipeline import build
 from aggregators.plan import Plan
 from aggregators.sources import Behind, Chosen, MatrixSource, Source
 from aggregators.survey import Survey
-
-_PIECE = 1 << 15
 
 T = TypeVar("T")
 
@@ -117,10 +116,13 @@ def _finite(source: Source) -> Tensor:
 
 
 def _all_finite(vector: Tensor) -> bool:
-    """In pieces that torch leaves to this thread: waking its others costs more, on a busy machine much more."""
-    if vector.device.type != "cpu":
-        return bool(vector.isfinite().all())
-    return all(bool(piece.isfinite().all()) for piece in vector.split(_PIECE))
+    if vector.device.type == "cpu":
+        # A sum that is finite proves every term so; numpy's does not wake torch's threads, which on a busy machine
+        # costs more than all of the sum.
+        with np.errstate(over="ignore", invalid="ignore"):
+            if bool(np.isfinite(vector.numpy().sum())):
+                return True
+    return bool(vector.isfinite().all())
 
 
 def _kept(state: Mapping[str, Tensor], name: str, size: int) -> Tensor:
@@ -132,10 +134,10 @@ def _kept(state: Mapping[str, Tensor], name: str, size: int) -> Tensor:
     return vector
 
 
-def _sweep(source: Source, plan: Plan, kept: int, out: Tensor | None) -> tuple[Tensor, Tensor]:
+def _sweep(source: Behind, plan: Plan, kept: int, out: Tensor | None) -> tuple[Tensor, Tensor]:
     """The result [d], and the vectors to keep [kept, d], in the updates' type and on their device."""
     vector, following = out, None
-    for start, X in source.chunks():
+    for start, X in source.chunks() if kept else source.wide():
         stop = start + X.shape[1]
         if vector is None:
             vector = torch.empty(source.size, dtype=X.dtype, device=X.device)

@@ -95,9 +95,26 @@ class Behind:
         return self._source.size
 
     def chunks(self) -> Iterator[tuple[int, Tensor]]:
+        room: Tensor | None = None
         for start, X in self._source.chunks():
-            behind = [row[start : start + X.shape[1]].to(X)[None] for row in self._rows]
-            yield start, torch.cat([X, *behind]) if behind else X
+            if not self._rows:
+                yield start, X
+                continue
+            n, width = X.shape
+            if room is None:  # the first chunk is the widest
+                room = torch.empty(self.n * width, dtype=X.dtype, device=X.device)
+            chunk = room[: self.n * width].view(self.n, width)
+            chunk[:n] = X
+            for target, row in zip(chunk[n:], self._rows, strict=True):
+                target.copy_(row[start : start + width])
+            yield start, chunk
+
+    def wide(self) -> Iterator[tuple[int, Tensor]]:
+        """The same, in one piece where it lies so in memory: for what does not care how columns are cut."""
+        if isinstance(self._source, MatrixSource) and not self._rows:
+            yield 0, self._source.matrix
+        else:
+            yield from self.chunks()
 
 
 class Chosen:

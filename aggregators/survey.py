@@ -10,11 +10,11 @@ and the parts are added up in the order of the columns, as one process alone doe
 
 from __future__ import annotations
 
-import random
-
+import numpy as np
 import torch
 from torch import Tensor
 
+from aggregators import kernels
 from aggregators.gram import Gram
 from aggregators.pipeline import Pipeline
 from aggregators.plan import Plan
@@ -47,8 +47,8 @@ class Survey:
         for product, drawn in zip(part[1:], self._drawn, strict=True):
             first, last = torch.searchsorted(drawn, torch.tensor([start, start + X.shape[1]])).tolist()
             if first < last:
-                columns = X[: self._n].index_select(1, (drawn[first:last] - start).to(X.device))
-                product[: self._n, : self._n] = (columns @ columns.T).to("cpu", torch.float64)
+                columns = _columns(X[: self._n], drawn[first:last] - start)
+                product[: self._n, : self._n] = kernels.gram(columns)
         return part
 
     def fold(self, part: Tensor) -> None:
@@ -74,13 +74,36 @@ class Survey:
         )
 
 
+def _columns(X: Tensor, chosen: Tensor) -> Tensor:
+    if X.device.type != "cpu":
+        return X.index_select(1, chosen.to(X.device))
+    columns = torch.empty(len(X), len(chosen), dtype=X.dtype)
+    places = chosen.numpy()
+    # Row by row, since numpy copies a matrix whose rows are apart before it takes anything of it.
+    for row, into in zip(X.numpy(), columns.numpy(), strict=True):
+        np.take(row, places, out=into, mode="clip")  # "raise" would fill a buffer first
+    return columns
+
+
 def _draws(pipeline: Pipeline, size: int, seed: int) -> list[Tensor]:
     """The coordinates of each draw, ascending; the same wherever the seed is the same."""
     sampling = pipeline.rule.sampling
     if sampling is None:
         return []
     count = min(sampling.coordinates, size)
-    return [
-        torch.tensor(sorted(random.Random(f"{seed}/{draw}").sample(range(size), count)))
-        for draw in range(sampling.draws)
-    ]
+    return [_draw(seed, draw, size, count) for draw in range(sampling.draws)]
+
+
+def _draw(seed: int, draw: int, size: int, count: int) -> Tensor:
+    """`count` of `size` without replacement: the first so many different ones of a counter-based generator, whose
+    raw numbers are the same in every version of numpy."""
+    if count == size:
+        return torch.arange(size)
+    made = 2 * count
+    while True:
+        drawn = np.random.Philox(key=[seed % 2**64, draw]).random_raw(made) % np.uint64(size)
+        found, first = np.unique(drawn, return_index=True)
+        if len(found) >= count:
+            chosen = found[np.argsort(first)[:count]]
+            return torch.from_numpy(np.sort(chosen).astype(np.int64))
+        made *= 2

@@ -22,7 +22,10 @@ PRE = [(), ("arc",), ("nnm",), ("arc", "nnm")]
         ({"rule": "trimed-mean"}, "there is no aggregation rule 'trimed-mean'; did you mean 'trimmed-mean'?"),
         ({"rule": "nnm"}, "'nnm' is a kind of pre-rule, and a kind of aggregation rule was asked for"),
         ({"rule": "mean", "pre": ["nmm"]}, "there is no pre-rule 'nmm'; did you mean 'nnm'?"),
-        ({"rule": "mean", "pre": ["zzz"]}, "there is no pre-rule 'zzz'; there are: arc, bucketing, clipping, nnm"),
+        (
+            {"rule": "mean", "pre": ["zzz"]},
+            "there is no pre-rule 'zzz'; there are: arc, bucketing, clipping, nnm",
+        ),
         ({"rule": "krum", "options": {"m": 2}}, "krum has no option 'm'; it has none"),
         ({"rule": "multi-krum", "options": {"mm": 2}}, "multi-krum has no option 'mm'; did you mean 'm'?"),
         ({"rule": "median", "options": {"faults": 2}}, "median has no option 'faults'; it has none"),

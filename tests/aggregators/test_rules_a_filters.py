@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-
+import numpy as np
 import pytest
 import torch
 
@@ -81,7 +80,15 @@ def dnc(X, f, c, columns):
 
 
 def columns(seed, draws, count, d):
-    return [sorted(random.Random(f"{seed}/{k}").sample(range(d), min(count, d))) for k in range(draws)]
+    chosen = []
+    for k in range(draws):
+        stream, found = np.random.Philox(key=[seed, k]), []
+        while len(found) < min(count, d):
+            each = int(stream.random_raw()) % d
+            if each not in found:
+                found.append(each)
+        chosen.append(sorted(found))
+    return chosen
 
 
 @pytest.mark.parametrize("seed", range(3))
