@@ -82,10 +82,11 @@ async def _demo(peers: int, rounds: int, attack: str, console: Console) -> dict[
     base = base.model_copy(
         update={"rounds": rounds, "round": base.round.model_copy(update={"peers_min": peers})}
     )
-    robust = AggregationTable.model_validate({"rule": "trimmed-mean", "pre": ["arc", "nnm"], "faults": 1})
+    mean = AggregationTable.model_validate({"rule": "mean"})
+    robust = base.aggregation.model_copy(update={"faults": 1})  # the rule that every run has by default
     specs = {
-        "honest": base.model_copy(update={"name": "honest"}),
-        "attacked_mean": base.model_copy(update={"name": "attacked-mean"}),
+        "honest": base.model_copy(update={"name": "honest", "aggregation": mean}),
+        "attacked_mean": base.model_copy(update={"name": "attacked-mean", "aggregation": mean}),
         "attacked_robust": base.model_copy(update={"name": "attacked-robust", "aggregation": robust}),
     }
     results: dict[str, Result] = {}

@@ -6,6 +6,7 @@ import aggregators
 from aggregators.rule import Needs
 from muster.spec.model import RunSpec
 
+COHORT_ANY = 1_000  # of a run that is not told: whatever the share, some of so many are faulty
 RULE_STATE = "rule/"  # how the vectors that a rule keeps are named among a server's states
 
 
@@ -18,8 +19,7 @@ def pipeline(spec: RunSpec, cohort: int) -> aggregators.Pipeline:
 def check(spec: RunSpec) -> None:
     """Raises `RuleError` where the aggregation cannot be had of a coordinator, or not together with the rest."""
     table = spec.aggregation
-    # Of a share of the cohort any cohort has one faulty peer or more.
-    built = pipeline(spec, spec.sampling.count or 1)
+    built = pipeline(spec, spec.sampling.count or COHORT_ANY)
     trusts = Needs.TRUSTED in built.needs
     if trusts and table.trusted_peer is None:
         raise aggregators.RuleError(

@@ -15,6 +15,7 @@ from muster.errors import ConfigError
 GROUPS = {
     "muster.rules": "aggregation rule",
     "muster.pre_rules": "pre-rule",
+    "muster.peer_rules": "peer-side rule",
     "muster.attacks": "attack",
     "muster.codecs": "codec",
     "muster.feedbacks": "error feedback",

@@ -83,7 +83,7 @@ def _pipeline(aggregation: Mapping[str, Any]) -> Pipeline:
     return aggregators.build(
         aggregation["rule"],
         pre=aggregation["pre"],
-        faults=min(1, aggregation["faults"]),
+        faults=1 if aggregation["faults"] else 0,  # this peer; a share of the cohort is one too
         options=aggregation["options"],
     )
 

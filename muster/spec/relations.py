@@ -62,7 +62,8 @@ def _relations(spec: RunSpec) -> Iterator[tuple[KeyPath, tuple[KeyPath, ...], st
         )
     yield from _faults(spec)
     counted = sorted(COUNT_FAULTS.intersection((aggregation.rule, *aggregation.pre)))
-    if counted and "faults" not in aggregation.model_fields_set:
+    chosen = {"rule", "pre"} & aggregation.model_fields_set
+    if counted and chosen and "faults" not in aggregation.model_fields_set:
         yield (
             ("aggregation", "faults"),
             (("aggregation", "rule"), ("aggregation", "pre")),

@@ -79,7 +79,7 @@ def base_vector(bench: Any) -> Tensor:
 
 def test_the_mean_is_weighted_by_capped_examples(bench: Any, make_spec: MakeSpec) -> None:
     updates = vectors(bench, 3)
-    spec = make_spec(aggregation={"examples_max": 20})
+    spec = make_spec(aggregation={"rule": "mean", "examples_max": 20})
     result, moved = run(bench, spec, updates)
     wanted = (10 * updates[0] + 20 * updates[1] + 20 * updates[2]) / 50
     torch.testing.assert_close(moved, wanted, rtol=1e-4, atol=1e-5)
@@ -130,7 +130,7 @@ def test_below_the_rules_bound_it_refuses_with_the_bound(bench: Any, make_spec: 
 def test_a_step_that_overflows_is_refused(bench: Any, make_spec: MakeSpec) -> None:
     huge = [torch.full((bench.layout.size,), 3e38)] * 2
     with pytest.raises(AggregationRefused, match="not finite"):
-        run(bench, make_spec(server={"lr": 10.0}), huge)
+        run(bench, make_spec(aggregation={"rule": "mean"}, server={"lr": 10.0}), huge)
 
 
 @pytest.mark.parametrize("down", ["int8", "bf16", "topk:0.1"])

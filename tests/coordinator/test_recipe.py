@@ -16,11 +16,22 @@ MakeSpec = Callable[..., RunSpec]
 
 
 @pytest.mark.parametrize(
-    ("faults", "cohort", "f"), [(2, 100, 2), (0.1, 30, 3), (0.1, 31, 4), (0.3, 1, 1), (0.25, 8, 2), (0, 9, 0)]
+    ("faults", "cohort", "f"), [(2, 100, 2), (0.1, 30, 3), (0.1, 39, 3), (0.3, 1, 0), (0.25, 8, 2), (0, 9, 0)]
 )
-def test_a_share_of_the_cohort_is_rounded_up(make_spec: MakeSpec, faults: float, cohort: int, f: int) -> None:
+def test_a_share_of_the_cohort_is_rounded_down(make_spec: MakeSpec, faults: float, cohort: int, f: int) -> None:
     spec = make_spec(aggregation={"rule": "median", "faults": faults})
     assert recipe.pipeline(spec, cohort).faults == f
+
+
+def test_without_a_rule_it_is_the_one_that_was_found_best(make_spec: MakeSpec) -> None:
+    table = make_spec().aggregation
+    assert (table.rule, table.pre) == ("trimmed-mean", ("arc", "nnm"))
+    assert [table.faults_of(cohort) for cohort in (1, 4, 5, 9, 10, 30)] == [0, 0, 1, 1, 2, 6]
+    assert all(recipe.pipeline(make_spec(), cohort).refuse(cohort) is None for cohort in range(1, 60))
+    chosen = make_spec(aggregation={"rule": "mean"}).aggregation
+    assert (chosen.rule, chosen.pre, chosen.faults) == ("mean", (), 0)
+    again = type(chosen).model_validate(chosen.model_dump())
+    assert again == chosen
 
 
 @pytest.mark.parametrize("wrong", [0.5, -1, 1.5, -0.1])
@@ -47,7 +58,10 @@ def test_what_is_neither_a_number_nor_a_share_is_refused(make_spec: MakeSpec, wr
             {"aggregation": {"rule": "mean", "pre": ["arc"]}, "privacy": {"secure_aggregation": True}},
             "arc and mean must see each by itself",
         ),
-        ({"privacy": {"secure_aggregation": True}}, "secure aggregation is not built yet"),
+        (
+            {"aggregation": {"rule": "mean"}, "privacy": {"secure_aggregation": True}},
+            "secure aggregation is not built yet",
+        ),
         ({"compression": {"down": "int8", "down_feedback": "ef21"}}, "sends differences"),
     ],
 )

@@ -288,7 +288,7 @@ def test_each_view_keeps_its_own_momentum(drilled: Callable[..., TrainOrder]) ->
 
 
 def test_a_drill_knows_the_runs_rule(drilled: Callable[..., TrainOrder]) -> None:
-    train(against_mean := drilled("optimal-alie"))
+    train(against_mean := drilled("optimal-alie", spec={"aggregation": {"rule": "mean"}}))
     train(against_robust := drilled("optimal-alie", spec=ROBUST, base=against_mean.base))
     train(again := drilled("optimal-alie", spec=ROBUST, base=against_mean.base))
     wild, tame = decoded(against_mean), decoded(against_robust)

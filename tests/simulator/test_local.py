@@ -81,7 +81,7 @@ async def test_one_liar_in_four_is_held_off_by_a_robust_rule(tmp_path: Path) -> 
         tmp_path, peers=4, allow=["examples.digits:*"], task_folders=[ROOT], attacks=liar
     ) as federation:
         everybody = {"peers_min": 4, "quorum": 1.0}
-        mean = await federation.run_to_end(spec(rounds=4, round=everybody))
+        mean = await federation.run_to_end(spec(rounds=4, round=everybody, aggregation={"rule": "mean"}))
         held = await federation.run_to_end(spec(rounds=4, round=everybody, aggregation=robust))
     assert mean.metrics["accuracy"] < 0.5
     assert held.metrics["accuracy"] > 0.85
