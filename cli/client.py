@@ -21,6 +21,7 @@ Item = TypeVar("Item", pb.Run, pb.Peer)
 RECONNECT_SECONDS = (
     60.0  # a coordinator that is being restarted is waited for so long by those who follow a run
 )
+REPLAY_SECONDS_MAX = 600.0  # large models, one replay after the other
 ENDED = frozenset({"FINISHED", "FAILED", "CANCELLED"})  # states that a run never leaves
 
 
@@ -57,9 +58,12 @@ class Client:
         return response.round
 
     async def replay(self, run_id: str, number: int, changes: Mapping[str, Any]) -> pb.ReplayRoundResponse:
-        """`changes` are those to the run spec's aggregation table."""
+        """`changes` are those to the run spec's aggregation table. It takes as long as the round's own did."""
         request = pb.ReplayRoundRequest(run_id=run_id, number=number, aggregation_json=json.dumps(changes))
-        response: pb.ReplayRoundResponse = await self.call("ReplayRound", request)
+        method: Method[Any, Any] = METHODS["ReplayRound"]
+        response: pb.ReplayRoundResponse = await self.channel.unary(
+            method, request, timeout_seconds=max(self.timeout_seconds, REPLAY_SECONDS_MAX)
+        )
         return response
 
     async def peers(self) -> Sequence[pb.Peer]:

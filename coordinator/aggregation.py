@@ -80,7 +80,8 @@ def aggregate(job: AggregationJob) -> AggregationResult:
     began = time.perf_counter()
     pipeline = recipe.pipeline(job.spec, job.cohort)
     peers = tuple(update.peer_id for update in job.updates)
-    if refusal := pipeline.refuse(len(peers)) or recipe.missing_trusted(job.spec, peers):
+    refusal = recipe.refuse(job.spec, len(peers), job.cohort) or recipe.missing_trusted(job.spec, peers)
+    if refusal:
         raise AggregationRefused(refusal)
     with ExitStack() as stack:
         base = ModelFile(job.base)
@@ -103,7 +104,7 @@ def aggregate(job: AggregationJob) -> AggregationResult:
         model_bytes=model.size_bytes,
         state_digests=states,
         treatments=treatments,
-        reason=plan.reason,
+        reason="; ".join(filter(None, (plan.reason, job.spec.aggregation.faults_told(job.cohort)))),
         seconds=time.perf_counter() - began,
     )
 

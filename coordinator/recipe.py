@@ -16,6 +16,19 @@ def pipeline(spec: RunSpec, cohort: int) -> aggregators.Pipeline:
     return aggregators.build(table.rule, pre=table.pre, faults=table.faults_of(cohort), options=table.options)
 
 
+def refuse(spec: RunSpec, n: int, cohort: int) -> str | None:
+    """Why n updates of such a cohort cannot be aggregated, with the rule's bound and where f comes from."""
+    refusal = pipeline(spec, cohort).refuse(n)
+    if refusal is None or isinstance(spec.aggregation.faults, int):
+        return refusal
+    return f"{refusal}; {spec.aggregation.faults_told(cohort)}"
+
+
+def trusts(spec: RunSpec) -> bool:
+    """Whether the rule asks for a peer that is trusted. Raises `RuleError`."""
+    return Needs.TRUSTED in pipeline(spec, spec.sampling.count or COHORT_ANY).needs
+
+
 def check(spec: RunSpec) -> None:
     """Raises `RuleError` where the aggregation cannot be had of a coordinator, or not together with the rest."""
     table = spec.aggregation

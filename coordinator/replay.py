@@ -23,7 +23,7 @@ from coordinator.aggregation import (
     aggregate,
     state_names,
 )
-from muster.errors import ConfigError, NotFoundError, StateError
+from muster.errors import ConfigError, MusterError, NotFoundError, StateError
 from muster.layout import CHUNK_COORDINATES
 from muster.modelfile import ModelFile
 from muster.spec.model import AggregationTable, RunSpec
@@ -64,17 +64,24 @@ async def replay(coordinator: Coordinator, run_id: str, number: int, changes: Ma
     spec = _changed(job.spec, changes)
     places = _places(coordinator, replace(job, spec=spec))
     try:
-        loop = asyncio.get_running_loop()
-        result = await loop.run_in_executor(coordinator.pool, aggregate, places)
-        comparison = await loop.run_in_executor(
-            coordinator.pool, compare, job.base, coordinator.blobs.path(committed), places.model_out
+        result, comparison = await asyncio.get_running_loop().run_in_executor(
+            coordinator.replays, _aggregate_and_compare, places, coordinator.blobs.path(committed)
         )
     except AggregationRefused as refusal:
         raise StateError("replay.refused", f"round {number} cannot be aggregated so: {refusal}") from refusal
-    finally:
-        for path in (places.model_out, *places.states_out.values()):
-            path.unlink(missing_ok=True)
+    except (OSError, MusterError):
+        await _job(coordinator, run_id, number)  # if the files went meanwhile, it says so
+        raise
     return Replayed(table=spec.aggregation, result=result, committed_digest=committed, comparison=comparison)
+
+
+def _aggregate_and_compare(job: AggregationJob, committed: Path) -> tuple[AggregationResult, Comparison]:
+    """In one thread, which tidies up behind itself even if nobody waits for it any more."""
+    try:
+        return aggregate(job), compare(job.base, committed, job.model_out)
+    finally:
+        for path in (job.model_out, *job.states_out.values()):
+            path.unlink(missing_ok=True)
 
 
 def compare(base: Path, committed: Path, other: Path) -> Comparison:
@@ -104,15 +111,25 @@ def compare(base: Path, committed: Path, other: Path) -> Comparison:
 
 
 def _changed(spec: RunSpec, changes: Mapping[str, Any]) -> RunSpec:
-    table = {**spec.aggregation.model_dump(), **changes}
+    own = spec.aggregation.model_dump()
     if changes.get("rule", spec.aggregation.rule) != spec.aggregation.rule:
-        table["options"] = {}  # they are the other rule's
+        own |= {"pre": [], "options": {}}  # they were said of the run's own rule
     try:
-        made = spec.model_copy(update={"aggregation": AggregationTable.model_validate(table)})
+        made = _with(spec, {**own, **changes})
+        if "trusted_peer" not in changes and not recipe.trusts(made):
+            made = _with(spec, {**own, **changes, "trusted_peer": None})
         recipe.check(made)
     except ValueError as error:
-        raise ConfigError("replay.bad_rule", f"the round cannot be replayed so: {error}") from error
+        raise ConfigError(
+            "replay.bad_rule",
+            f"the round cannot be replayed so: {error}",
+            fix="muster aggregator show NAME tells what a rule needs; --faults 0 is for those that bear none",
+        ) from error
     return made
+
+
+def _with(spec: RunSpec, table: Mapping[str, Any]) -> RunSpec:
+    return spec.model_copy(update={"aggregation": AggregationTable.model_validate(table)})
 
 
 async def _job(coordinator: Coordinator, run_id: str, number: int) -> tuple[AggregationJob, str]:

@@ -68,6 +68,8 @@ class Coordinator:
         self._schedules: dict[str, Schedule] = {}
         self.members = MemberBook(self.journal, clock, config, self._members_changed)
         self.pool = ThreadPoolExecutor(2, thread_name_prefix="bulk")
+        # A thread of its own, one replay after the other: rounds never wait for what somebody is curious about.
+        self.replays = ThreadPoolExecutor(1, thread_name_prefix="replay")
         self.effects = EffectRunner(self)
         self._wakes: list[tuple[float, str]] = []
         self._wake_changed = asyncio.Event()
@@ -99,7 +101,8 @@ class Coordinator:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.effects.close()
-        self.pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self.pool, self.replays):
+            pool.shutdown(wait=True, cancel_futures=True)
         await self.store.close()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -71,7 +71,9 @@ async def replay(
     pre: Annotated[
         str | None,
         typer.Option(
-            "--pre", metavar="NAMES", help="Pre-rules instead of the run's own: arc,nnm; '' is none."
+            "--pre",
+            metavar="NAMES",
+            help="Pre-rules instead of the run's own: arc,nnm; '' is none, and so is another rule without --pre.",
         ),
     ] = None,
     faults: Annotated[
@@ -97,8 +99,6 @@ async def replay(
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if pre is not None:
         changes["pre"] = [name for name in pre.split(",") if name]
-    elif rule is not None:
-        changes["pre"] = []
     if option:
         changes["options"] = dict(map(_option, option))
     async with connect(settings) as client:

@@ -123,4 +123,4 @@ def build(spec: RunSpec, refuse: Refuse | None = None) -> Schedule:
 def _rule_bound(spec: RunSpec) -> Refuse:
     from coordinator import recipe
 
-    return lambda n, cohort: recipe.pipeline(spec, cohort).refuse(n)
+    return lambda n, cohort: recipe.refuse(spec, n, cohort)

@@ -101,7 +101,9 @@ class AggregationTable(Table):
         if "rule" in self.model_fields_set:
             for name, plain in (("pre", ()), ("faults", 0)):
                 if name not in self.model_fields_set:
-                    self.__dict__[name] = plain  # the model is frozen, and this is part of its making
+                    object.__setattr__(
+                        self, name, plain
+                    )  # the model is frozen, and this is part of its making
         return self
 
     @field_validator("faults")
@@ -120,6 +122,13 @@ class AggregationTable(Table):
         if isinstance(self.faults, int):
             return self.faults
         return math.floor(self.faults * cohort + 1e-9)  # 0.1 * 30 is 3, whatever floating point makes of it
+
+    def faults_told(self, cohort: int) -> str:
+        """f, and where it comes from: "f is 2 (0.2 of a cohort of 11)"; "" where nobody may be faulty."""
+        if self.faults == 0:
+            return ""
+        origin = "declared" if isinstance(self.faults, int) else f"{self.faults:g} of a cohort of {cohort}"
+        return f"f is {self.faults_of(cohort)} ({origin})"
 
 
 class CompressionTable(Table):

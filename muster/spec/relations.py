@@ -24,10 +24,14 @@ NAMES: dict[KeyPath, str] = {
     ("server", "optimizer"): "muster.server_optimizers",
 }
 
-SPELLED = frozenset({"muster.codecs", "muster.feedbacks"})  # the name carries its setting: "topk:0.01"
+# The name carries its setting: "topk:0.01", "bucketing:2".
+SPELLED = frozenset({"muster.pre_rules", "muster.codecs", "muster.feedbacks"})
 
 # These are built on the number of faults: with f = 0 they let one liar through, so f has to be said, be it 0.
-COUNT_FAULTS = frozenset({"trimmed-mean", "krum", "multi-krum", "arc", "nnm"})
+COUNT_FAULTS = frozenset(
+    {"arc", "bulyan", "caf", "cge", "dnc", "krum", "mda", "meamed", "multi-krum", "mva"}
+    | {"nna", "nnm", "phocas", "smea", "trimmed-mean"}
+)
 
 
 def unknown_names(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -61,7 +65,8 @@ def _relations(spec: RunSpec) -> Iterator[tuple[KeyPath, tuple[KeyPath, ...], st
             f"(deadline_seconds is {round_.deadline_seconds:g})",
         )
     yield from _faults(spec)
-    counted = sorted(COUNT_FAULTS.intersection((aggregation.rule, *aggregation.pre)))
+    names = (aggregation.rule, *(spelling.partition(":")[0] for spelling in aggregation.pre))
+    counted = sorted(COUNT_FAULTS.intersection(names))
     chosen = {"rule", "pre"} & aggregation.model_fields_set
     if counted and chosen and "faults" not in aggregation.model_fields_set:
         yield (
@@ -95,13 +100,16 @@ def _faults(spec: RunSpec) -> Iterator[tuple[KeyPath, tuple[KeyPath, ...], str]]
     path: KeyPath = ("aggregation", "faults")
     if spec.aggregation.faults == 0 or count is None:
         return
-    faults = spec.aggregation.faults_of(count)
+    # A share is one of all that are asked, and over-selection asks more than it wants.
+    asked = math.ceil(spec.sampling.over_select * count - 1e-9)
+    faults = spec.aggregation.faults_of(asked)
+    told = "" if isinstance(spec.aggregation.faults, int) else f"; {spec.aggregation.faults_told(asked)}"
     if count <= 2 * faults:
         yield (
             path,
             (("sampling", "count"),),
             f"no rule withstands {faults} faulty of {count} updates (sampling.count): "
-            f"it takes more than {2 * faults}",
+            f"it takes more than {2 * faults}{told}",
         )
         return
     quorum = math.ceil(spec.round.quorum * count)
@@ -111,7 +119,7 @@ def _faults(spec: RunSpec) -> Iterator[tuple[KeyPath, tuple[KeyPath, ...], str]]
             (("sampling", "count"), ("round", "quorum")),
             f"no rule withstands {faults} faulty of the {quorum} updates at which a round may close "
             f"(round.quorum {spec.round.quorum:g} of sampling.count {count}): "
-            f"it takes more than {2 * faults}",
+            f"it takes more than {2 * faults}{told}",
         )
 
 

@@ -6,11 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
+import aggregators
 from coordinator import recipe
 from coordinator.checks import check_spec
+from muster import plugins
 from muster.errors import ConfigError
 from muster.spec.model import RunSpec
+from muster.spec.relations import COUNT_FAULTS
 
 MakeSpec = Callable[..., RunSpec]
 
@@ -18,7 +22,9 @@ MakeSpec = Callable[..., RunSpec]
 @pytest.mark.parametrize(
     ("faults", "cohort", "f"), [(2, 100, 2), (0.1, 30, 3), (0.1, 39, 3), (0.3, 1, 0), (0.25, 8, 2), (0, 9, 0)]
 )
-def test_a_share_of_the_cohort_is_rounded_down(make_spec: MakeSpec, faults: float, cohort: int, f: int) -> None:
+def test_a_share_of_the_cohort_is_rounded_down(
+    make_spec: MakeSpec, faults: float, cohort: int, f: int
+) -> None:
     spec = make_spec(aggregation={"rule": "median", "faults": faults})
     assert recipe.pipeline(spec, cohort).faults == f
 
@@ -36,7 +42,7 @@ def test_without_a_rule_it_is_the_one_that_was_found_best(make_spec: MakeSpec) -
 
 @pytest.mark.parametrize("wrong", [0.5, -1, 1.5, -0.1])
 def test_what_is_neither_a_number_nor_a_share_is_refused(make_spec: MakeSpec, wrong: float) -> None:
-    with pytest.raises(ValueError, match="a number of updates .* or a share of the cohort"):
+    with pytest.raises(ValueError, match=r"a number of updates .* or a share of the cohort"):
         make_spec(aggregation={"rule": "median", "faults": wrong})
 
 
@@ -71,6 +77,57 @@ def test_what_does_not_go_together_is_refused_at_submission(
     with pytest.raises(ConfigError, match=sentence) as caught:
         check_spec(make_spec(**tables))
     assert caught.value.id == "spec.invalid"
+
+
+def test_whatever_one_liar_moves_when_f_is_not_said_has_to_be_told_f() -> None:
+    generator = torch.Generator().manual_seed(0)
+    updates = torch.randn(9, 50, generator=generator)
+    updates[4] = 1e6
+    moved: set[str] = set()
+    for group, kind in (("muster.rules", "rule"), ("muster.pre_rules", "pre")):
+        for name in plugins.names(group):
+            norms: list[float] = []
+            for faults in (0, 1):
+                how = (name, ()) if kind == "rule" else ("median", (name,))
+                try:
+                    made = aggregators.aggregate(updates, *how, faults=faults, trusted=0)
+                except aggregators.RuleError:  # no f makes it robust, or it needs an option
+                    break
+                norms.append(float(made.vector.norm()))
+            if len(norms) == 2 and norms[0] > 1e3 > norms[1]:
+                moved.add(name)
+    assert moved >= {"trimmed-mean", "mda", "nnm"}
+    assert moved <= COUNT_FAULTS
+    assert set(plugins.names("muster.rules") + plugins.names("muster.pre_rules")) >= COUNT_FAULTS
+
+
+@pytest.mark.parametrize(
+    ("faults", "n", "cohort", "told"),
+    [
+        (0.3, 6, 10, "krum needs n > 2f + 2: n is 6, f is 3; f is 3 (0.3 of a cohort of 10)"),
+        (3, 6, 10, "krum needs n > 2f + 2: n is 6, f is 3"),
+        (0.3, 9, 10, None),
+        (0.3, 3, 3, None),  # f is 0
+    ],
+)
+def test_lost_updates_never_lower_f(
+    make_spec: MakeSpec, faults: float, n: int, cohort: int, told: str | None
+) -> None:
+    spec = make_spec(aggregation={"rule": "krum", "faults": faults})
+    assert recipe.refuse(spec, n, cohort) == told
+
+
+def test_where_f_comes_from_is_told(make_spec: MakeSpec) -> None:
+    told = {
+        faults: make_spec(aggregation={"rule": "median", "faults": faults}).aggregation.faults_told(11)
+        for faults in (0, 2, 0.25, 0.05)
+    }
+    assert told == {
+        0: "",
+        2: "f is 2 (declared)",
+        0.25: "f is 2 (0.25 of a cohort of 11)",
+        0.05: "f is 0 (0.05 of a cohort of 11)",
+    }
 
 
 def test_without_its_trusted_peer_a_round_says_so(make_spec: MakeSpec) -> None:

@@ -35,13 +35,13 @@ def test_a_good_spec_is_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     text = GOOD + (
         "task_options = { hidden = 32, born = 2020-01-01 }\n"
-        '[train]\nlr = 1\n[aggregation]\nrule = "krum"\npre = ["arc", "nnm"]\nfaults = 1\n'
+        '[train]\nlr = 1\n[aggregation]\nrule = "krum"\npre = ["bucketing:2", "nnm"]\nfaults = 1\n'
         '[compression]\nup = "topk:0.01"\nfeedback = "ef14"\n[sampling]\ncount = 5\n'
     )
     path.write_text(text)
     spec, read = load_spec(path)
     assert read == text
-    assert spec.rounds == 3 and spec.train.lr == 1.0 and spec.aggregation.pre == ("arc", "nnm")
+    assert spec.rounds == 3 and spec.train.lr == 1.0 and spec.aggregation.pre == ("bucketing:2", "nnm")
     assert spec.task_options == {"hidden": 32, "born": "2020-01-01"}
 
 
@@ -97,6 +97,15 @@ def test_no_contradiction_is_made_of_a_value_that_was_not_written() -> None:
         ),
         ("[aggregation]\nrule = 'krum'", "aggregation.faults: is missing: krum must be told"),
         ("[aggregation]\nrule = 'median'\npre = ['nnm']", "aggregation.faults: is missing: nnm must be told"),
+        ("[aggregation]\nrule = 'bulyan'", "aggregation.faults: is missing: bulyan must be told"),
+        (
+            "[aggregation]\npre = ['buketing:2']\nfaults = 1",
+            "aggregation.pre[0]: there is no pre-rule 'buketing'",
+        ),
+        (
+            "[sampling]\ncount = 4\nover_select = 3.0\n[aggregation]\nrule = 'median'\nfaults = 0.2",
+            "2 faulty of 4 updates (sampling.count): it takes more than 4; f is 2 (0.2 of a cohort of 12)",
+        ),
         (
             "[sampling]\npolicy = 'poisson'\nfraction = 0.5\nover_select = 1.5",
             "sampling.over_select: poisson",

@@ -72,6 +72,15 @@ async def test_the_same_rule_makes_the_same_model_and_another_is_compared(tmp_pa
         ):
             with pytest.raises(error, match=sentence):
                 await replay(coordinator, run.run_id, number, changes)
+        one = await replay(coordinator, run.run_id, 2, {"rule": "multi-krum", "options": {"m": 1}})
+        assert one.table.pre == ()  # those of the run stood before its own rule
+        assert sum(treated.selected for treated in one.result.treatments) == 1
+        kept = await coordinator.store.optimizer_states(run.run_id, 2)
+        coordinator.blobs.remove(kept["rule/center"])
+        with pytest.raises(StateError, match="the server's state before it are kept no longer") as caught:
+            await replay(coordinator, run.run_id, 3, {})
+        assert caught.value.id == "replay.pruned"
+        assert "updates_keep_rounds" in caught.value.fix
 
 
 @pytest.mark.timeout(180)
@@ -89,6 +98,12 @@ async def test_a_trusted_peer_is_always_asked_and_judges_the_others(tmp_path: Pa
     ) as federation:
         run = await federation.run_to_end(spec(**table))
         assert run.state == "FINISHED", run.reason
-        rounds = await federation._running.coordinator.store.rounds(run.run_id)
+        coordinator = federation._running.coordinator
+        rounds = await coordinator.store.rounds(run.run_id)
+        assert (await replay(coordinator, run.run_id, 6, {})).reproduced
+        plain = await replay(coordinator, run.run_id, 6, {"rule": "median", "faults": 1})
+        assert plain.table.trusted_peer is None
+        other = await replay(coordinator, run.run_id, 6, {"rule": "nna", "faults": 1})
+        assert other.table.trusted_peer == "peer-0"
     assert all("peer-0" in each.cohort and len(each.cohort) == 4 for each in rounds)
     assert run.metrics["accuracy"] > 0.5  # most of those asked lie
