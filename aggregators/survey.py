@@ -44,12 +44,19 @@ class Survey:
             gram = Gram(rows)
             gram.add(X)
             part[0] = gram.matrix
-        for product, drawn in zip(part[1:], self._drawn, strict=True):
-            first, last = torch.searchsorted(drawn, torch.tensor([start, start + X.shape[1]])).tolist()
-            if first < last:
-                columns = _columns(X[: self._n], drawn[first:last] - start)
-                product[: self._n, : self._n] = kernels.gram(columns)
+        here = [self._here(drawn, start, start + X.shape[1]) for drawn in self._drawn]
+        if any(len(places) for places in here):
+            columns = _columns(X[: self._n], torch.cat(here) - start)
+            for product, own in zip(
+                part[1:], columns.split([len(places) for places in here], dim=1), strict=True
+            ):
+                product[: self._n, : self._n] = kernels.gram(own)
         return part
+
+    @staticmethod
+    def _here(drawn: Tensor, start: int, stop: int) -> Tensor:
+        first, last = np.searchsorted(drawn.numpy(), [start, stop])
+        return drawn[int(first) : int(last)]
 
     def fold(self, part: Tensor) -> None:
         """Adds a part that `measure` made, here or elsewhere; in the order of the columns."""
@@ -99,11 +106,11 @@ def _draw(seed: int, draw: int, size: int, count: int) -> Tensor:
     raw numbers are the same in every version of numpy."""
     if count == size:
         return torch.arange(size)
-    made = 2 * count
+    made = count + count // 16 + 64  # some come twice
     while True:
         drawn = np.random.Philox(key=[seed % 2**64, draw]).random_raw(made) % np.uint64(size)
         found, first = np.unique(drawn, return_index=True)
         if len(found) >= count:
-            chosen = found[np.argsort(first)[:count]]
-            return torch.from_numpy(np.sort(chosen).astype(np.int64))
+            last = np.partition(first, count - 1)[count - 1]
+            return torch.from_numpy(found[first <= last].astype(np.int64))  # they are in order
         made *= 2
