@@ -13,7 +13,7 @@ from torch import Tensor
 from aggregators.options import RuleError
 from aggregators.pipeline import build
 from aggregators.plan import Plan
-from aggregators.sources import Behind, Chosen, MatrixSource, Source
+from aggregators.sources import Behind, Chosen, MatrixSource, Source, Widened
 from aggregators.survey import Survey
 
 T = TypeVar("T")
@@ -52,23 +52,23 @@ def aggregate(
 ) -> Aggregate:
     """Makes one vector of n updates: a matrix [n, d] of floats, or a source of column chunks.
 
-    Of a source no more than n x chunk is held. An update with a NaN or an infinity is rejected: it counts
-    for nothing, and f stays as declared. `admitted` says that all are known to be finite, which spares a
-    pass under a rule that needs no distances. `weights` [n] count for a mean alone, `trusted` is the row
-    that some rules ask for, `keys` name the updates to a rule that remembers peers (by default their
-    numbers), `state` is what the round before left. `out` [d] takes the result instead of new memory.
-    Inputs are never changed. Raises `RuleError` with a sentence where f is too great for n, or the rule, its
-    options or its input are not as they must be.
+    Of a source no more than n x chunk is held; half precision is worked out in float32. An update with a NaN
+    or an infinity is rejected: it counts for nothing, and f stays as declared. `admitted` says that all are
+    known to be finite, which spares a pass under a rule that needs no distances. `weights` [n] count for a
+    mean alone, `trusted` is the row that some rules ask for, `keys` name the updates to a rule that remembers
+    peers (by default their numbers), `state` is what the round before left. `out` [d] takes the result
+    instead of new memory. Inputs are never changed. Raises `RuleError` with a sentence where f is too great
+    for n, or the rule, its options or its input are not as they must be.
 
     >>> updates = torch.tensor([[1.0, 2.0], [1.2, 2.2], [0.8, 1.8], [9e9, -9e9]])
     >>> aggregate(updates, "median", pre=(), faults=1).vector
     tensor([1.1000, 1.9000])
     """
     pipeline = build(rule, pre=pre, faults=faults, options=options)
-    source = MatrixSource(updates) if isinstance(updates, Tensor) else updates
-    if isinstance(updates, Tensor) and (updates.dim() != 2 or not updates.dtype.is_floating_point):
-        raise RuleError(f"updates are a matrix of floats, not {tuple(updates.shape)} {updates.dtype}")
+    source = _source(updates)
     n, size = source.n, source.size
+    if not n or not size:
+        raise RuleError(f"there is nothing to aggregate: {n} updates of {size} coordinates")
     names = [str(row) for row in range(n)] if keys is None else list(keys)
     if len(names) != n or len(set(names)) != n:
         raise RuleError(f"keys must be {n} different names")
@@ -92,7 +92,10 @@ def aggregate(
         for start, X in whole.chunks():
             survey.add(start, X)
     plan = survey.plan(weights=weights, trusted=trusted)
-    vector, following = _sweep(whole, plan, len(kept), out)
+    half = isinstance(updates, Tensor) and updates.dtype.itemsize < 4
+    vector, following = _sweep(whole, plan, len(kept), None if half else out)
+    if isinstance(updates, Tensor) and half:
+        vector = vector.to(updates.dtype) if out is None else out.copy_(vector)
     if not _all_finite(vector):
         raise RuleError("the aggregate has values that are not finite: more updates than f overflow")
     return Aggregate(
@@ -106,6 +109,15 @@ def aggregate(
     )
 
 
+def _source(updates: Tensor | Source) -> Source:
+    if not isinstance(updates, Tensor):
+        return updates
+    if updates.dim() != 2 or not updates.dtype.is_floating_point:
+        raise RuleError(f"updates are a matrix of floats, not {tuple(updates.shape)} {updates.dtype}")
+    source = MatrixSource(updates)
+    return source if updates.dtype.itemsize >= 4 else Widened(source)
+
+
 def _finite(source: Source) -> Tensor:
     """Which rows have neither a NaN nor an infinity [n]."""
     accepted = torch.ones(source.n, dtype=torch.bool)
@@ -116,7 +128,7 @@ def _finite(source: Source) -> Tensor:
 
 
 def _all_finite(vector: Tensor) -> bool:
-    if vector.device.type == "cpu":
+    if vector.device.type == "cpu" and vector.dtype.itemsize >= 4:  # numpy knows no bfloat16
         # A sum that is finite proves every term so; numpy's does not wake torch's threads, which on a busy machine
         # costs more than all of the sum.
         with np.errstate(over="ignore", invalid="ignore"):
@@ -147,7 +159,7 @@ def _sweep(source: Behind, plan: Plan, kept: int, out: Tensor | None) -> tuple[T
         if kept:
             plan.advance(X, following[:, start:stop])
     if vector is None or following is None:
-        return torch.empty(0), torch.empty(kept, 0)
+        raise RuleError("the source of updates has no chunk")
     return vector, following
 
 

@@ -79,6 +79,25 @@ class RowsSource:
             yield start, chunk
 
 
+class Widened:
+    """A source in half precision, its chunks in float32: sums of halves lose what the updates say."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    @property
+    def n(self) -> int:
+        return self._source.n
+
+    @property
+    def size(self) -> int:
+        return self._source.size
+
+    def chunks(self) -> Iterator[tuple[int, Tensor]]:
+        for start, X in self._source.chunks():
+            yield start, X.float()
+
+
 class Behind:
     """A source with more rows behind its own: the vectors that a rule keeps from round to round."""
 

@@ -48,7 +48,7 @@ class Survey:
         if any(len(places) for places in here):
             columns = _columns(X[: self._n], torch.cat(here) - start)
             for product, own in zip(
-                part[1:], columns.split([len(places) for places in here], dim=1), strict=True
+                part[1:], torch.split(columns, [len(places) for places in here], dim=1), strict=True
             ):
                 product[: self._n, : self._n] = kernels.gram(own)
         return part

@@ -8,7 +8,7 @@ from multiprocessing import get_context
 import pytest
 import torch
 
-from aggregators import MatrixSource, RowsSource, RuleError, Survey, aggregate, build
+from aggregators import MatrixSource, RowsSource, RuleError, Survey, aggregate, build, registry
 
 D = 700_001  # three chunks, the last of them short
 
@@ -48,6 +48,28 @@ def test_a_result_may_go_where_the_caller_says(updates):
     assert torch.equal(out, updates.median(dim=0).values)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rule", ["mean", "median", "multi-krum", "centered-clipping"])
+def test_half_precision_is_worked_out_in_float32(updates, rule, dtype):
+    halves = updates[:, :3_000].to(dtype)
+    result = aggregate(halves, rule, pre=("arc",), faults=2)
+    wide = aggregate(halves.float(), rule, pre=("arc",), faults=2)
+    assert torch.equal(result.vector, wide.vector.to(dtype))
+    assert torch.equal(result.weights, wide.weights)
+    halves[0, 5] = torch.nan
+    assert not aggregate(halves, rule, pre=("arc",), faults=2).selected[0]
+    out = torch.empty(3_000, dtype=dtype)
+    assert aggregate(halves, rule, pre=("arc",), faults=2, out=out).vector is out
+
+
+def test_every_rule_takes_the_smallest_input():
+    for name in registry.names(registry.RULES):
+        trusted = 0 if name in {"nna", "fltrust"} else None
+        for X in (torch.ones(3, 1), torch.ones(9, 2, dtype=torch.float64), torch.ones(7, 10).T[:9]):
+            if build(name).refuse(len(X)) is None:
+                assert bool(aggregate(X, name, (), trusted=trusted).vector.isfinite().all()), name
+
+
 @pytest.mark.parametrize("rule", ["median", "multi-krum"])
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
 def test_what_is_not_finite_is_rejected_and_f_stays(updates, rule, wrong):
@@ -81,6 +103,8 @@ def test_a_result_that_overflows_is_an_error():
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
+        ({"updates": torch.zeros(4, 0)}, "nothing to aggregate: 4 updates of 0 coordinates"),
+        ({"updates": torch.zeros(0, 4)}, "nothing to aggregate: 0 updates of 4 coordinates"),
         ({"updates": torch.zeros(4)}, r"updates are a matrix of floats, not \(4,\)"),
         ({"updates": torch.zeros(4, 2, dtype=torch.long)}, "matrix of floats"),
         ({"keys": ["a", "b"]}, "keys must be 4 different names"),
