@@ -199,13 +199,13 @@ def _saved(sent: int, dense: int) -> str:
 
 def round_explained(round: pb.Round) -> RenderableType:
     """A paragraph for each update that was aggregated or refused."""
-    lines = [f"round {round.number}: {round.reason}", ""]
+    lines = [round.reason or f"round {round.number}", ""]
     if round.score_meaning:
         lines += [f"score of {round.rule.rpartition('+')[2]}: {round.score_meaning}", ""]
     for each in sorted(round.assignments, key=lambda a: (a.peer_id, a.attempt)):
         if each.role == "evaluate":
             continue
-        lines.append(f"{each.peer_id}: {each.state.lower()}, {each.reason}")
+        lines.append(f"{each.peer_id} ({each.state.lower()}): {each.reason}")
         if each.treatment:
             share = f"weight {each.weight:.4g}" if each.selected else "no share in the model"
             lines.append(f"    {share}, score {each.score:.4g}, norm {each.norm:.4g}: {each.treatment}")

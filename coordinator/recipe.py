@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import aggregators
 from aggregators.rule import Needs
+from coordinator import sampling
 from muster.spec.model import RunSpec
 
 COHORT_ANY = 1_000  # of a run that is not told: whatever the share, some of so many are faulty
@@ -33,24 +36,44 @@ def check(spec: RunSpec) -> None:
     """Raises `RuleError` where the aggregation cannot be had of a coordinator, or not together with the rest."""
     table = spec.aggregation
     built = pipeline(spec, spec.sampling.count or COHORT_ANY)
-    trusts = Needs.TRUSTED in built.needs
-    if trusts and table.trusted_peer is None:
+    trusting = Needs.TRUSTED in built.needs
+    if trusting and table.trusted_peer is None:
         raise aggregators.RuleError(
             f"{table.rule} needs one peer that is trusted: say which in aggregation.trusted_peer"
         )
-    if table.trusted_peer is not None and not trusts:
+    if table.trusted_peer is not None and not trusting:
         raise aggregators.RuleError(
             f"{table.rule} trusts no peer, and aggregation.trusted_peer is {table.trusted_peer!r}: leave it out"
         )
-    if trusts and spec.sampling.policy == "poisson":
+    if trusting and spec.sampling.policy == "poisson":
         raise aggregators.RuleError(
             f"{table.rule} needs its trusted peer in every round, and poisson sampling draws each by itself"
         )
+    if refusal := _never_enough(spec):
+        raise aggregators.RuleError(refusal)
     if spec.privacy.secure_aggregation:
         why = built.refuse_sums_only()
         raise aggregators.RuleError(
             why or "secure aggregation is not built yet: leave privacy.secure_aggregation out"
         )
+
+
+def _never_enough(spec: RunSpec) -> str | None:
+    """Why no round can ever have enough updates, however many peers there are."""
+    table, count = spec.aggregation, spec.sampling.count
+    if count is not None:
+        trusted = table.trusted_peer is not None
+        asked = sampling.share(spec.sampling.over_select, count)
+        refusal = refuse(spec, count + trusted, asked + trusted)
+        return f"{refusal}; sampling.count is {count}" if refusal else None
+    if isinstance(table.faults, int):
+        return None
+    # While f is 0 a rule may do: what counts are cohorts in which somebody may be faulty.
+    first = math.ceil(1 / table.faults)
+    refusals = (refuse(spec, cohort, cohort) for cohort in range(first, first + COHORT_ANY))
+    if any(refusal is None for refusal in refusals):
+        return None
+    return f"no cohort is large enough: {refuse(spec, first, first)}"
 
 
 def missing_trusted(spec: RunSpec, present: tuple[str, ...]) -> str | None:

@@ -7,9 +7,10 @@ A round opens when enough peers are there for the spec and for the rule. It clos
 * when its grace time after the quorum is over, or nobody else can deliver any more;
 * at its deadline with what it has, if that is a quorum.
 
-It is skipped when its quorum is not there at the deadline or can no longer be reached. A peer whose
-attempt failed or was lost is asked again while attempts are left and it is there; the attempt changes
-nothing in what it computes.
+It is skipped when its quorum is not there at the deadline or can no longer be reached. The peer that the
+rule trusts, if it trusts one, is in every cohort; a round does not close before it has delivered, and is
+skipped without it. A peer whose attempt failed or was lost is asked again while attempts are left and it
+is there; the attempt changes nothing in what it computes.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class _Standing:
     live: tuple[str, ...]  # assignment ids
     ready: tuple[str, ...]  # peers that may be asked (again) now
     away: tuple[str, ...]  # peers that may be asked again once they are back
+    trusted: bool | None  # whether the trusted peer's update is there; None: it cannot come any more
 
     @property
     def outstanding(self) -> int:
@@ -92,13 +94,14 @@ class Synchronous:
                 until=None,
                 reason=f"round {number} waits for peers: {len(present)} of {wanted} are active and connected",
             )
-        refusal = self._refuse(self._sampler.needed(len(present)), self._sampler.needed(len(present)))
+        if self._trusted is not None and self._trusted not in present:
+            return Wait(until=None, reason=f"round {number} waits for its trusted peer {self._trusted!r}")
+        refusal = self._refuse(*self._expected(len(present)))
         if refusal is not None:
             here = f"{len(present)} are active and connected"
             return Wait(until=None, reason=f"round {number} waits for more peers, {here}: {refusal}")
         draw = self._draw(present, number)
-        if draw is None:
-            return Wait(until=None, reason=f"round {number} waits for its trusted peer {self._trusted!r}")
+        told = self._spec.aggregation.faults_told(len(draw.cohort))
         quorum = self._quorum(draw.needed, len(draw.cohort))
         return OpenRound(
             cohort=draw.cohort,
@@ -108,18 +111,23 @@ class Synchronous:
             deadline_at=now + self._spec.round.deadline_seconds,
             reason=(
                 f"round {number} is open: {len(draw.cohort)} of {len(present)} peers are asked, "
-                f"{draw.needed} updates are wanted, {quorum} are a quorum"
+                f"{draw.needed} updates are wanted, {quorum} are a quorum" + (f"; {told}" if told else "")
             ),
         )
 
-    def _draw(self, present: Sequence[str], number: int) -> Draw | None:
-        """The cohort; with a trusted peer in it beside those that are drawn, and None while that is away."""
+    def _expected(self, present: int) -> tuple[int, int]:
+        """How many updates a draw from so many peers wants and how many it asks, where that is not random."""
+        trusted = self._trusted is not None
+        needed = self._sampler.needed(present - trusted)
+        asked = min(present - trusted, sampling.share(self._spec.sampling.over_select, needed))
+        return needed + trusted, max(needed, asked) + trusted
+
+    def _draw(self, present: Sequence[str], number: int) -> Draw:
+        """The cohort; with the trusted peer, which is present, in it beside those that are drawn."""
         random = derive_random(self._spec.seed, "sample", number)
         trusted = self._trusted
         if trusted is None:
             return self._sampler.sample(present, random)
-        if trusted not in present:
-            return None
         draw = self._sampler.sample([peer for peer in present if peer != trusted], random)
         return Draw(cohort=tuple(sorted((*draw.cohort, trusted))), needed=draw.needed + 1)
 
@@ -139,7 +147,11 @@ class Synchronous:
             return (SkipRound(round=number, reason=f"round {number} has too small a cohort: {refusal}"),)
         standing = self._standing(round_, peers)
         have = f"{standing.delivered} of {round_.needed} updates are delivered, {round_.quorum} are a quorum"
-        if standing.delivered >= round_.quorum:
+        missing = self._trusted_missing(round_, standing, now)
+        if missing is not None:
+            return (SkipRound(round=number, reason=f"{missing}: {have}{_causes(round_)}"),)
+        enough = standing.delivered >= round_.quorum and standing.trusted is True
+        if enough:
             closing = self._closing(round_, standing, now)
             if closing is not None:
                 return _close(round_, standing, f"round {number} closes {closing}: {have}")
@@ -152,7 +164,7 @@ class Synchronous:
             reason = f"round {number} cannot reach its quorum any more: {have}, {can} can still come"
             reason += self._bound(standing.delivered + can, round_) + _causes(round_)
             return (SkipRound(round=number, reason=reason),)
-        if standing.delivered >= round_.quorum and round_.grace_until is None:
+        if enough and round_.grace_until is None:
             until = min(now + self._spec.round.grace_seconds, _due(round_))
             seconds = until - now
             reason = f"round {number} has its quorum and waits {seconds:g} s for the rest: {have}"
@@ -167,7 +179,18 @@ class Synchronous:
                 ),
             )
         until = _due(round_) if round_.grace_until is None else round_.grace_until
+        if standing.delivered >= round_.quorum and not enough:
+            have += f", and the trusted peer {self._trusted!r} is waited for"
         return (Wait(until=until, reason=f"round {number} is open: {have}"),)
+
+    def _trusted_missing(self, round_: RoundState, standing: _Standing, now: float) -> str | None:
+        """Why the round ends without the trusted peer, be there as many updates of others as there may."""
+        whose = f"the update of its trusted peer {self._trusted!r}"
+        if standing.trusted is None:
+            return f"round {round_.number} cannot have {whose} any more"
+        if standing.trusted is False and now >= _due(round_):
+            return f"round {round_.number} is without {whose} at its deadline"
+        return None
 
     def _bound(self, count: int, round_: RoundState) -> str:
         """What the rule says of so many updates, where it is the rule that wants more."""
@@ -209,7 +232,23 @@ class Synchronous:
                 peer = peers.get(peer_id)
                 if peer is not None and peer.status not in _NEVER_AGAIN:
                     (ready if _present(peer) else away).append(peer_id)
-        return _Standing(delivered=delivered, live=tuple(live), ready=tuple(ready), away=tuple(away))
+        return _Standing(
+            delivered=delivered,
+            live=tuple(live),
+            ready=tuple(ready),
+            away=tuple(away),
+            trusted=self._trusted_stands(newest, (*ready, *away)),
+        )
+
+    def _trusted_stands(self, newest: Mapping[str, AssignmentState], askable: Sequence[str]) -> bool | None:
+        if self._trusted is None:
+            return True
+        assignment = newest.get(self._trusted)
+        if assignment is not None and not assignment.status.ended:
+            return False
+        if assignment is not None and assignment.status is AssignmentStatus.DELIVERED:
+            return True
+        return False if self._trusted in askable else None
 
     def _may_ask(self, newest: AssignmentState | None) -> bool:
         return newest is None or (newest.retry and newest.attempt < self._spec.round.attempts_max)

@@ -101,9 +101,9 @@ def test_round_list_and_show(ask: Callable[..., Any], ask_json: Callable[..., An
     assert [each["number"] for each in ask_json("round", "list", "digits")] == [1, 2, 3]
 
 
-def test_a_round_is_explained_update_by_update(ask: Callable[..., Any]) -> None:
+def test_a_round_is_explained_update_by_update(ask: Callable[..., Any], ask_json: Callable[..., Any]) -> None:
     lines = ask("round", "show", "digits", "2", "--explain").out.splitlines()
-    assert lines[0].startswith("round 2: ")
+    assert lines[0] == ask_json("round", "show", "digits", "2")["reason"]
     assert any("taken whole" in line and "weight 1" in line for line in lines)
 
 

@@ -69,6 +69,18 @@ def test_what_is_neither_a_number_nor_a_share_is_refused(make_spec: MakeSpec, wr
             "secure aggregation is not built yet",
         ),
         ({"compression": {"down": "int8", "down_feedback": "ef21"}}, "sends differences"),
+        (
+            {"aggregation": {"rule": "krum", "faults": 1}, "sampling": {"count": 4}},
+            r"krum needs n > 2f \+ 2: n is 4, f is 1; sampling.count is 4",
+        ),
+        (
+            {"aggregation": {"rule": "krum", "faults": 0.2}, "sampling": {"count": 6, "over_select": 2.0}},
+            r"n is 6, f is 2; f is 2 \(0.2 of a cohort of 12\); sampling.count is 6",
+        ),
+        (
+            {"aggregation": {"rule": "bulyan", "faults": 0.3}},
+            "no cohort is large enough: bulyan needs n >= 4f",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused_at_submission(
@@ -128,6 +140,20 @@ def test_where_f_comes_from_is_told(make_spec: MakeSpec) -> None:
         0.25: "f is 2 (0.25 of a cohort of 11)",
         0.05: "f is 0 (0.05 of a cohort of 11)",
     }
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"aggregation": {"rule": "krum", "faults": 1}},  # more peers may come
+        {"aggregation": {"rule": "bulyan", "faults": 0.25}},  # 7 of them, or 11
+        {"aggregation": {"rule": "median", "faults": 0.49}},
+        {"aggregation": {"rule": "median", "pre": ["bucketing:2"], "faults": 0.2}},
+        {"aggregation": {"rule": "nna", "faults": 1, "trusted_peer": "ada"}, "sampling": {"count": 3}},
+    ],
+)
+def test_what_can_be_aggregated_one_day_is_not_refused(make_spec: MakeSpec, tables: dict[str, Any]) -> None:
+    check_spec(make_spec(**tables))
 
 
 def test_without_its_trusted_peer_a_round_says_so(make_spec: MakeSpec) -> None:

@@ -211,7 +211,7 @@ def _evaluation(row: Row, work: list[AssignmentState]) -> EvaluationState:
 class World:
     """One run, its peers and a clock that a test moves. Every decision is checked against rows and log."""
 
-    def __init__(self, spec: RunSpec, *, peers: str, rule_needs: int = 1) -> None:
+    def __init__(self, spec: RunSpec, *, peers: str, rule_needs: int = 1, more_than_2f: bool = False) -> None:
         self.now = 1000.0
         self.peers: dict[str, PeerView] = {}
         for peer_id in peers:
@@ -220,7 +220,13 @@ class World:
         self.effects: list[Effect] = []  # of the newest decision
         self.committed: list[Transition] = []
         self.checked = True
-        self.schedule = Synchronous(spec, refuse=lambda n, _cohort: _bound(n, rule_needs))
+        table = spec.aggregation
+        self.schedule = Synchronous(
+            spec,
+            refuse=lambda n, cohort: _bound(
+                n, 2 * table.faults_of(cohort) + 1 if more_than_2f else rule_needs, table.faults_told(cohort)
+            ),
+        )
         event = RunSubmitted(run_id="run", spec=spec, spec_toml="task = ...", request_id="request")
         self._take(new_run(event, "run", self.now))
 
@@ -373,8 +379,8 @@ def facts(peer_id: str, metrics: Mapping[str, float]) -> UpdateFacts:
     )
 
 
-def _bound(n: int, need: int) -> str | None:
-    return None if n >= need else f"the rule needs n >= {need}: n is {n}"
+def _bound(n: int, need: int, told: str) -> str | None:
+    return None if n >= need else f"the rule needs n >= {need}: n is {n}" + (f"; {told}" if told else "")
 
 
 MakeWorld = Callable[..., World]
@@ -382,12 +388,22 @@ MakeWorld = Callable[..., World]
 
 @pytest.fixture
 def make_world() -> MakeWorld:
-    """make(peers="abc", rule_needs=1, started=True, rounds=..., round={...}, sampling={...}, evaluate={...})"""
+    """make(peers="abc", rule_needs=1, more_than_2f=False, started=True) and the spec's keys and tables."""
 
-    def make(*, peers: str = "abc", rule_needs: int = 1, started: bool = True, **tables: Any) -> World:
-        tables = {"task": "digits:Digits", "rounds": 3, "evaluate": {"every": 0}, **tables}
+    def make(
+        *,
+        peers: str = "abc",
+        rule_needs: int = 1,
+        more_than_2f: bool = False,
+        started: bool = True,
+        **tables: Any,
+    ) -> World:
+        always = {"task": "digits:Digits", "rounds": 3, "evaluate": {"every": 0}}
+        tables = {**always, "aggregation": {"rule": "mean"}, **tables}
         tables["round"] = {"quorum": 1.0, "grace_seconds": 0.0, **tables.get("round", {})}
-        world = World(RunSpec.model_validate(tables), peers=peers, rule_needs=rule_needs)
+        world = World(
+            RunSpec.model_validate(tables), peers=peers, rule_needs=rule_needs, more_than_2f=more_than_2f
+        )
         if started:
             world.start()
         return world

@@ -70,6 +70,7 @@ SPECS = st.fixed_dictionaries(
                 {"policy": "poisson", "fraction": 0.5, "over_select": 1.5},
             ]
         ),
+        "aggregation": st.sampled_from([{"rule": "mean"}, {"rule": "fltrust", "trusted_peer": "b"}]),
         "evaluate": st.fixed_dictionaries(
             {"every": st.integers(0, 2), "on": st.sampled_from([["coordinator"], ["coordinator", "peers"]])}
         ),
@@ -93,6 +94,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self._make_world = make_world
         self._world: Any = None
+        self._trusted: str | None = None
         self._ids: list[str] = []  # every assignment that was ever offered
         self._results: list[Any] = []
         self._rounds_when_paused = 0
@@ -100,6 +102,7 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(spec=SPECS, rule_needs=st.integers(1, 2), ready=st.sampled_from([True, True, True, False]))
     def submit(self, spec: dict[str, Any], rule_needs: int, ready: bool) -> None:
+        self._trusted = spec["aggregation"].get("trusted_peer")
         self._world = self._make_world(peers="abc", rule_needs=rule_needs, started=False, **spec)
         self._note()
         if ready:
@@ -117,7 +120,9 @@ class Machine(RuleBasedStateMachine):
                     self._ordered.add(effect.assignment.assignment_id)
                 case Aggregate():
                     self._ordered.add(("aggregate", effect.round))
-                    assert [a.peer_id for a in effect.updates] == sorted(a.peer_id for a in effect.updates)
+                    whose = [a.peer_id for a in effect.updates]
+                    assert whose == sorted(whose)
+                    assert self._trusted is None or self._trusted in whose
                 case EvaluateOwn():
                     self._ordered.add(("evaluate", effect.model.version))
                 case PrepareModel():
