@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from compressors.place import Place
+
 
 class CodecError(ValueError):
     """No such codec or feedback, or an argument that it does not take; a sentence for who wrote it."""
@@ -42,6 +44,13 @@ class Codec(ABC):
     @abstractmethod
     def parse(cls, argument: str | None) -> Self:
         """The codec from what stands after the colon of its spelling. Raises `CodecError`."""
+
+    def at(self, place: Place) -> Codec:
+        """The codec for the chunk that lies there: itself, unless it makes use of more than the chunk's size.
+
+        Constants, sizes and spelling are those of the codec that it was asked of.
+        """
+        return self
 
     def delta(self, size: int) -> float:
         """The contraction's constant for chunks of this size whose values are normal float32 numbers.

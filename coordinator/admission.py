@@ -29,6 +29,7 @@ class Expected:
     """What the coordinator asked this peer for."""
 
     assignment_id: str
+    peer_id: str
     run_id: str
     round: int
     base_digest: str
@@ -106,7 +107,14 @@ def _check_manifest(reader: PayloadReader, expected: Expected) -> None:
 def _measure(reader: PayloadReader, expected: Expected) -> float:
     """L2 norm of the decoded update, every chunk decoded and found finite."""
     layout = expected.layout
-    link = links.Link(expected.spec, reader.manifest.groups[0].codec, expected.estimate, layout.size)
+    places = links.places(
+        expected.spec,
+        layout,
+        base_digest=expected.base_digest,
+        round=expected.round,
+        peer_id=expected.peer_id,
+    )
+    link = links.Link(expected.spec, reader.manifest.groups[0].codec, expected.estimate, places)
     try:
         return _norm(reader, layout, link)
     finally:
@@ -120,7 +128,7 @@ def _norm(reader: PayloadReader, layout: ParameterLayout, link: links.Link) -> f
         start, stop = layout.chunk_bounds(index)
         chunk = scratch[: stop - start]
         try:
-            link.decode(reader.chunk("params", index), chunk, start)
+            link.decode(reader.chunk("params", index), chunk, index)
         except compressors.DecodeError as error:
             raise UpdateRejected(
                 "update.undecodable",

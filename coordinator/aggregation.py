@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 import aggregators
-from coordinator import downlink, optimizers, recipe
-from coordinator.links import Link, sends_differences, state_name
+from coordinator import downlink, links, optimizers, recipe
 from coordinator.statefile import StateReader, StateWriter
 from coordinator.store.tables import DELTA
 from muster.finite import all_finite
@@ -148,7 +147,7 @@ class _Decoded:
     """
 
     layout: ParameterLayout
-    links: Sequence[Link]
+    links: Sequence[links.Link]
     readers: Sequence[PayloadReader]
     kept: Mapping[str, StateReader]  # by name
     scratch: Tensor  # flat [(n + kept) * chunk]
@@ -159,7 +158,7 @@ class _Decoded:
             start, stop = self.layout.chunk_bounds(index)
             chunk = self.scratch[: rows * (stop - start)].view(rows, stop - start)
             for row, reader, link in zip(chunk[:n], self.readers, self.links, strict=True):
-                link.decode(reader.chunk("params", index), row, start)
+                link.decode(reader.chunk("params", index), row, index)
             for row, vector in zip(chunk[n:], self.kept.values(), strict=True):
                 row.copy_(vector.read(start, stop))
             yield start, chunk
@@ -175,19 +174,22 @@ def _decoded(
             kept[name] = StateReader(job.states.get(name), layout.size)
             stack.callback(kept[name].close)
         readers: list[PayloadReader] = []
-        links: list[Link] = []
+        uplinks: list[links.Link] = []
         for update in job.updates:
             reader = PayloadReader(update.path)
             stack.callback(reader.close)
             readers.append(reader)
-            estimate = job.states.get(state_name(update.peer_id))
-            link = Link(job.spec, reader.manifest.groups[0].codec, estimate, layout.size)
+            estimate = job.states.get(links.state_name(update.peer_id))
+            places = links.places(
+                job.spec, layout, base_digest=job.base_digest, round=job.round, peer_id=update.peer_id
+            )
+            link = links.Link(job.spec, reader.manifest.groups[0].codec, estimate, places)
             stack.callback(link.close)
-            links.append(link)
+            uplinks.append(link)
         width = min(CHUNK_COORDINATES, layout.size)
         yield _Decoded(
             layout=layout,
-            links=links,
+            links=uplinks,
             readers=readers,
             kept=kept,
             scratch=torch.empty((len(readers) + len(kept)) * width),
@@ -204,7 +206,9 @@ def _apply(
     down = _downlink(job, layout)
     names = (*optimizer.state_names, *downlink.state_names(job.spec))
     learnt = (
-        tuple(state_name(update.peer_id) for update in job.updates) if sends_differences(job.spec) else ()
+        tuple(links.state_name(update.peer_id) for update in job.updates)
+        if links.sends_differences(job.spec)
+        else ()
     )
     readers = {name: StateReader(job.states.get(name), layout.size) for name in names}
     writers = {name: StateWriter(job.states_out[name]) for name in (*names, *learnt, *source.kept)}
@@ -253,7 +257,7 @@ def state_names(spec: RunSpec, updates: Sequence[UpdateInput], cohort: int) -> t
         *optimizers.build(spec.server).state_names,
         *downlink.state_names(spec),
         *((DELTA,) if downlink.compresses(spec) else ()),
-        *((state_name(update.peer_id) for update in updates) if sends_differences(spec) else ()),
+        *((links.state_name(update.peer_id) for update in updates) if links.sends_differences(spec) else ()),
         *_kept_names(recipe.pipeline(spec, cohort), updates),
     )
 

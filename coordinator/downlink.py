@@ -19,6 +19,7 @@ from torch import Tensor
 import compressors
 from muster.layout import CHUNK_COORDINATES, ParameterLayout
 from muster.payload import GroupSpec, Manifest, PayloadWriter
+from muster.places import Places
 from muster.seeds import derive_seed
 from muster.spec.model import RunSpec
 
@@ -44,6 +45,7 @@ class Downlink:
         self._codec = compressors.build(spec.compression.down)
         self._feedback = compressors.build_feedback(spec.compression.down_feedback)
         self._seed = derive_seed(spec.seed, "down", round)
+        self._places = Places(layout=layout, base_digest=base_digest, round=round)
         self._index = 0
         self._step = torch.empty(min(CHUNK_COORDINATES, layout.size))
         self._writer = PayloadWriter(
@@ -64,8 +66,9 @@ class Downlink:
         torch.sub(new, base, out=step)
         kept = {name.partition("/")[2]: state[name] for name in state if name.startswith("down/")}
         seed = derive_seed(self._seed, "codec", self._index)
-        body = self._feedback.encode(self._codec, step, kept, seed)
-        self._codec.decode(body, step)
+        codec = self._codec.at(self._places.place(self._index))
+        body = self._feedback.encode(codec, step, kept, seed)
+        codec.decode(body, step)
         torch.add(base, step, out=new)
         self._writer.append("params", body)
         self._index += 1

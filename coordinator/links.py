@@ -15,6 +15,9 @@ from torch import Tensor
 
 import compressors
 from coordinator.statefile import StateReader
+from muster.layout import ParameterLayout
+from muster.places import Places
+from muster.seeds import assignment_seed
 from muster.spec.model import RunSpec
 
 RESET = "identity"
@@ -36,20 +39,28 @@ def codecs(spec: RunSpec, round: int) -> tuple[str, ...]:
     return (usual, RESET) if sends_differences(spec) and usual != RESET else (usual,)
 
 
+def places(spec: RunSpec, layout: ParameterLayout, *, base_digest: str, round: int, peer_id: str) -> Places:
+    """Of the chunks of this peer's update."""
+    sender = assignment_seed(spec.seed, "train", round, peer_id)
+    return Places(layout=layout, base_digest=base_digest, round=round, sender=sender)
+
+
 class Link:
     """One peer's uplink in one round: decodes its chunks to its update."""
 
-    def __init__(self, spec: RunSpec, spelling: str, estimate: Path | None, size: int) -> None:
+    def __init__(self, spec: RunSpec, spelling: str, estimate: Path | None, places: Places) -> None:
         self._codec = compressors.build(spelling)
+        self._places = places
         self._estimate: StateReader | None = None
         if sends_differences(spec):
             begins = spelling == RESET and spec.compression.up != RESET
-            self._estimate = StateReader(None if begins else estimate, size)
+            self._estimate = StateReader(None if begins else estimate, places.layout.size)
 
-    def decode(self, body: memoryview, out: Tensor, start: int) -> None:
-        """Fills `out` [c], the coordinates from `start` on. Raises `DecodeError`."""
-        self._codec.decode(body, out)
+    def decode(self, body: memoryview, out: Tensor, index: int) -> None:
+        """Fills `out` [c], chunk `index`. Raises `DecodeError`."""
+        self._codec.at(self._places.place(index)).decode(body, out)
         if self._estimate is not None:
+            start = self._places.layout.chunk_bounds(index)[0]
             out += self._estimate.read(start, start + len(out))
 
     def close(self) -> None:

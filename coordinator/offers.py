@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from coordinator.engine.state import AssignmentState, ModelVersion, RunState
-from muster.seeds import derive_seed
+from muster.seeds import assignment_seed
 from protos.v1 import membership_pb2 as pb
 
 OUTBOX_MAX = 256
@@ -94,8 +94,7 @@ def offer_message(
             base_size_bytes=model.size_bytes,
             layout_digest=model.layout_digest,
             spec_json=run.spec.canonical_json(),
-            # No attempt in it: a repeated attempt computes the same update.
-            seed=derive_seed(run.spec.seed, assignment.role, assignment.round, assignment.peer_id),
+            seed=assignment_seed(run.spec.seed, assignment.role, assignment.round, assignment.peer_id),
             deadline_seconds=max(0.0, seconds_left),
             counted_round=run.counted.get(assignment.peer_id, 0),
         )

@@ -201,6 +201,7 @@ class UpdatesServicer:
             await body.complete()
             expected = Expected(
                 assignment_id=assignment.assignment_id,
+                peer_id=assignment.peer_id,
                 run_id=run.run_id,
                 round=assignment.round,
                 base_digest=run.models[assignment.base_version].digest,

@@ -13,5 +13,10 @@ def derive_seed(*parts: str | int) -> int:
     return int.from_bytes(blake3(text.encode()).digest(length=8), "little") >> 1
 
 
+def assignment_seed(run_seed: int, role: str, round: int, peer_id: str) -> int:
+    """Of a peer's work in a round. No attempt in it: a repeated attempt computes the same update."""
+    return derive_seed(run_seed, role, round, peer_id)
+
+
 def derive_random(*parts: str | int) -> random.Random:
     return random.Random(derive_seed(*parts))

@@ -12,6 +12,7 @@ from muster.errors import TransferError
 from muster.layout import CHUNK_COORDINATES
 from muster.modelfile import ModelFile, ModelWriter
 from muster.payload import PayloadReader
+from muster.places import Places
 
 
 def rebuild(base: Path, deltas: Sequence[Path], target: Path) -> str:
@@ -29,6 +30,10 @@ def rebuild(base: Path, deltas: Sequence[Path], target: Path) -> str:
         readers.extend(PayloadReader(path) for path in deltas)
         layout = model.layout
         codecs = [_codec(reader, layout.digest, layout.size) for reader in readers]
+        places = [
+            Places(layout=layout, base_digest=reader.manifest.base_digest, round=reader.manifest.round)
+            for reader in readers
+        ]
         writer = ModelWriter(target, layout, model.fixed)
         width = min(CHUNK_COORDINATES, layout.size)
         sums, step = torch.empty(width), torch.empty(width)
@@ -36,8 +41,8 @@ def rebuild(base: Path, deltas: Sequence[Path], target: Path) -> str:
             start, stop = layout.chunk_bounds(index)
             values, moved = sums[: stop - start], step[: stop - start]
             values.copy_(model.vector[start:stop])
-            for reader, codec in zip(readers, codecs, strict=True):
-                codec.decode(reader.chunk("params", index), moved)
+            for reader, codec, where in zip(readers, codecs, places, strict=True):
+                codec.at(where.place(index)).decode(reader.chunk("params", index), moved)
                 values.add_(moved)
             writer.write_chunk(index, values)
         return writer.finish().digest

@@ -29,6 +29,7 @@ from muster.hashedfile import BlobInfo
 from muster.layout import CHUNK_COORDINATES
 from muster.modelfile import ModelFile, read_state
 from muster.payload import GroupSpec, Manifest, PayloadWriter
+from muster.places import Places
 from muster.seeds import derive_seed
 from muster.task import FitReport
 from peer.drill import Drill
@@ -69,6 +70,7 @@ def write_update(
         groups=(GroupSpec(name="params", codec=codec.spelling, size=layout.size),),
         scalars=_scalars(report),
     )
+    places = Places(layout=layout, base_digest=order.base_digest, round=order.round, sender=order.seed)
     beta = float(order.train["worker_momentum"])
     momenta = _momenta(1 + len(views)) if beta else []
     with ExitStack() as stack:
@@ -88,7 +90,8 @@ def write_update(
                 update = torch.empty_like(update)
                 forgery.forge(rows, update, start)
             kept = {name: state.read(name, start, stop) for name in feedback.state_names}
-            body = feedback.encode(codec, update, kept, derive_seed(order.seed, "codec", index))
+            seed = derive_seed(order.seed, "codec", index)
+            body = feedback.encode(codec.at(places.place(index)), update, kept, seed)
             state.write({**kept, **dict(zip(momenta, rows, strict=False))})
             writer.append("params", body)
         info = writer.finish()

@@ -55,6 +55,7 @@ class Bench:
     def expected(self, spec: RunSpec) -> Expected:
         return Expected(
             assignment_id="run.1.peer.1",
+            peer_id="peer",
             run_id="run",
             round=1,
             base_digest=BASE,

@@ -1,0 +1,55 @@
+"""What both ends of a link know of each chunk, see `compressors.Place`.
+
+Both know the base that an update is made against, so all randomness that they share is derived from its digest: nobody
+can choose it, and none of it travels.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from compressors import Piece, Place
+from muster.layout import ParameterLayout
+from muster.seeds import derive_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """The places of one body's chunks. `sender` is a seed that differs from peer to peer; the coordinator's is 0."""
+
+    layout: ParameterLayout
+    base_digest: str
+    round: int
+    sender: int = 0
+
+    def place(self, index: int) -> Place:
+        common = derive_seed(self.base_digest, "place", self.round, index)
+        return Place(common, derive_seed(common, self.sender), pieces(self.layout, index))
+
+
+def pieces(layout: ParameterLayout, index: int) -> tuple[Piece, ...]:
+    """The matrices that make up a chunk."""
+    start, stop = layout.chunk_bounds(index)
+    found: list[Piece] = []
+    number = max(0, bisect_right(layout.offsets, start) - 1)
+    while number < len(layout.tensors) and layout.offsets[number] < stop:
+        at, tensor = layout.offsets[number], layout.tensors[number]
+        number += 1
+        first, last = max(start, at), min(stop, at + tensor.size)
+        if first < last:
+            columns = tensor.size // tensor.shape[0] if len(tensor.shape) > 1 else tensor.size
+            found.extend(_cut(first - at, last - at, columns, at - start))
+    return tuple(found)
+
+
+def _cut(first: int, last: int, columns: int, shift: int) -> list[Piece]:
+    """Coordinates [first, last) of a matrix: what is left of a row, whole rows, what is left of a row."""
+    whole_from = min(last, -(-first // columns) * columns)
+    whole_to = max(whole_from, last // columns * columns)
+    parts = (
+        (first, 1, whole_from - first),
+        (whole_from, (whole_to - whole_from) // columns, columns),
+        (whole_to, 1, last - whole_to),
+    )
+    return [Piece(at + shift, rows, width) for at, rows, width in parts if rows * width]
