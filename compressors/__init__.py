@@ -12,14 +12,13 @@ tensor([ 0., -3.,  0.,  0.])
 from compressors._registry import build, build_feedback
 from compressors.codec import Codec, CodecError, DecodeError
 from compressors.feedback import Feedback
-from compressors.place import Piece, Place
+from compressors.place import Place
 
 __all__ = [
     "Codec",
     "CodecError",
     "DecodeError",
     "Feedback",
-    "Piece",
     "Place",
     "build",
     "build_feedback",

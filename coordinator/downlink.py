@@ -66,7 +66,7 @@ class Downlink:
         torch.sub(new, base, out=step)
         kept = {name.partition("/")[2]: state[name] for name in state if name.startswith("down/")}
         seed = derive_seed(self._seed, "codec", self._index)
-        codec = self._codec.at(self._places.place(self._index))
+        codec = self._codec.at(compressors.Place(*self._places.facts(self._index)))
         body = self._feedback.encode(codec, step, kept, seed)
         codec.decode(body, step)
         torch.add(base, step, out=new)

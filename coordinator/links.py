@@ -58,7 +58,7 @@ class Link:
 
     def decode(self, body: memoryview, out: Tensor, index: int) -> None:
         """Fills `out` [c], chunk `index`. Raises `DecodeError`."""
-        self._codec.at(self._places.place(index)).decode(body, out)
+        self._codec.at(compressors.Place(*self._places.facts(index))).decode(body, out)
         if self._estimate is not None:
             start = self._places.layout.chunk_bounds(index)[0]
             out += self._estimate.read(start, start + len(out))

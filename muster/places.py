@@ -9,9 +9,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from compressors import Piece, Place
 from muster.layout import ParameterLayout
 from muster.seeds import derive_seed
+
+Piece = tuple[int, int, int]  # start within the chunk, rows, columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +24,10 @@ class Places:
     round: int
     sender: int = 0
 
-    def place(self, index: int) -> Place:
+    def facts(self, index: int) -> tuple[int, int, tuple[Piece, ...]]:
+        """What makes up the `Place` of a chunk."""
         common = derive_seed(self.base_digest, "place", self.round, index)
-        return Place(common, derive_seed(common, self.sender), pieces(self.layout, index))
+        return common, derive_seed(common, self.sender), pieces(self.layout, index)
 
 
 def pieces(layout: ParameterLayout, index: int) -> tuple[Piece, ...]:
@@ -52,4 +54,4 @@ def _cut(first: int, last: int, columns: int, shift: int) -> list[Piece]:
         (whole_from, (whole_to - whole_from) // columns, columns),
         (whole_to, 1, last - whole_to),
     )
-    return [Piece(at + shift, rows, width) for at, rows, width in parts if rows * width]
+    return [(at + shift, rows, width) for at, rows, width in parts if rows * width]

@@ -42,7 +42,7 @@ def rebuild(base: Path, deltas: Sequence[Path], target: Path) -> str:
             values, moved = sums[: stop - start], step[: stop - start]
             values.copy_(model.vector[start:stop])
             for reader, codec, where in zip(readers, codecs, places, strict=True):
-                codec.at(where.place(index)).decode(reader.chunk("params", index), moved)
+                codec.at(compressors.Place(*where.facts(index))).decode(reader.chunk("params", index), moved)
                 values.add_(moved)
             writer.write_chunk(index, values)
         return writer.finish().digest

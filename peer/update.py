@@ -91,7 +91,7 @@ def write_update(
                 forgery.forge(rows, update, start)
             kept = {name: state.read(name, start, stop) for name in feedback.state_names}
             seed = derive_seed(order.seed, "codec", index)
-            body = feedback.encode(codec.at(places.place(index)), update, kept, seed)
+            body = feedback.encode(codec.at(compressors.Place(*places.facts(index))), update, kept, seed)
             state.write({**kept, **dict(zip(momenta, rows, strict=False))})
             writer.append("params", body)
         info = writer.finish()
