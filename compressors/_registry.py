@@ -8,12 +8,19 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from compressors.codec import Codec, CodecError
+from compressors.composed import compose
 from compressors.feedback import Feedback
 
 
 @lru_cache(maxsize=64)
 def build(spelling: str) -> Codec:
-    """The codec of a spelling, "NAME" or "NAME:ARGUMENT": "int8", "topk:0.01". Raises `CodecError`."""
+    """The codec of a spelling, "NAME" or "NAME:ARGUMENT": "int8", "topk:0.01", or of a composition of several,
+    "topk:0.01+int8+rice+zstd", see `compressors.composed`. Raises `CodecError`."""
+    names = spelling.split("+")
+    return _single(spelling) if len(names) == 1 else compose(names, _single)
+
+
+def _single(spelling: str) -> Codec:
     name, colon, argument = spelling.partition(":")
     cls = _load("muster.codecs", "codec", name)
     if not issubclass(cls, Codec):

@@ -17,45 +17,34 @@ from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from compressors._scratch import scratch
-from compressors.codec import Codec, CodecError, DecodeError, chunk_array
+from compressors.codec import DecodeError, chunk_array
+from compressors.sparsifier import Floats, Indices, Sparsifier, fraction_of, kept_count
 
 SEGMENT = 1 << 16
 SAMPLE = 4096
 VALUE_BYTES = 6
 SMALLEST = 2.0**-149  # of the float32 numbers above zero
 
-Floats = NDArray[np.float32]
-Indices = NDArray[np.intp]
 
-
-class TopK(Codec):
+class TopK(Sparsifier):
     unbiased = False
     contractive = True
     linear = False
+    indices_travel = True
 
     def __init__(self, fraction: float) -> None:
-        if not 0 < fraction <= 1:
-            raise CodecError(f"topk keeps a fraction above 0 and up to 1, not {fraction}")
         self.fraction = fraction
         self.spelling = f"topk:{fraction!r}"
 
     @classmethod
     def parse(cls, argument: str | None) -> Self:
-        try:
-            return cls(float(argument or ""))
-        except CodecError:
-            raise
-        except ValueError:
-            raise CodecError(
-                f"topk needs the fraction to keep, such as topk:0.01, not {argument!r}"
-            ) from None
+        return cls(fraction_of("topk", argument))
 
     def k(self, size: int) -> int:
-        return min(size, ceil(self.fraction * size))
+        return kept_count(self.fraction, size)
 
     def delta(self, size: int) -> float:
         return self.k(size) / size if size else 1.0
@@ -63,9 +52,12 @@ class TopK(Codec):
     def bytes_max(self, size: int) -> int:
         return 4 * -(-size // SEGMENT) + VALUE_BYTES * self.k(size)
 
+    def choose(self, values: Floats) -> Indices:
+        return _select(values, self.k(values.size))
+
     def encode(self, x: Tensor, seed: int) -> bytes:  # deterministic
         values = chunk_array(x)
-        kept = _select(values, self.k(values.size))
+        kept = self.choose(values)
         ends = np.searchsorted(kept, np.arange(SEGMENT, values.size + SEGMENT, SEGMENT))
         counts = np.diff(ends, prepend=0).astype("<u4")
         return b"".join((counts.tobytes(), values[kept].tobytes(), kept.astype("<u2").tobytes()))

@@ -27,6 +27,9 @@ NAMES: dict[KeyPath, str] = {
 # The name carries its setting: "topk:0.01", "bucketing:2".
 SPELLED = frozenset({"muster.pre_rules", "muster.codecs", "muster.feedbacks"})
 
+# In a composition of codecs, "topk:0.01+int8+rice+zstd", these stand for no codec.
+CODINGS = frozenset({"auto", "rice", "varint", "zstd"})
+
 # These are built on the number of faults: with f = 0 they let one liar through, so f has to be said, be it 0.
 COUNT_FAULTS = frozenset(
     {"arc", "bulyan", "caf", "cge", "dnc", "krum", "mda", "meamed", "multi-krum", "mva"}
@@ -42,10 +45,19 @@ def unknown_names(data: Mapping[str, Any]) -> Iterator[Problem]:
             [((*path, i), v) for i, v in enumerate(value)] if isinstance(value, list) else [(path, value)]
         )
         for place, name in listed:
-            if isinstance(name, str):
-                said = plugins.unknown(group, name.partition(":")[0] if group in SPELLED else name)
+            for part in _names(group, name) if isinstance(name, str) else ():
+                said = plugins.unknown(group, part)
                 if said is not None:
                     yield Problem(place, said)
+
+
+def _names(group: str, spelling: str) -> Iterator[str]:
+    """The names of plug-ins in what a key says."""
+    parts = spelling.split("+") if group == "muster.codecs" else [spelling]
+    for number, part in enumerate(parts):
+        name = part.partition(":")[0] if group in SPELLED else part
+        if not number or name not in CODINGS:
+            yield name
 
 
 def contradictions(spec: RunSpec, sure: Callable[[KeyPath], bool]) -> Iterator[Problem]:

@@ -114,6 +114,8 @@ def test_no_contradiction_is_made_of_a_value_that_was_not_written() -> None:
         ("[evaluate]\non = ['peers', 'peers']", "names the same place twice"),
         ("[aggregation]\npre = ['arc', 'nmn']\nfaults = 1", "aggregation.pre[1]: there is no pre-rule 'nmn'"),
         ("[compression]\nup = 'topkk:0.1'", "there is no codec 'topkk' (did you mean 'topk'?)"),
+        ("[compression]\nup = 'topk:0.1+int9+rice'", "there is no codec 'int9' (did you mean 'int8'?)"),
+        ("[compression]\ndown = 'topk:0.1+int8+rise'", "there is no codec 'rise'"),
         ("[compression]\nfeedback = 'ef41'", "there is no error feedback 'ef41'"),
         ("[train]\nalgorithm = 'sdg'", "there is no local algorithm 'sdg'"),
         ("[sampling]\npolicy = 'zzz'", "there is no sampler 'zzz' (known: poisson, uniform)"),

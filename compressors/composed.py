@@ -1,0 +1,250 @@
+"""Compositions: "topk:0.01+int8+rice+zstd", at most one of each kind and in this order.
+
+    sparsify  topk, randk                which coordinates are sent
+    quantise  any codec of plain chunks  their values, taken for a chunk of their own; float32 if there is none
+    code      rice, varint, auto         their indices: `auto`, if none is said, is whichever of the two is smaller
+    entropy   zstd, zstd:LEVEL           of indices and of values, each apart and only where it makes them smaller
+
+    C = scatter . Q . S;   contractive with delta_S delta_Q where both are;
+                           unbiased with (1 + omega_S) (1 + omega_Q) - 1 where both are
+
+The first since |S x|^2 >= delta_S |x|^2 and what Q loses is at most (1 - delta_Q) |S x|^2.
+
+Body: one byte that tells what follows (bits 0, 1: the coding of the indices; 2: indices are zstd; 3: values are);
+of a sparse chunk the number of values and, where indices travel, the length of their section, as varints; the indices;
+the values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compressors import indices as coding
+from compressors._scratch import scratch
+from compressors.codec import Codec, CodecError, DecodeError, chunk_array
+from compressors.entropy import Zstd, decompress
+from compressors.place import Place
+from compressors.sparsifier import Floats, Indices, Sparsifier
+
+CODINGS = ("auto", "rice", "varint")
+KINDS = "a sparsifier, a codec of values, a coding of indices and zstd, each at most once and in this order"
+_DERIVED, _RICE, _VARINT = 0, 1, 2
+_CODING, _INDICES_ZSTD, _VALUES_ZSTD = 3, 4, 8
+_HEADER_BYTES_MAX = 11
+_LENGTH_MAX = 1 << 31
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    sparsifier: Sparsifier | None = None
+    values: Codec
+    coding: str = "auto"
+    zstd: Zstd | None = None
+
+
+class Composed(Codec):
+    linear = False
+
+    def __init__(self, parts: Parts) -> None:
+        sparsifier, values = parts.sparsifier, parts.values
+        kinds = [values] if sparsifier is None else [sparsifier, values]
+        self.parts = parts
+        self.unbiased = all(part.unbiased for part in kinds)
+        self.contractive = all(part.contractive for part in kinds)
+        names = [] if sparsifier is None else [sparsifier.spelling]
+        if sparsifier is None or values.spelling != "identity":
+            names.append(values.spelling)
+        if sparsifier is not None and sparsifier.indices_travel:
+            names.append(parts.coding)
+        if parts.zstd is not None:
+            names.append(parts.zstd.spelling)
+        self.spelling = "+".join(names)
+
+    @classmethod
+    def parse(cls, argument: str | None) -> Self:
+        raise CodecError(f"a composition is spelled by its parts, not {argument!r}")
+
+    def at(self, place: Place) -> Composed:
+        sparsifier = self.parts.sparsifier
+        bound = None if sparsifier is None else sparsifier.at(place)
+        # What is sent of a sparse chunk has no matrices any more.
+        values = self.parts.values.at(place if bound is None else place._replace(pieces=()))
+        if bound is sparsifier and values is self.parts.values:
+            return self
+        return Composed(
+            Parts(sparsifier=bound, values=values, coding=self.parts.coding, zstd=self.parts.zstd)
+        )
+
+    def _k(self, size: int) -> int:
+        return size if self.parts.sparsifier is None else self.parts.sparsifier.k(size)
+
+    def delta(self, size: int) -> float:
+        if not self.contractive:
+            return super().delta(size)
+        kept = 1.0 if self.parts.sparsifier is None else self.parts.sparsifier.delta(size)
+        return kept * self.parts.values.delta(self._k(size))
+
+    def omega(self, size: int) -> float:
+        if not self.unbiased:
+            return super().omega(size)
+        left_out = 0.0 if self.parts.sparsifier is None else self.parts.sparsifier.omega(size)
+        return (1 + left_out) * (1 + self.parts.values.omega(self._k(size))) - 1
+
+    def bytes_max(self, size: int) -> int:
+        most = 1 + self.parts.values.bytes_max(self._k(size))
+        if self.parts.sparsifier is None:
+            return most
+        return most + _HEADER_BYTES_MAX - 1 + self._indices_bytes_max(size)
+
+    def _indices_bytes_max(self, size: int) -> int:
+        sparsifier = self.parts.sparsifier
+        if sparsifier is None or not sparsifier.indices_travel:
+            return 0
+        k = sparsifier.k(size)
+        rice, varint = coding.rice_bytes_max(k, size), coding.varint_bytes_max(k, size)
+        return {"rice": rice, "varint": varint}.get(self.parts.coding, min(rice, varint))
+
+    def encode(self, x: Tensor, seed: int) -> bytes:
+        values, sparsifier = chunk_array(x), self.parts.sparsifier
+        if sparsifier is None:
+            flag, body = self._shorter(self.parts.values.encode(x, seed), _VALUES_ZSTD)
+            return bytes([flag]) + body
+        chosen = sparsifier.choose(values)
+        kept, gains = values[chosen], sparsifier.gains(values.size)
+        if gains is not None:
+            with np.errstate(over="ignore", invalid="ignore"):  # infinite is what does not decode
+                kept *= gains
+        flags, head, section = _DERIVED, _varint(chosen.size), b""
+        if sparsifier.indices_travel:
+            flags, raw = self._code(chosen, values.size)
+            flag, section = self._shorter(raw, _INDICES_ZSTD)
+            flags |= flag
+            head += _varint(len(section))
+        flag, body = self._shorter(self.parts.values.encode(torch.from_numpy(kept), seed), _VALUES_ZSTD)
+        return bytes([flags | flag]) + head + section + body
+
+    def _code(self, chosen: Indices, size: int) -> tuple[int, bytes]:
+        match self.parts.coding:
+            case "rice":
+                return _RICE, coding.encode_rice(chosen, size)
+            case "varint":
+                return _VARINT, coding.encode_varint(chosen, size)
+            case _:
+                rice = coding.encode_rice(chosen, size)
+                if len(rice) <= coding.count_varint_bytes(chosen):
+                    return _RICE, rice
+                return _VARINT, coding.encode_varint(chosen, size)
+
+    def _shorter(self, raw: bytes, flag: int) -> tuple[int, bytes]:
+        if self.parts.zstd is None:
+            return 0, raw
+        framed = self.parts.zstd.compress(raw)
+        return (flag, framed) if len(framed) < len(raw) else (0, raw)
+
+    def decode(self, body: bytes | memoryview, out: Tensor) -> None:
+        target, sparsifier = chunk_array(out), self.parts.sparsifier
+        flags, rest = self._flags(body)
+        if sparsifier is None:
+            raw = self._opened(rest, flags & _VALUES_ZSTD, self.parts.values.bytes_max(target.size))
+            self.parts.values.decode(raw, out)
+            return
+        count, rest = _read_varint(rest)
+        k = sparsifier.k(target.size)
+        if count > k or (count < k and not sparsifier.indices_travel):
+            raise DecodeError(f"the body claims {count} values where {k} are due")
+        chosen, rest = self._chosen(sparsifier, flags, rest, count, target)
+        raw = self._opened(rest, flags & _VALUES_ZSTD, self.parts.values.bytes_max(count))
+        kept = scratch("composed.values", count, torch.float32)
+        self.parts.values.decode(raw, kept)
+        if not bool(np.isfinite(kept.numpy()).all()):
+            raise DecodeError("a value is not finite")
+        out.detach().zero_()
+        target[chosen] = kept.numpy()
+
+    def _flags(self, body: bytes | memoryview) -> tuple[int, memoryview]:
+        if not len(body):
+            raise DecodeError("the body is empty")
+        flags = body[0]
+        sparsifier = self.parts.sparsifier
+        codings = {_DERIVED}
+        if sparsifier is not None and sparsifier.indices_travel:
+            codings = {"rice": {_RICE}, "varint": {_VARINT}}.get(self.parts.coding, {_RICE, _VARINT})
+        allowed = 0 if self.parts.zstd is None else _INDICES_ZSTD * (_DERIVED not in codings) | _VALUES_ZSTD
+        if flags & _CODING not in codings or flags & ~_CODING & ~allowed:
+            raise DecodeError(
+                f"the body begins with {flags}, which tells of parts that {self.spelling} has not"
+            )
+        return flags, memoryview(body)[1:]
+
+    def _chosen(
+        self, sparsifier: Sparsifier, flags: int, rest: memoryview, count: int, target: Floats
+    ) -> tuple[Indices, memoryview]:
+        if not sparsifier.indices_travel:
+            return sparsifier.choose(target), rest
+        length, rest = _read_varint(rest)
+        if length > len(rest):
+            raise DecodeError("the indices end too early")
+        raw = self._opened(rest[:length], flags & _INDICES_ZSTD, self._indices_bytes_max(target.size))
+        read = coding.decode_rice if flags & _CODING == _RICE else coding.decode_varint
+        return read(raw, count, target.size), rest[length:]
+
+    @staticmethod
+    def _opened(section: memoryview, framed: int, size_max: int) -> bytes | memoryview:
+        return decompress(section, size_max) if framed else section
+
+
+def compose(names: Sequence[str], build: Callable[[str], Codec]) -> Composed:
+    """The composition of these parts; `build` makes a single codec. Raises `CodecError`."""
+    spelling, rest = "+".join(names), list(names)
+    zstd = _zstd(rest.pop()) if rest[-1].partition(":")[0] == "zstd" else None
+    code = rest.pop() if rest and rest[-1] in CODINGS else None
+    codecs = [build(name) for name in rest]
+    sparsifier = next((codec for codec in codecs[:1] if isinstance(codec, Sparsifier)), None)
+    values = codecs[1:] if sparsifier is not None else codecs
+    if len(values) > 1 or any(isinstance(codec, Sparsifier | Composed) for codec in values):
+        raise CodecError(f"{spelling}: a composition is {KINDS}")
+    if code is not None and (sparsifier is None or not sparsifier.indices_travel):
+        raise CodecError(f"{spelling}: {code} codes indices, and none travel here; topk:0.01+{code} has some")
+    if sparsifier is None and not values:
+        raise CodecError(f"{spelling}: a codec is missing, such as topk:0.01+{spelling}")
+    return Composed(
+        Parts(
+            sparsifier=sparsifier,
+            values=values[0] if values else build("identity"),
+            coding=code or "auto",
+            zstd=zstd,
+        )
+    )
+
+
+def _zstd(name: str) -> Zstd:
+    _, colon, level = name.partition(":")
+    if colon and not level.isdecimal():
+        raise CodecError(f"zstd takes a level, such as zstd:3, not {level!r}")
+    return Zstd(int(level)) if colon else Zstd()
+
+
+def _varint(number: int) -> bytes:
+    groups = bytearray()
+    while number >= 128:
+        groups.append(number & 127 | 128)
+        number >>= 7
+    groups.append(number)
+    return bytes(groups)
+
+
+def _read_varint(body: memoryview) -> tuple[int, memoryview]:
+    number = 0
+    for at, byte in enumerate(body[:5]):
+        number |= (byte & 127) << 7 * at
+        if byte < 128:
+            if (at and not byte) or number >= _LENGTH_MAX:
+                break
+            return number, body[at + 1 :]
+    raise DecodeError("a length is damaged")
