@@ -10,12 +10,19 @@ from typing import Any
 from compressors.codec import Codec, CodecError
 from compressors.composed import compose
 from compressors.feedback import Feedback
+from compressors.planned import plan
 
 
 @lru_cache(maxsize=64)
 def build(spelling: str) -> Codec:
     """The codec of a spelling, "NAME" or "NAME:ARGUMENT": "int8", "topk:0.01", or of a composition of several,
-    "topk:0.01+int8+rice+zstd", see `compressors.composed`. Raises `CodecError`."""
+    "topk:0.01+int8+rice+zstd", see `compressors.composed`, or of a choice for each layer, "int8|int4", see
+    `compressors.planned`. Raises `CodecError`."""
+    choices = spelling.split("|")
+    return _one(spelling) if len(choices) == 1 else plan(choices, [_one(choice) for choice in choices])
+
+
+def _one(spelling: str) -> Codec:
     names = spelling.split("+")
     return _single(spelling) if len(names) == 1 else compose(names, _single)
 

@@ -31,13 +31,12 @@ from compressors.codec import Codec, CodecError, DecodeError, chunk_array
 from compressors.entropy import Zstd, decompress
 from compressors.place import Place
 from compressors.sparsifier import Floats, Indices, Sparsifier
+from compressors.varint import VARINT_BYTES_MAX, read_varint, varint
 
 CODINGS = ("auto", "rice", "varint")
 KINDS = "a sparsifier, a codec of values, a coding of indices and zstd, each at most once and in this order"
 _DERIVED, _RICE, _VARINT = 0, 1, 2
 _CODING, _INDICES_ZSTD, _VALUES_ZSTD = 3, 4, 8
-_HEADER_BYTES_MAX = 11
-_LENGTH_MAX = 1 << 31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +99,7 @@ class Composed(Codec):
         most = 1 + self.parts.values.bytes_max(self._k(size))
         if self.parts.sparsifier is None:
             return most
-        return most + _HEADER_BYTES_MAX - 1 + self._indices_bytes_max(size)
+        return most + 2 * VARINT_BYTES_MAX + self._indices_bytes_max(size)
 
     def _indices_bytes_max(self, size: int) -> int:
         sparsifier = self.parts.sparsifier
@@ -120,12 +119,12 @@ class Composed(Codec):
         if gains is not None:
             with np.errstate(over="ignore", invalid="ignore"):  # infinite is what does not decode
                 kept *= gains
-        flags, head, section = _DERIVED, _varint(chosen.size), b""
+        flags, head, section = _DERIVED, varint(chosen.size), b""
         if sparsifier.indices_travel:
             flags, raw = self._code(chosen, values.size)
             flag, section = self._shorter(raw, _INDICES_ZSTD)
             flags |= flag
-            head += _varint(len(section))
+            head += varint(len(section))
         flag, body = self._shorter(self.parts.values.encode(torch.from_numpy(kept), seed), _VALUES_ZSTD)
         return bytes([flags | flag]) + head + section + body
 
@@ -154,7 +153,7 @@ class Composed(Codec):
             raw = self._opened(rest, flags & _VALUES_ZSTD, self.parts.values.bytes_max(target.size))
             self.parts.values.decode(raw, out)
             return
-        count, rest = _read_varint(rest)
+        count, rest = read_varint(rest)
         k = sparsifier.k(target.size)
         if count > k or (count < k and not sparsifier.indices_travel):
             raise DecodeError(f"the body claims {count} values where {k} are due")
@@ -187,7 +186,7 @@ class Composed(Codec):
     ) -> tuple[Indices, memoryview]:
         if not sparsifier.indices_travel:
             return sparsifier.choose(target), rest
-        length, rest = _read_varint(rest)
+        length, rest = read_varint(rest)
         if length > len(rest):
             raise DecodeError("the indices end too early")
         raw = self._opened(rest[:length], flags & _INDICES_ZSTD, self._indices_bytes_max(target.size))
@@ -228,23 +227,3 @@ def _zstd(name: str) -> Zstd:
     if colon and not level.isdecimal():
         raise CodecError(f"zstd takes a level, such as zstd:3, not {level!r}")
     return Zstd(int(level)) if colon else Zstd()
-
-
-def _varint(number: int) -> bytes:
-    groups = bytearray()
-    while number >= 128:
-        groups.append(number & 127 | 128)
-        number >>= 7
-    groups.append(number)
-    return bytes(groups)
-
-
-def _read_varint(body: memoryview) -> tuple[int, memoryview]:
-    number = 0
-    for at, byte in enumerate(body[:5]):
-        number |= (byte & 127) << 7 * at
-        if byte < 128:
-            if (at and not byte) or number >= _LENGTH_MAX:
-                break
-            return number, body[at + 1 :]
-    raise DecodeError("a length is damaged")

@@ -4,80 +4,19 @@
 
 Markov et al. 2024. Errors are rounded up to buckets of budget / B, so the budget holds for certain; then dynamic
 programming over the layers finds the best choice among those, in O(layers * codecs * B).
-
-A plan is plain data with a version: both ends use the plan of the version that a body names, or refuse it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from math import isfinite
-from typing import Any, Self
-
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from compressors.codec import Codec, CodecError
+from compressors.codec import CodecError
 
 BUCKETS = 10_000
 ROUNDING = 1 + 1e-12  # more than the sums and quotients of float64 lose
 
 Table = NDArray[np.float64]  # [layers, codecs]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """One codec's spelling for each layer, and what it was chosen for."""
-
-    version: int
-    spellings: tuple[str, ...]
-    bytes: int  # of all layers' bodies, as measured
-    error: float  # sum of squares, as measured
-    budget: float
-
-    def to_plain(self) -> dict[str, Any]:
-        return {**asdict(self), "spellings": list(self.spellings)}
-
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any], *, layers: int) -> Self:
-        """Raises `CodecError` unless it is a plan for so many layers. Whether its codecs exist `build` tells."""
-        numbers, spellings = [plain.get(name) for name in ("version", "bytes")], plain.get("spellings")
-        measured = [plain.get(name) for name in ("error", "budget")]
-        if not all(type(number) is int and number >= 0 for number in numbers):
-            raise CodecError("a plan's version and bytes are whole numbers")
-        if not all(isinstance(number, int | float) and isfinite(number) for number in measured):
-            raise CodecError("a plan's error and budget are numbers")
-        if not isinstance(spellings, list | tuple) or not all(isinstance(one, str) for one in spellings):
-            raise CodecError("a plan has a list of spellings")
-        if len(spellings) != layers:
-            raise CodecError(f"the plan has codecs for {len(spellings)} layers, and the model has {layers}")
-        return cls(
-            version=plain["version"],
-            spellings=tuple(spellings),
-            bytes=plain["bytes"],
-            error=float(plain["error"]),
-            budget=float(plain["budget"]),
-        )
-
-
-def measure(layers: Sequence[Tensor], codecs: Sequence[Codec], seed: int) -> tuple[Table, Table]:
-    """|C(x) - x|^2 and the body's bytes, [layers, codecs] each; a layer is flat float32.
-
-    Good layers to measure are sums of the last ten updates or so: the noise of one alone hides their shape.
-    """
-    shape = len(layers), len(codecs)
-    errors, sizes = np.empty(shape), np.empty(shape)
-    for row, layer in enumerate(layers):
-        decoded = torch.empty_like(layer)
-        for column, codec in enumerate(codecs):
-            body = codec.encode(layer, seed)
-            codec.decode(body, decoded)
-            errors[row, column] = float(decoded.sub_(layer).double().square_().sum())
-            sizes[row, column] = len(body)
-    return errors, sizes
 
 
 def choose(
@@ -99,28 +38,6 @@ def choose(
     candidates = [choice for choice in (found, uniform) if choice is not None]
     rows = np.arange(len(errors))
     return min(candidates, key=lambda choice: float(sizes[rows, np.array(choice, dtype=np.intp)].sum()))
-
-
-def make_plan(
-    errors: Table,
-    sizes: Table,
-    spellings: Sequence[str],
-    *,
-    version: int,
-    default: int,
-    alpha: float = 1.0,
-    buckets: int = BUCKETS,
-) -> Plan:
-    """Raises `CodecError` if no choice keeps the budget."""
-    columns = choose(errors, sizes, default=default, alpha=alpha, buckets=buckets)
-    rows, chosen = np.arange(len(errors)), np.array(columns, dtype=np.intp)
-    return Plan(
-        version=version,
-        spellings=tuple(spellings[column] for column in columns),
-        bytes=int(sizes[rows, chosen].sum()),
-        error=float(errors[rows, chosen].sum()),
-        budget=alpha * float(errors[:, default].sum()),
-    )
 
 
 def _rounded_up(errors: Table, budget: float, buckets: int) -> NDArray[np.int64]:

@@ -11,9 +11,11 @@ class Place(NamedTuple):
     `common` is the same for all senders of a round, `own` is this sender's; both differ from chunk to chunk and
     from round to round. `pieces` (start, rows, columns) are the matrices that make up the chunk, row by row and
     one after the other: a tensor [a, b, c...] is a matrix [a, b * c * ...]; what a chunk's border leaves of a
-    row, and a tensor with one dimension, is a single row. Without any the chunk is one row.
+    row, and a tensor with one dimension, is a single row. Without any the chunk is one row. `layers` (stop,
+    number) tell which of the model's tensors, counted from 0, each stretch of the chunk belongs to.
     """
 
     common: int
     own: int
     pieces: tuple[tuple[int, int, int], ...] = ()
+    layers: tuple[tuple[int, int], ...] = ()

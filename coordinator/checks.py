@@ -24,13 +24,9 @@ def check_spec(spec: RunSpec) -> Schedule:
         recipe.check(spec)
         _check_link(spec.compression.up, spec.compression.feedback)
         _check_link(spec.compression.down, spec.compression.down_feedback)
-        if compressors.build_feedback(spec.compression.down_feedback).receiver_state_names:
-            raise compressors.CodecError(
-                f"{spec.compression.down_feedback} sends differences, and the step from version to version is one "
-                "already: down_feedback is ef14 or none"
-            )
-        if refusal := _wrong_momenta(spec) or _wrong_warm_up(spec) or _wrong_one_bit_adam(spec):
-            raise compressors.CodecError(refusal)
+        for wrong in (_wrong_down, _wrong_momenta, _wrong_warm_up, _wrong_one_bit_adam):
+            if refusal := wrong(spec):
+                raise compressors.CodecError(refusal)
     except ValueError as error:  # RuleError, CodecError
         raise ConfigError(
             "spec.invalid",
@@ -40,6 +36,24 @@ def check_spec(spec: RunSpec) -> Schedule:
     optimizers.build(spec.server)
     sampling.build(spec.sampling)
     return schedule.build(spec)
+
+
+def _wrong_down(spec: RunSpec) -> str | None:
+    """What goes only up."""
+    import compressors
+    from compressors.planned import Planned
+
+    table = spec.compression
+    if compressors.build_feedback(table.down_feedback).receiver_state_names:
+        return (
+            f"{table.down_feedback} sends differences, and the step from version to version is one already: "
+            "down_feedback is ef14 or none"
+        )
+    if isinstance(compressors.build(table.down), Planned):
+        return (
+            f"peers choose among codecs for what they send; compression.down is one of them, not {table.down}"
+        )
+    return None
 
 
 def _check_link(codec_spelling: str, feedback_spelling: str) -> None:

@@ -13,6 +13,7 @@ from muster.layout import ParameterLayout
 from muster.seeds import derive_seed
 
 Piece = tuple[int, int, int]  # start within the chunk, rows, columns
+Layer = tuple[int, int]  # stop within the chunk, number of the tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,16 +25,17 @@ class Places:
     round: int
     sender: int = 0
 
-    def facts(self, index: int) -> tuple[int, int, tuple[Piece, ...]]:
+    def facts(self, index: int) -> tuple[int, int, tuple[Piece, ...], tuple[Layer, ...]]:
         """What makes up the `Place` of a chunk."""
         common = derive_seed(self.base_digest, "place", self.round, index)
-        return common, derive_seed(common, self.sender), pieces(self.layout, index)
+        return common, derive_seed(common, self.sender), *pieces(self.layout, index)
 
 
-def pieces(layout: ParameterLayout, index: int) -> tuple[Piece, ...]:
-    """The matrices that make up a chunk."""
+def pieces(layout: ParameterLayout, index: int) -> tuple[tuple[Piece, ...], tuple[Layer, ...]]:
+    """The matrices that make up a chunk, and where in it each tensor ends."""
     start, stop = layout.chunk_bounds(index)
     found: list[Piece] = []
+    layers: list[Layer] = []
     number = max(0, bisect_right(layout.offsets, start) - 1)
     while number < len(layout.tensors) and layout.offsets[number] < stop:
         at, tensor = layout.offsets[number], layout.tensors[number]
@@ -42,7 +44,8 @@ def pieces(layout: ParameterLayout, index: int) -> tuple[Piece, ...]:
         if first < last:
             columns = tensor.size // tensor.shape[0] if len(tensor.shape) > 1 else tensor.size
             found.extend(_cut(first - at, last - at, columns, at - start))
-    return tuple(found)
+            layers.append((last - start, number - 1))
+    return tuple(found), tuple(layers)
 
 
 def _cut(first: int, last: int, columns: int, shift: int) -> list[Piece]:

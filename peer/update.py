@@ -18,11 +18,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import compressors
+from compressors.planned import Planned, Planner
 from muster.errors import TaskError
 from muster.finite import all_finite
 from muster.hashedfile import BlobInfo
@@ -78,6 +80,8 @@ def write_update(
         honest = _Honest(model, base, views, state, beta)
         stack.callback(honest.close)
         forgery = None if drill is None else drill.plan(honest, order.seed)
+        if isinstance(codec, Planned) and forgery is None:
+            codec = codec.planned(_plan(codec, feedback, order, _Sources(honest, state, places)))
         writer = PayloadWriter(Path(order.update), manifest)
         stack.callback(writer.close)
         for index in range(layout.chunk_count):
@@ -97,6 +101,27 @@ def write_update(
         info = writer.finish()
         _sync(Path(order.update))
         return WrittenUpdate(info=info, staged=state.finish())
+
+
+class _Sources(NamedTuple):
+    honest: _Honest
+    state: _StateFiles
+    places: Places
+
+
+def _plan(
+    codec: Planned, feedback: compressors.Feedback, order: TrainOrder, sources: _Sources
+) -> tuple[int, ...]:
+    """Which codec each layer has: what will be sent is encoded once more than otherwise, with each of them."""
+    honest, state, places = sources
+    layout = places.layout
+    planner = Planner(codec, len(layout.tensors))
+    for index in range(layout.chunk_count):
+        start, stop = layout.chunk_bounds(index)
+        kept = {name: state.read(name, start, stop) for name in feedback.state_names}
+        at = planner.at(compressors.Place(*places.facts(index)))
+        feedback.encode(at, honest.chunk(index)[0], kept, derive_seed(order.seed, "codec", index))
+    return planner.choice()
 
 
 def _codec(order: TrainOrder, feedback: compressors.Feedback) -> str:

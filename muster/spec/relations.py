@@ -53,11 +53,12 @@ def unknown_names(data: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _names(group: str, spelling: str) -> Iterator[str]:
     """The names of plug-ins in what a key says."""
-    parts = spelling.split("+") if group == "muster.codecs" else [spelling]
-    for number, part in enumerate(parts):
-        name = part.partition(":")[0] if group in SPELLED else part
-        if not number or name not in CODINGS:
-            yield name
+    choices = spelling.split("|") if group == "muster.codecs" else [spelling]
+    for choice in choices:
+        for number, part in enumerate(choice.split("+") if group == "muster.codecs" else [choice]):
+            name = part.partition(":")[0] if group in SPELLED else part
+            if not number or name not in CODINGS:
+                yield name
 
 
 def contradictions(spec: RunSpec, sure: Callable[[KeyPath], bool]) -> Iterator[Problem]:

@@ -396,6 +396,24 @@ def test_many_chunks_make_the_same_update_as_one_vector(
     assert torch.equal(decoded(ordered), _floats(trained.staged["momentum"]))
 
 
+def test_a_planned_update_is_smaller_at_no_more_error(order: Callable[..., TrainOrder]) -> None:
+    """Through a feedback and over several chunks; the plan is made of what is really sent."""
+
+    def spec(up: str) -> dict[str, Any]:
+        compression = {"up": up, "feedback": "ef14"}
+        return {"task_options": {"width": 1 << 17}, "train": {"steps": 1}, "compression": compression}
+
+    uniform = order(spec=spec("topk:0.1"))
+    trained = train(uniform)
+    planned = order(spec=spec("topk:0.1|topk:0.03|topk:0.5"), base=uniform.base)
+    smaller = train(planned)
+    assert smaller.size_bytes < 0.99 * trained.size_bytes
+    left = [float(_floats(each.staged["residual"]).double().square().sum()) for each in (trained, smaller)]
+    assert left[1] <= left[0] * (1 + 1e-9)
+    again = order(spec=spec("topk:0.1|topk:0.03|topk:0.5"), base=uniform.base)
+    assert train(again).digest == smaller.digest
+
+
 def test_evaluation_gives_metrics_and_their_weight(
     order: Callable[..., TrainOrder], toy_folder: Path
 ) -> None:
