@@ -106,11 +106,20 @@ async def _exit_or_end(
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(
+    ("seed", "compression"),
+    [
+        (1, {"up": "topk:0.1", "feedback": "ef14"}),
+        # What both ends keep of a link, a codec for each layer, masks that both derive, and the step down.
+        (2, {"up": "topk:0.1+int8+rice|topk:0.03+int8|int4+zstd", "feedback": "ef21", "down": "randk:0.5:unscaled"}),
+    ],
+    ids=["ef14", "ef21"],
+)  # fmt: skip
 async def test_daemons_workers_and_the_coordinator_are_killed_at_any_time(
-    federation: ProcessFederation, helpers: Any, seed: int
+    federation: ProcessFederation, helpers: Any, seed: int, compression: dict[str, Any]
 ) -> None:
-    spec = helpers.digits_spec(16)
+    """Models equal to the byte prove every residual right: each update has the one before it in it."""
+    spec = helpers.digits_spec(16, compression=compression)
     reference = await undisturbed(federation, spec)
     draw = random.Random(seed)
     run_id = await federation.submit(spec)

@@ -74,6 +74,30 @@ async def test_differences_go_with_a_robust_rule_and_with_peers_that_sit_out(tmp
 
 
 @pytest.mark.timeout(120)
+async def test_compositions_plans_and_common_masks_train_behind_a_robust_rule(tmp_path: Path) -> None:
+    """The model is small: of each update some 700 bytes are its manifest."""
+    settings = (
+        ("topk:0.05+int8+rice|topk:0.015+int8+rice|topk:0.2+int4+rice", "ef14", 14),
+        ("fedzip:0.1", "econtrol", 14),
+        ("randk:0.3:common:unscaled+e3m0+zstd", "ef21", 3),  # its first update is dense
+    )
+    table = {
+        "rounds": 5,
+        "task_options": {"model": "mlp"},
+        "train": {"lr": 0.1, "momentum": 0.9, "epochs": 2},
+        "aggregation": {"rule": "trimmed-mean", "pre": ["arc", "nnm"], "faults": 0.2},
+    }
+    async with start_local(tmp_path, peers=3, allow=["examples.digits:*"], task_folders=[ROOT]) as federation:
+        for up, feedback, smaller in settings:
+            compression = {"up": up, "feedback": feedback, "down": "topk:0.2+int8"}
+            run = await federation.run_to_end(spec(**table, compression=compression))
+            assert run.state == "FINISHED", run.reason
+            assert run.metrics["accuracy"] > 0.85
+            assert run.bytes_up_dense > smaller * run.bytes_up
+            assert run.bytes_down < 0.5 * run.bytes_up_dense  # as many models go down as updates go up
+
+
+@pytest.mark.timeout(120)
 async def test_one_liar_in_four_is_held_off_by_a_robust_rule(tmp_path: Path) -> None:
     liar = {3: {"name": "sign-flip", "options": {"scale": 10}}}
     robust = {"rule": "trimmed-mean", "pre": ["arc", "nnm"], "faults": 1}
