@@ -16,7 +16,7 @@ SOAK_SECONDS ?= 3600
 .PHONY: help setup demo test lint format bench soak protos clean
 
 help:
-	@echo "make demo    five peers, one of them lying: three runs and what they reach"
+	@echo "make demo    five peers, one of them lying: four runs and what they reach"
 	@echo "make test    all checks and all tests"
 	@echo "make lint    ruff, pyright strict, mypy strict, import rules"
 	@echo "make format  let ruff mend what it can"

@@ -52,7 +52,7 @@ def demo(
         str, typer.Option(metavar="NAME", help="What the liar does to its update.")
     ] = "sign-flip",
 ) -> int:
-    """Three runs on this machine: everybody honest, one peer lying, and the same behind a robust rule.
+    """Four runs on this machine: everybody honest, one peer lying, the same behind a robust rule, and compressed.
 
     Real processes that talk over loopback; no configuration, nothing to download.
     """
