@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import compressors
 
-SPELLINGS = ["identity", "bf16", "int8", "topk:0.001", "topk:0.01", "topk:0.3", "topk:1.0"]
+SPELLINGS = ["identity", "bf16", "int8", "topk:0.001", "topk:0.01", "topk:0.3", "topk:1.0", "powersgd:2"]
+EVERY = [*SPELLINGS, "ferret:512"]  # which is no contraction
 PROPERTY = settings(derandomize=True, database=None, deadline=None, max_examples=40)
 
 SIZES = st.one_of(st.integers(1, 600), st.sampled_from([4095, 65_535, 65_536, 65_537, 1 << 18]))
@@ -155,7 +156,7 @@ def test_topk_spends_48_bits_a_value() -> None:
     assert len(compressors.build("topk:0.01").encode(x, 0)) == 6 * math.ceil(0.01 * (1 << 18)) + 4 * 4
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("spelling", EVERY)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("count", [1, 100_000])
 def test_what_is_not_finite_is_never_dropped(spelling: str, bad: float, count: int) -> None:
@@ -172,7 +173,7 @@ def test_what_is_not_finite_is_never_dropped(spelling: str, bad: float, count: i
             codec.decode(body, out)
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("spelling", EVERY)
 def test_an_empty_chunk_has_a_body_too(spelling: str) -> None:
     codec = compressors.build(spelling)
     body = codec.encode(torch.empty(0), 0)
@@ -183,7 +184,7 @@ def test_an_empty_chunk_has_a_body_too(spelling: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(4).double(), torch.zeros(2, 2), torch.zeros(8)[::2]])
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("spelling", EVERY)
 def test_only_flat_float32_is_a_chunk(spelling: str, wrong: torch.Tensor) -> None:
     codec = compressors.build(spelling)
     with pytest.raises(ValueError, match="a chunk is flat"):
@@ -192,7 +193,7 @@ def test_only_flat_float32_is_a_chunk(spelling: str, wrong: torch.Tensor) -> Non
         codec.decode(b"", wrong)
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("spelling", EVERY)
 def test_codecs_may_be_shared_by_threads(spelling: str) -> None:
     codec = compressors.build(spelling)
     inputs = [torch.randn(100_000, generator=torch.Generator().manual_seed(seed)) for seed in range(8)]
@@ -212,7 +213,7 @@ def test_codecs_may_be_shared_by_threads(spelling: str) -> None:
         assert all(pool.map(round_trips, range(8)))
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("spelling", EVERY)
 def test_signalling_nans_warn_nobody(spelling: str) -> None:
     codec = compressors.build(spelling)
     x = torch.ones(300)
