@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import aggregators
+from compressors.replay import Term
 from coordinator import downlink, links, optimizers, recipe
 from coordinator.statefile import StateReader, StateWriter
 from coordinator.store.tables import DELTA
@@ -163,6 +164,15 @@ class _Decoded:
                 row.copy_(vector.read(start, stop))
             yield start, chunk
 
+    def terms(self, start: int, shares: Sequence[float]) -> list[Term]:
+        """The bodies of the chunk that begins there, of the updates that have a share."""
+        index = start // CHUNK_COORDINATES
+        return [
+            Term(share, link.places.facts(index)[1], reader.chunk("params", index))
+            for share, link, reader in zip(shares, self.links, self.readers, strict=True)
+            if share
+        ]
+
 
 @contextmanager
 def _decoded(
@@ -203,7 +213,8 @@ def _apply(
     layout = base.layout
     optimizer = optimizers.build(job.spec.server)
     optimizer.warming_up = job.round <= job.spec.compression.warm_up_rounds
-    down = _downlink(job, layout)
+    down = _downlink(job, source, plan)
+    shares = [job.spec.server.lr * float(weight) for weight in plan.weights]
     names = (*optimizer.state_names, *downlink.state_names(job.spec))
     learnt = (
         tuple(links.state_name(update.peer_id) for update in job.updates)
@@ -223,7 +234,9 @@ def _apply(
             plan.reduce(chunk, aggregate_chunk)
             state = {name: reader.read(start, stop) for name, reader in readers.items()}
             optimizer.step(base.vector[start:stop], aggregate_chunk, state, new_chunk)
-            if down is not None:
+            if isinstance(down, downlink.Replayed):
+                down.take(base.vector[start:stop], new_chunk, source.terms(start, shares))
+            elif down is not None:
                 down.take(base.vector[start:stop], new_chunk, state)
             if not all_finite(new_chunk):
                 raise AggregationRefused(
@@ -267,9 +280,17 @@ def _kept_names(pipeline: aggregators.Pipeline, updates: Sequence[UpdateInput]) 
     return [f"{recipe.RULE_STATE}{name}" for name in pipeline.state_names(keys)]
 
 
-def _downlink(job: AggregationJob, layout: ParameterLayout) -> downlink.Downlink | None:
+def _downlink(
+    job: AggregationJob, source: _Decoded, plan: aggregators.Plan
+) -> downlink.Downlink | downlink.Replayed | None:
     if not downlink.compresses(job.spec):
         return None
-    return downlink.Downlink(
-        job.spec, layout, job.states_out[DELTA], base_digest=job.base_digest, round=job.round
-    )
+    layout, out = source.layout, job.states_out[DELTA]
+    if not downlink.replays(job.spec):
+        return downlink.Downlink(job.spec, layout, out, base_digest=job.base_digest, round=job.round)
+    if not plan.linear:
+        raise AggregationRefused(
+            f"{job.spec.aggregation.rule} made no weighted sum, and only that is replayed"
+        )
+    up = source.readers[0].manifest.groups[0].codec
+    return downlink.Replayed(up, layout, out, base_digest=job.base_digest, round=job.round)

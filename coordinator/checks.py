@@ -18,12 +18,13 @@ def check_spec(spec: RunSpec) -> Schedule:
     Raises `ConfigError` "spec.invalid" with the plug-in's own sentence, or "plugin.*".
     """
     import compressors
-    from coordinator import recipe
+    from coordinator import downlink, recipe
 
     try:
         recipe.check(spec)
         _check_link(spec.compression.up, spec.compression.feedback)
-        _check_link(spec.compression.down, spec.compression.down_feedback)
+        if not downlink.replays(spec):
+            _check_link(spec.compression.down, spec.compression.down_feedback)
         for wrong in (_wrong_down, _wrong_momenta, _wrong_warm_up, _wrong_one_bit_adam):
             if refusal := wrong(spec):
                 raise compressors.CodecError(refusal)
@@ -42,6 +43,7 @@ def _wrong_down(spec: RunSpec) -> str | None:
     """What goes only up."""
     import compressors
     from compressors.planned import Planned
+    from coordinator import downlink
 
     table = spec.compression
     if compressors.build_feedback(table.down_feedback).receiver_state_names:
@@ -49,9 +51,27 @@ def _wrong_down(spec: RunSpec) -> str | None:
             f"{table.down_feedback} sends differences, and the step from version to version is one already: "
             "down_feedback is ef14 or none"
         )
+    if downlink.replays(spec):
+        return _wrong_replay(spec)
     if isinstance(compressors.build(table.down), Planned):
         return (
             f"peers choose among codecs for what they send; compression.down is one of them, not {table.down}"
+        )
+    return None
+
+
+def _wrong_replay(spec: RunSpec) -> str | None:
+    """What makes a step something else than a sum of what came up."""
+    from coordinator import links, recipe
+
+    if spec.server.optimizer != "sgd":
+        return f"replay repeats a sum of updates, and {spec.server.optimizer} makes more of it: server.optimizer sgd"
+    if links.sends_differences(spec):
+        return f"replay repeats a sum of updates, and {spec.compression.feedback} sends differences: ef14 or none"
+    if not recipe.is_linear(spec):
+        return (
+            f"replay repeats a sum of updates, and {spec.aggregation.rule} judges each coordinate by itself or "
+            "keeps vectors of its own: a rule that weighs whole updates, such as mean, multi-krum or caf"
         )
     return None
 

@@ -50,7 +50,7 @@ class Link:
 
     def __init__(self, spec: RunSpec, spelling: str, estimate: Path | None, places: Places) -> None:
         self._codec = compressors.build(spelling)
-        self._places = places
+        self.places = places
         self._estimate: StateReader | None = None
         if sends_differences(spec):
             begins = spelling == RESET and spec.compression.up != RESET
@@ -58,9 +58,9 @@ class Link:
 
     def decode(self, body: memoryview, out: Tensor, index: int) -> None:
         """Fills `out` [c], chunk `index`. Raises `DecodeError`."""
-        self._codec.at(compressors.Place(*self._places.facts(index))).decode(body, out)
+        self._codec.at(compressors.Place(*self.places.facts(index))).decode(body, out)
         if self._estimate is not None:
-            start = self._places.layout.chunk_bounds(index)[0]
+            start = self.places.layout.chunk_bounds(index)[0]
             out += self._estimate.read(start, start + len(out))
 
     def close(self) -> None:

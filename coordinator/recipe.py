@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 import aggregators
 from aggregators.rule import Needs
 from coordinator import sampling
@@ -68,12 +70,30 @@ def _never_enough(spec: RunSpec) -> str | None:
         return f"{refusal}; sampling.count is {count}" if refusal else None
     if isinstance(table.faults, int):
         return None
-    # While f is 0 a rule may do: what counts are cohorts in which somebody may be faulty.
-    first = math.ceil(1 / table.faults)
+    first = _first_faulty(spec)
     refusals = (refuse(spec, cohort, cohort) for cohort in range(first, first + COHORT_ANY))
     if any(refusal is None for refusal in refusals):
         return None
     return f"no cohort is large enough: {refuse(spec, first, first)}"
+
+
+def _first_faulty(spec: RunSpec) -> int:
+    """The smallest cohort in which somebody may be faulty: while f is 0 most rules are a mean, and all will do."""
+    faults = spec.aggregation.faults
+    return 1 if isinstance(faults, int) else math.ceil(1 / faults)
+
+
+def is_linear(spec: RunSpec) -> bool:
+    """Whether the result is a weighted sum of whole updates, whatever these are."""
+    built = pipeline(spec, COHORT_ANY)
+    if built.state_names(["one"]):
+        return False
+    n = next(n for n in range(_first_faulty(spec), COHORT_ANY) if refuse(spec, n, n) is None)
+    survey = aggregators.Survey(pipeline(spec, n), n, 1)
+    if survey.needed:
+        survey.add(0, torch.ones(n, 1))
+    trusted = 0 if Needs.TRUSTED in built.needs else None
+    return survey.plan(trusted=trusted).linear
 
 
 def missing_trusted(spec: RunSpec, present: tuple[str, ...]) -> str | None:

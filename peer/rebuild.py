@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 import compressors
+from compressors.replay import PREFIX, Replay
 from muster.errors import TransferError
 from muster.layout import CHUNK_COORDINATES
 from muster.modelfile import ModelFile, ModelWriter
@@ -56,13 +57,16 @@ def rebuild(base: Path, deltas: Sequence[Path], target: Path) -> str:
         model.close()
 
 
-def _codec(reader: PayloadReader, layout_digest: str, size: int) -> compressors.Codec:
+def _codec(reader: PayloadReader, layout_digest: str, size: int) -> compressors.Codec | Replay:
     manifest = reader.manifest
     found = [(group.name, group.size) for group in manifest.groups]
     if manifest.layout_digest != layout_digest or found != [("params", size)]:
         raise _bad("it belongs to another model")
+    spelling = manifest.groups[0].codec
     try:
-        return compressors.build(manifest.groups[0].codec)
+        if spelling.startswith(PREFIX):
+            return Replay(compressors.build(spelling.removeprefix(PREFIX)))
+        return compressors.build(spelling)
     except compressors.CodecError as error:
         raise _bad(str(error)) from error
 

@@ -132,7 +132,11 @@ class AggregationTable(Table):
 
 
 class CompressionTable(Table):
-    up: str = Field("identity", description="codec of updates: identity, bf16, int8, topk:0.01")
+    up: str = Field(
+        "identity",
+        description="codec of updates: bf16, int8, topk:0.01; composed: topk:0.01+int8+rice; one for each layer: "
+        "int8|int4|sign; muster compressor list",
+    )
     feedback: str = Field(
         "none",
         description="error feedback kept on the peer: none, ef14, ef21, econtrol, dgc:0.9, momentum:0.9",
@@ -146,7 +150,7 @@ class CompressionTable(Table):
     down: str = Field(
         "identity",
         description="codec of the step from version to version, for peers that hold an older one; lossy: the "
-        "model itself moves by what they decode",
+        "model itself moves by what they decode; replay: the updates themselves, of which peers repeat the sum",
     )
     down_feedback: str = Field("ef14", description="error feedback kept on the coordinator: none, ef14")
 

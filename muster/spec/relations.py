@@ -27,6 +27,9 @@ NAMES: dict[KeyPath, str] = {
 # The name carries its setting: "topk:0.01", "bucketing:2".
 SPELLED = frozenset({"muster.pre_rules", "muster.codecs", "muster.feedbacks"})
 
+# Beside the plug-ins.
+OWN_NAMES: dict[KeyPath, frozenset[str]] = {("compression", "down"): frozenset({"replay"})}
+
 # In a composition of codecs, "topk:0.01+int8+rice+zstd", these stand for no codec.
 CODINGS = frozenset({"auto", "rice", "varint", "zstd"})
 
@@ -45,7 +48,8 @@ def unknown_names(data: Mapping[str, Any]) -> Iterator[Problem]:
             [((*path, i), v) for i, v in enumerate(value)] if isinstance(value, list) else [(path, value)]
         )
         for place, name in listed:
-            for part in _names(group, name) if isinstance(name, str) else ():
+            own = OWN_NAMES.get(path, frozenset())
+            for part in _names(group, name) if isinstance(name, str) and name not in own else ():
                 said = plugins.unknown(group, part)
                 if said is not None:
                     yield Problem(place, said)

@@ -23,6 +23,7 @@ from muster.errors import MusterError, TaskError
 from muster.layout import ParameterLayout
 from muster.modelfile import layout_of, write_initial
 from muster.payload import GroupSpec, Manifest, PayloadWriter
+from muster.places import Places
 from muster.spec.model import RunSpec
 from muster.transport import MemoryTransport
 from muster.transport.base import Channel
@@ -70,8 +71,10 @@ class Bench:
         codec: str = "identity",
         *,
         scalars: Mapping[str, float] | None = None,
+        places: Places | None = None,
         **manifest: Any,
     ) -> Path:
+        """Encoded where `places` has it, if it is given."""
         path = self.folder / name
         built = compressors.build(codec)
         facts: dict[str, Any] = {
@@ -85,8 +88,9 @@ class Bench:
             **manifest,
         }
         writer = PayloadWriter(path, Manifest(**facts))
-        for chunk in vector.split(1 << 18):
-            writer.append("params", built.encode(chunk, seed=0))
+        for index, chunk in enumerate(vector.split(1 << 18)):
+            bound = built if places is None else built.at(compressors.Place(*places.facts(index)))
+            writer.append("params", bound.encode(chunk, seed=0))
         writer.finish()
         return path
 

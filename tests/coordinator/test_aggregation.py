@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from coordinator import links
 from coordinator.aggregation import (
     AggregationJob,
     AggregationRefused,
@@ -20,9 +21,10 @@ from coordinator.aggregation import (
     aggregate,
     state_names,
 )
+from coordinator.checks import check_spec
 from coordinator.store.tables import DELTA
 from muster.digests import digest_file
-from muster.errors import TransferError
+from muster.errors import ConfigError, TransferError
 from muster.modelfile import ModelFile
 from muster.payload import PayloadReader, PayloadWriter
 from muster.spec.model import RunSpec
@@ -45,19 +47,19 @@ def run(
     states: dict[str, Path] | None = None,
     base: Path | None = None,
 ) -> tuple[AggregationResult, Tensor]:
-    inputs = [
-        UpdateInput(
-            assignment_id=f"a{i}", peer_id=f"p{i}", path=bench.update(f"u{i}", vector), examples=10 * (i + 1)
-        )
-        for i, vector in enumerate(updates)
-    ]
+    digest = digest_file(base or bench.base)
+    inputs: list[UpdateInput] = []
+    for i, vector in enumerate(updates):
+        places = links.places(spec, bench.layout, base_digest=digest, round=1, peer_id=f"p{i}")
+        path = bench.update(f"u{i}", vector, spec.compression.up, places=places)
+        inputs.append(UpdateInput(assignment_id=f"a{i}", peer_id=f"p{i}", path=path, examples=10 * (i + 1)))
     names = state_names(spec, inputs, len(inputs))
     job = AggregationJob(
         spec=spec,
         base=base or bench.base,
         updates=inputs,
         states=states or {},
-        base_digest=digest_file(base or bench.base),
+        base_digest=digest,
         round=1,
         cohort=len(inputs),
         model_out=bench.folder / out,
@@ -149,6 +151,49 @@ def test_a_compressed_step_is_what_the_peers_make_of_it(bench: Any, make_spec: M
     _, whole = run(bench, make_spec(), updates, out="whole")
     torch.testing.assert_close(moved + residual, whole, rtol=1e-4, atol=1e-5)
     assert float(residual.norm()) > 0
+
+
+@pytest.mark.parametrize(
+    ("up", "rule"),
+    [
+        ("identity", {"rule": "mean"}),
+        ("randk:0.2", {"rule": "multi-krum", "pre": ["arc"], "faults": 1}),
+        ("topk:0.1+int8|topk:0.3", {"rule": "caf", "pre": ["arc"], "faults": 1}),
+    ],
+)
+def test_a_replayed_step_is_the_sum_that_the_rule_made(
+    bench: Any, make_spec: MakeSpec, up: str, rule: dict[str, Any]
+) -> None:
+    updates = vectors(bench, 5)
+    tables: dict[str, Any] = {"aggregation": rule, "server": {"lr": 0.5}}
+    spec = make_spec(compression={"up": up, "down": "replay"}, **tables)
+    check_spec(spec)
+    result, moved = run(bench, spec, updates)
+    delta, rebuilt = bench.folder / "out.down.delta", bench.folder / "rebuilt"
+    assert set(result.state_digests) == {DELTA}
+    assert rebuild(bench.base, [delta], rebuilt) == result.model_digest
+    assert rebuilt.read_bytes() == (bench.folder / "out").read_bytes()
+    whole, wanted = run(bench, make_spec(compression={"up": up}, **tables), updates, out="whole")
+    torch.testing.assert_close(moved, wanted, rtol=1e-4, atol=1e-6)
+    used = [f"u{i}" for i, treated in enumerate(whole.treatments) if treated.selected]
+    assert delta.stat().st_size < 200 + sum((bench.folder / name).stat().st_size for name in used)
+
+
+@pytest.mark.parametrize(
+    ("tables", "why"),
+    [
+        ({"aggregation": {"rule": "trimmed-mean", "faults": 0.2}}, "trimmed-mean judges each coordinate"),
+        ({"aggregation": {"rule": "centered-clipping", "faults": 0}}, "keeps vectors of its own"),
+        ({"server": {"optimizer": "adam"}}, "adam makes more of it"),
+        ({"compression": {"down": "replay", "up": "int8", "feedback": "ef21"}}, "ef21 sends differences"),
+    ],
+)
+def test_a_step_that_is_no_sum_of_updates_is_not_replayed(
+    make_spec: MakeSpec, tables: dict[str, Any], why: str
+) -> None:
+    spec = {"aggregation": {"rule": "mean"}, "compression": {"down": "replay"}, **tables}
+    with pytest.raises(ConfigError, match=why):
+        check_spec(make_spec(**spec))
 
 
 def test_deltas_of_several_rounds_follow_each_other(bench: Any, make_spec: MakeSpec) -> None:

@@ -95,6 +95,13 @@ async def test_compositions_plans_and_common_masks_train_behind_a_robust_rule(tm
             assert run.metrics["accuracy"] > 0.85
             assert run.bytes_up_dense > smaller * run.bytes_up
             assert run.bytes_down < 0.5 * run.bytes_up_dense  # as many models go down as updates go up
+        replayed = {"up": "topk:0.05+int8", "feedback": "ef14", "down": "replay"}
+        table |= {"aggregation": {"rule": "caf", "pre": ["arc"], "faults": 0.2}, "compression": replayed}
+        run = await federation.run_to_end(spec(**table))
+        assert run.state == "FINISHED", run.reason
+        assert run.metrics["accuracy"] > 0.85
+        # Three whole models to begin with, then to each peer each round what all three have sent.
+        assert run.bytes_down < 1.1 * (run.bytes_up_dense / 5 + 3 * 4 / 5 * run.bytes_up)
 
 
 @pytest.mark.timeout(120)
