@@ -10,7 +10,8 @@ the equations hold, with rho = 1 / d, and of all distributions this one errs lea
 (d - 2 + E v^4 / rho^2) / K_b |x|^2, so (d - 1) / K_b here, and (d - 0.2) / K_b there.
 
 A block is no tensor but one of B = ceil(K / 16) equal stretches of the chunk: 16 inner products each, on average,
-whatever K is. To compute one costs as much as its block is long, so all of them 16 a coordinate, and not K.
+whatever K is. To compute one costs as much as its block is long, so all of them 16 a coordinate, and not K. On what a
+perceptron's layers learn this loses a third less than a block for each tensor, for a sixth of the work (K = 256).
 With s_b = |x_b| / sum |x_b|, R = K - 2 B and K_b >= 1 + R s_b, a block of d at most:
     E|C(x) - x|^2 <= d sum |x_b|^2 / K_b <= d |x|^2 sum s_b / (1 + R s_b) <= d / (1 + R / B) |x|^2
 first by Chebyshev's inequality on sums, as s_b^2 and s_b rise together where 1 / (1 + R s_b) falls, then by Jensen's.
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compressors._compiled import compiled
+from compressors._directions import add_eight, draw, project_eight
 from compressors.codec import Codec, CodecError, DecodeError, check_length, chunk_array
 from compressors.place import Place
 from compressors.sparsifier import Floats
@@ -40,16 +42,11 @@ K_MAX = (1 << 16) - 1
 MAGNITUDE_MAX = 2.0**126
 
 Counts = NDArray[np.int64]
-Words = NDArray[np.uint64]
-
-# Philox 4x64-10 (Salmon et al. 2011): multipliers, and what is added to the key from round to round.
-ROUNDS = 10
-MULTIPLIER_0, MULTIPLIER_1 = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
-WEYL_0, WEYL_1 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
-LOW, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 class Ferret(Codec):
+    example = "ferret:4096"
+    source = "Shu et al. 2024"
     unbiased = True
     contractive = False
     linear = False
@@ -160,39 +157,11 @@ def find_norms(values: Floats, norms: NDArray[np.float64], width: int) -> None:
 
 
 @compiled
-def high(a: np.uint64, b: np.uint64) -> np.uint64:
-    """The upper 64 bits of the product."""
-    a0, a1, b0, b1 = a & LOW, a >> HALF, b & LOW, b >> HALF
-    middle = a1 * b0 + (a0 * b0 >> HALF)
-    return np.uint64(a1 * b1 + (middle >> HALF) + ((a0 * b1 + (middle & LOW)) >> HALF))
-
-
-@compiled
-def draw(words: Words, key: np.uint64, group: int, block: int) -> None:
-    """Fills words [a multiple of 4] as `numpy.random.Philox(key=key, counter=[0, group, block, 0])` would.
-
-    The bit j of their byte i is the sign of coordinate i in the block's vector 8 group + j.
-    """
-    for at in range(0, words.size, 4):
-        a, b, c, d = np.uint64(at // 4 + 1), np.uint64(group), np.uint64(block), np.uint64(0)
-        first, second = key, np.uint64(0)
-        for _ in range(ROUNDS):
-            a, b, c, d = (
-                high(MULTIPLIER_1, c) ^ b ^ first,
-                MULTIPLIER_1 * c,
-                high(MULTIPLIER_0, a) ^ d ^ second,
-                MULTIPLIER_0 * a,
-            )
-            first, second = first + WEYL_0, second + WEYL_1
-        words[at], words[at + 1], words[at + 2], words[at + 3] = a, b, c, d
-
-
-@compiled
 def project(values: Floats, counts: Counts, width: int, key: np.uint64, sums: Floats) -> None:
-    """The inner products of all blocks, eight at a time: coordinates with the same byte of signs are added up first."""
+    """The inner products of all blocks, eight at a time."""
     words = np.empty((width + 31) // 32 * 4, dtype=np.uint64)
     signs = words.view(np.uint8)
-    bins = np.empty(256, dtype=np.float64)
+    bins, eight = np.empty(256, dtype=np.float64), np.empty(8, dtype=np.float64)
     start = 0
     for b in range(counts.size):
         row, k = values[b * width : (b + 1) * width], counts[b]
@@ -203,20 +172,9 @@ def project(values: Floats, counts: Counts, width: int, key: np.uint64, sums: Fl
             continue
         for first in range(0, k, 8):
             draw(words, key, first // 8, b)
-            bins[:] = 0
-            for i in range(row.size):
-                bins[signs[i]] += row[i]
-            half = 128
-            for j in range(
-                7, -1, -1
-            ):  # by the highest bit that is left: the difference of the halves, and their sum
-                difference = 0.0
-                for i in range(half):
-                    difference += bins[half + i] - bins[i]
-                    bins[i] += bins[half + i]
-                if first + j < k:
-                    block_sums[first + j] = np.float32(difference / k)
-                half //= 2
+            project_eight(row, signs, bins, eight)
+            for j in range(min(8, k - first)):
+                block_sums[first + j] = np.float32(eight[j] / k)
 
 
 @compiled
@@ -235,16 +193,5 @@ def rebuild(gains: Floats, counts: Counts, width: int, key: np.uint64, values: F
             continue
         row[:] = 0
         for first in range(0, k, 8):
-            eight = block_gains[first : first + 8]
-            table[0] = 0.0
-            filled = 1
-            for j in range(8):  # what each byte of signs adds to its coordinate
-                gain = np.float64(eight[j]) if j < eight.size else 0.0
-                for i in range(filled):
-                    table[filled + i] = table[i] + gain
-                    table[i] -= gain
-                filled *= 2
-            narrow[:] = table
             draw(words, key, first // 8, b)
-            for i in range(row.size):
-                row[i] += narrow[signs[i]]
+            add_eight(block_gains[first : first + 8], signs, table, narrow, row)
