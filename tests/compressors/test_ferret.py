@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import compressors
-from compressors.ferret import draw
+from compressors._directions import draw
 from compressors.place import Place
 
 PROPERTY = settings(derandomize=True, database=None, deadline=None, max_examples=60)
