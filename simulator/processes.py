@@ -94,14 +94,16 @@ class ProcessFederation:
         allow: Sequence[str] = ("*",),
         attack: Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
+        through: str | None = None,
     ) -> None:
-        """`attack`, a drill: {"name": "sign-flip", "options": {"scale": 10}}."""
+        """`attack`, a drill: {"name": "sign-flip", "options": {"scale": 10}}. `through`: a proxy's address to join at."""
+        address = through or self.address
         policy = self.folder / f"{name}.policy.toml"
         policy.write_text("".join(f"[[allow]]\ntask = {json.dumps(task)}\n" for task in allow))
         settings: dict[str, Any] = {
             "name": name,
             "data_dir": str(self.folder / name),
-            "coordinator": self.address,
+            "coordinator": address,
             "task_folders": self._task_folders,
             "policy": str(policy),
             "data": dict(data or {}),
@@ -110,7 +112,7 @@ class ProcessFederation:
         if attack is not None:
             settings["attack"] = dict(attack)
         self._write(name, "peer", settings)
-        self._spawn(name, ["join", self.address], env)
+        self._spawn(name, ["join", address], env)
 
     async def stop(self, name: str, number: signal.Signals = signal.SIGTERM) -> int:
         """Sends a signal and waits for the end. Gives the exit status."""

@@ -1,8 +1,8 @@
 """Handwritten digits: scikit-learn's 1797 images of 8 x 8 pixels, shared out over the sites.
 
-Two tasks that differ in the model only: `Digits` (a multilayer perceptron, 4 810 parameters) and `DigitsCNN`
-(two convolutions, 9 930 parameters). A fifth of the images, the same on every machine, is the hold-out; the
-run's `[task_options]` divide the rest:
+Two tasks that differ in the model only: `Digits` (a multilayer perceptron, 4 810 parameters; `hidden = [512, 512]`
+in the run's `[task_options]` makes a wider one) and `DigitsCNN` (two convolutions, 9 930 parameters). A fifth of the
+images, the same on every machine, is the hold-out; the run's `[task_options]` divide the rest:
 
     partition = "iid"        every site sees every digit, in equal parts (the default)
     partition = "dirichlet"  skewed: the smaller `alpha` (0.5), the fewer digits a site sees
@@ -14,6 +14,7 @@ A site's own policy file says which part is its own: `data = { index = 0, count 
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from muster import Task
@@ -66,12 +67,14 @@ def _own_part(site: Site, labels: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 class Digits(Task):
-    """Ten classes; a multilayer perceptron 64-64-10."""
+    """Ten classes; a multilayer perceptron, 64-64-10 unless `hidden` says otherwise."""
 
     def model(self) -> nn.Module:
         from torch import nn
 
-        return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        widths = [64, *map(int, self.options.get("hidden", [64]))]
+        hidden = [layer for sizes in pairwise(widths) for layer in (nn.Linear(*sizes), nn.ReLU())]
+        return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(widths[-1], 10))
 
     def train_data(self, site: Site) -> Dataset[Any]:
         _, labels, training, _ = _load()
