@@ -76,10 +76,10 @@ class AggregationTable(Table):
     fifth of the cohort; with one, what stands beside it and nothing else."""
 
     rule: str = Field(
-        "trimmed-mean", description="the aggregation rule, by its entry-point name: muster aggregator list"
+        "caf", description="the aggregation rule, by its entry-point name: muster aggregator list"
     )
     pre: tuple[str, ...] = Field(
-        ("arc", "nnm"), description="pre-rules, applied in order; with a rule of your own none unless said"
+        ("arc",), description="pre-rules, applied in order; with a rule of your own none unless said"
     )
     faults: int | float = Field(
         0.2,

@@ -200,9 +200,7 @@ def test_submit_sends_the_spec_and_shows_the_run(
     assert "FINISHED" in said.out
     assert "muster run watch first-" in said.err
     data = ask_json("run", "submit", "run.toml", "--wait", "--request-id", "twice")
-    assert (
-        data["spec"]["aggregation"]["rule"] == "trimmed-mean"
-    )  # defaults are filled in before anything is sent
+    assert data["spec"]["aggregation"]["rule"] == "caf"  # defaults are filled in before anything is sent
     assert ask_json("run", "submit", "run.toml", "--request-id", "twice")["run_id"] == data["run_id"]
 
 
