@@ -108,7 +108,7 @@ def row(workload: str, setting: Setting, runs: Sequence[Trained], dense: Sequenc
     """One line of the table: means over the seeds, ratios of the dense runs' totals to these."""
 
     def total(of: Sequence[Trained], *names: str) -> float:
-        return sum(getattr(each, name) for each in of for name in names) / len(of)
+        return sum(float(getattr(each, name)) for each in of for name in names) / len(of)
 
     def ratio(*names: str) -> float:
         return total(dense, *names) / total(runs, *names)

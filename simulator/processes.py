@@ -96,7 +96,7 @@ class ProcessFederation:
         env: Mapping[str, str] | None = None,
         through: str | None = None,
     ) -> None:
-        """`attack`, a drill: {"name": "sign-flip", "options": {"scale": 10}}. `through`: a proxy's address to join at."""
+        """`attack`, a drill: {"name": "sign-flip", "options": {"scale": 10}}. `through`: the address of a proxy."""
         address = through or self.address
         policy = self.folder / f"{name}.policy.toml"
         policy.write_text("".join(f"[[allow]]\ntask = {json.dumps(task)}\n" for task in allow))
