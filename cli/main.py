@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import typer
 
 from cli.commands import aggregators as aggregator
+from cli.commands import compressors as compressor
 from cli.commands import configs, federation, follow, machine, models, peers, rounds, runs
 from cli.output import print_error
 from cli.settings import group, root
@@ -51,6 +52,9 @@ def build() -> typer.Typer:
     models.register(group(app, "model", help="Model versions: list, and pull as plain PyTorch weights."))
     aggregator.register(
         group(app, "aggregator", help="Aggregation rules and attacks: what there is, what it bears.")
+    )
+    compressor.register(
+        group(app, "compressor", help="Codecs and feedbacks: how small, how true, what is kept.")
     )
     configs.register(group(app, "config", help="Settings of this machine, and run specs: show, check."))
     return app

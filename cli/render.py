@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -80,6 +82,22 @@ def facts(pairs: Iterable[tuple[str, str | Text]]) -> Table:
         if str(value):
             made.add_row(name, value)
     return made
+
+
+def prose(text: str) -> Group:
+    """A docstring, its paragraphs as wide as the terminal; lines that are set in stay lines, and set in."""
+    joined: list[str] = []
+    for before, line in pairwise(["", *text.splitlines()]):
+        if before and line and not before.startswith(" ") and not line.startswith(" "):
+            joined[-1] += f" {line}"
+        else:
+            joined.append(line)
+    return Group(
+        *(
+            Padding(Text(line.lstrip()), (0, 0, 0, len(line) - len(line.lstrip())), expand=False)
+            for line in joined
+        )
+    )
 
 
 def runs_table(runs: Sequence[pb.Run]) -> RenderableType:

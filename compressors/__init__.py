@@ -11,15 +11,20 @@ tensor([ 0., -3.,  0.,  0.])
 
 from compressors._registry import build, build_feedback
 from compressors.codec import Codec, CodecError, DecodeError
+from compressors.describe import CodecDescription, FeedbackDescription, describe, everything
 from compressors.feedback import Feedback
 from compressors.place import Place
 
 __all__ = [
     "Codec",
+    "CodecDescription",
     "CodecError",
     "DecodeError",
     "Feedback",
+    "FeedbackDescription",
     "Place",
     "build",
     "build_feedback",
+    "describe",
+    "everything",
 ]

@@ -12,6 +12,8 @@ from compressors.composed import compose
 from compressors.feedback import Feedback
 from compressors.planned import plan
 
+CODECS, FEEDBACKS = "muster.codecs", "muster.feedbacks"
+
 
 @lru_cache(maxsize=64)
 def build(spelling: str) -> Codec:
@@ -29,20 +31,38 @@ def _one(spelling: str) -> Codec:
 
 def _single(spelling: str) -> Codec:
     name, colon, argument = spelling.partition(":")
-    cls = _load("muster.codecs", "codec", name)
-    if not issubclass(cls, Codec):
-        raise CodecError(f"the entry point of codec {name!r} is not a compressors.Codec")
-    return cls.parse(argument if colon else None)
+    return codec_class(name).parse(argument if colon else None)
 
 
 @lru_cache(maxsize=64)
 def build_feedback(spelling: str) -> Feedback:
     """The feedback of a spelling, "NAME" or "NAME:ARGUMENT": "ef14", "econtrol:0.01". Raises `CodecError`."""
     name, colon, argument = spelling.partition(":")
-    cls = _load("muster.feedbacks", "feedback", name)
+    return feedback_class(name).parse(argument if colon else None)
+
+
+def codec_names() -> list[str]:
+    return sorted(entry_points(group=CODECS).names)
+
+
+def feedback_names() -> list[str]:
+    return sorted(entry_points(group=FEEDBACKS).names)
+
+
+def codec_class(name: str) -> type[Codec]:
+    """Raises `CodecError`, with the nearest name if nothing is called so."""
+    cls = _load(CODECS, "codec", name)
+    if not issubclass(cls, Codec):
+        raise CodecError(f"the entry point of codec {name!r} is not a compressors.Codec")
+    return cls
+
+
+def feedback_class(name: str) -> type[Feedback]:
+    """Raises `CodecError`, with the nearest name if nothing is called so."""
+    cls = _load(FEEDBACKS, "feedback", name)
     if not issubclass(cls, Feedback):
         raise CodecError(f"the entry point of feedback {name!r} is not a compressors.Feedback")
-    return cls.parse(argument if colon else None)
+    return cls
 
 
 def _load(group: str, kind: str, name: str) -> type[Any]:

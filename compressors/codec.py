@@ -10,7 +10,7 @@ Notation: C(x) is what `decode` makes of `encode(x)`, x a chunk of `size` coordi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -39,6 +39,8 @@ class Codec(ABC):
     contractive: bool
     linear: bool
     spelling: str  # canonical: `build(codec.spelling)` is the same codec
+    example: ClassVar[str] = ""  # a spelling to begin with, of a codec that needs an argument
+    source: ClassVar[str] = ""  # the paper
 
     @classmethod
     @abstractmethod

@@ -27,11 +27,11 @@ PROBE = 64
 
 
 class Dgc(Feedback):
-    """momentum from 0 (EF14) to below 1, the paper's 0.9 if not said; "dgc:0.9:nesterov" looks ahead."""
-
+    source = "Lin et al. 2018"
     state_names: ClassVar[tuple[str, ...]] = ("velocity", "residual")
 
     def __init__(self, momentum: float = 0.9, *, nesterov: bool = False) -> None:
+        """momentum from 0 (EF14) to below 1, the paper's 0.9 if not said; "dgc:0.9:nesterov" looks ahead."""
         if not 0 <= momentum < 1:
             raise CodecError(f"dgc's momentum lies from 0 to below 1, not at {momentum}")
         self.momentum = momentum

@@ -13,5 +13,6 @@ from compressors._levels import LevelCodec
 
 class E3m0(LevelCodec):
     spelling = "e3m0"
+    source = "Douillard et al. 2025 (Streaming DiLoCo)"
     block = 256
     levels = (*(-(2.0**-e) for e in range(7)), 0.0, *(2.0**-e for e in reversed(range(7))))

@@ -40,6 +40,7 @@ class E4m3(PlainCodec):
     contractive = True
     linear = False
     spelling = "e4m3"
+    source = "Micikevicius et al. 2022"
 
     def delta(self, size: int) -> float:
         return 1.0 - 1 / 288

@@ -24,11 +24,11 @@ DIVERGES = 6  # times delta
 
 
 class EControl(Ef21):
-    """eta None: the delta that the codec declares for the chunk's size, the largest that is known to be safe."""
-
+    source = "Gao, Islamov, Stich 2024"
     state_names: ClassVar[tuple[str, ...]] = ("estimate", "error")
 
     def __init__(self, eta: float | None = None) -> None:
+        """eta; if not said the delta that the codec declares for the chunk's size, the largest known to be safe."""
         if eta is not None and not 0 <= eta <= 1:
             raise CodecError(f"econtrol's eta lies from 0 to 1, not at {eta}")
         self.eta = eta

@@ -19,6 +19,7 @@ from compressors.feedback import Feedback, contractive_only, is_bounded
 
 class Ef14(Feedback):
     spelling = "ef14"
+    source = "Seide et al. 2014; Stich et al. 2018"
     state_names = ("residual",)
 
     def refuse(self, codec: Codec, size: int) -> str | None:

@@ -23,6 +23,7 @@ from compressors.feedback import Feedback, contractive_only, is_bounded
 
 class Ef21(Feedback):
     spelling = "ef21"
+    source = "Richtarik, Sokolov, Fatkhullin 2021"
     state_names: ClassVar[tuple[str, ...]] = ("estimate",)
     receiver_state_names = ("estimate",)
     needs_mean = True

@@ -18,7 +18,11 @@ from compressors.topk import TopK
 
 
 class FedZip(Composed):
+    example = "fedzip:0.01"
+    source = "Malekijoo et al. 2021"
+
     def __init__(self, fraction: float) -> None:
+        """The fraction of coordinates to keep, above 0 and up to 1."""
         super().__init__(Parts(sparsifier=TopK(fraction), values=KMeans(2), zstd=Zstd()))
         self.spelling = f"fedzip:{fraction!r}"
 

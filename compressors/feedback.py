@@ -36,6 +36,8 @@ class Feedback(ABC):
     """
 
     spelling: str  # canonical: `build_feedback(feedback.spelling)` is the same feedback
+    example: ClassVar[str] = ""  # a spelling to begin with, of a feedback that needs an argument
+    source: ClassVar[str] = ""  # the paper
     state_names: ClassVar[tuple[str, ...]]  # float32 [d] vectors, zeros at first, that outlive a round
     receiver_state_names: ClassVar[tuple[str, ...]] = ()  # the same at the other end
     needs_mean: ClassVar[bool] = (

@@ -32,6 +32,7 @@ class Int8(Codec):
     linear = False
 
     def __init__(self, *, stochastic: bool = False) -> None:
+        """None, or "stochastic" to round at random, without a bias."""
         self.unbiased = stochastic
         self.spelling = "int8:stochastic" if stochastic else "int8"
 

@@ -27,11 +27,13 @@ MAGNITUDE_MAX = np.float32(2.0**126)
 
 
 class KMeans(Codec):
+    example = "kmeans:4"
     unbiased = False
     contractive = True
     linear = False
 
     def __init__(self, centroids: int) -> None:
+        """The number of centroids, from 2 to 16."""
         if centroids not in CENTROIDS:
             raise CodecError(f"kmeans has from {CENTROIDS[0]} to {CENTROIDS[-1]} centroids, not {centroids}")
         self.centroids = centroids

@@ -24,11 +24,11 @@ from compressors.feedback import LOSSLESS, Feedback, contractive_only, is_bounde
 
 
 class LocalMomentum(Feedback):
-    """beta is the receiver's beta1, 0.9 if not said: "momentum:0.9"."""
-
+    source = "Tang et al. 2021; Lu et al. 2022"
     state_names: ClassVar[tuple[str, ...]] = ("momentum", "residual")
 
     def __init__(self, beta: float = 0.9) -> None:
+        """beta is the receiver's beta1, 0.9 if not said: "momentum:0.9"."""
         if not 0 < beta < 1:
             raise CodecError(f"a momentum lies between 0 and 1, not at {beta}")
         self.beta = beta

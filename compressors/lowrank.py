@@ -38,6 +38,8 @@ NOWHERE = Place(common=0, own=0)
 
 
 class LowRank(Codec):
+    example = "powersgd:4"
+    source = "Vogels, Karimireddy, Jaggi 2019"
     unbiased = False
     contractive = True
     linear = False

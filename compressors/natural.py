@@ -30,6 +30,7 @@ class Natural(PlainCodec):
     contractive = True
     linear = False
     spelling = "natural"
+    source = "Horvath et al. 2022"
 
     def omega(self, size: int) -> float:
         return 0.125 + 2.0**-16

@@ -23,5 +23,6 @@ def _quantiles(count: int) -> list[float]:
 
 class Nf4(LevelCodec):
     spelling = "nf4"
+    source = "Dettmers et al. 2023 (QLoRA), appendix E"
     block = 64
     levels = (*(-level for level in reversed(_quantiles(7))), 0.0, *_quantiles(8))

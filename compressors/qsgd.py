@@ -34,11 +34,14 @@ UNIT = np.float32(2.0**-16)
 
 
 class Qsgd(Codec):
+    example = "qsgd:7"
+    source = "Alistarh et al. 2017"
     unbiased = True
     contractive = False
     linear = False
 
     def __init__(self, levels: int) -> None:
+        """The number of levels above zero."""
         if not 1 <= levels <= LEVELS_MAX:
             raise CodecError(f"qsgd has from 1 to {LEVELS_MAX} levels, not {levels}")
         self.levels = levels

@@ -27,11 +27,13 @@ NOWHERE = Place(common=0, own=0)
 
 
 class RandK(Sparsifier):
+    example = "randk:0.01"
     indices_travel = False
 
     def __init__(
         self, fraction: float, *, common: bool = False, unscaled: bool = False, place: Place = NOWHERE
     ) -> None:
+        """The fraction to keep, above 0 and up to 1; then "common", one mask for all senders, and "unscaled"."""
         self.fraction = fraction
         self.common = common
         self.unscaled = unscaled

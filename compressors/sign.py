@@ -39,6 +39,7 @@ class Sign(PlainCodec):
     contractive = True
     linear = False
     spelling = "sign"
+    source = "Bernstein et al. 2018; Karimireddy et al. 2019"
 
     def delta(self, size: int) -> float:
         return (1 - 2.0**-13) / max(1, min(size, BLOCK))  # a scale off by 2^-7 costs 2^-14 of it

@@ -45,6 +45,7 @@ class TernGrad(PlainCodec):
     contractive = False
     linear = False
     spelling = "terngrad"
+    source = "Wen et al. 2017"
 
     def omega(self, size: int) -> float:
         return SLACK * (1 + sqrt(max(1, min(size, BLOCK)))) / 2 - 1

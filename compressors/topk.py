@@ -30,12 +30,14 @@ SMALLEST = 2.0**-149  # of the float32 numbers above zero
 
 
 class TopK(Sparsifier):
+    example = "topk:0.01"
     unbiased = False
     contractive = True
     linear = False
     indices_travel = True
 
     def __init__(self, fraction: float) -> None:
+        """The fraction of coordinates to keep, above 0 and up to 1."""
         self.fraction = fraction
         self.spelling = f"topk:{fraction!r}"
 

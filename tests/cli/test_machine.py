@@ -49,6 +49,7 @@ def test_the_grammar() -> None:
                 for verb in ["submit", "list", "show", "watch", "logs", "pause", "resume", "stop", "export"]
             ),
             *("round list", "round show", "round replay", "aggregator list", "aggregator show"),
+            *("compressor list", "compressor show"),
             *(f"peer {verb}" for verb in ["list", "show", "drain", "quarantine", "release", "remove"]),
             *("model list", "model pull", "config show", "config validate", "config schema"),
         )
