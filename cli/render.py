@@ -94,7 +94,7 @@ def prose(text: str) -> Group:
             joined.append(line)
     return Group(
         *(
-            Padding(Text(line.lstrip()), (0, 0, 0, len(line) - len(line.lstrip())), expand=False)
+            Padding(Text(line.lstrip() or " "), (0, 0, 0, len(line) - len(line.lstrip())), expand=False)
             for line in joined
         )
     )

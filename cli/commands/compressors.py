@@ -62,7 +62,12 @@ def _figures(codec: CodecDescription) -> tuple[str, str, str, str]:
     loses = f"{min(bounds):.2g}" if bounds else "-"
     if loses == "1" and codec.contractive:
         loses = "<1"
-    return f"{codec.bits_max:.3g}", f"{codec.times_smaller:.3g}x", loses, "no" if codec.unbiased else "yes"
+    return (
+        f"{codec.bits_max:.3g}",
+        f"{_times(codec.times_smaller)}x",
+        loses,
+        "no" if codec.unbiased else "yes",
+    )
 
 
 def show(
@@ -116,9 +121,14 @@ def _codec_rows(codec: CodecDescription) -> list[tuple[str, str]]:
         (
             "size",
             f"at most {codec.bytes_max:,} bytes for 2^18 coordinates: {codec.bits_max:.4g} bits each, "
-            f"{codec.times_smaller:.3g} times smaller than float32",
+            f"{_times(codec.times_smaller)} times smaller than float32",
         ),
     ]
+
+
+def _times(ratio: float) -> str:
+    """66.6; 65,536."""
+    return f"{ratio:.3g}" if ratio < 1000 else f"{ratio:,.0f}"
 
 
 def _share(delta: float) -> str:

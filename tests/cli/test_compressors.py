@@ -24,6 +24,7 @@ def test_list_tells_codecs_and_feedbacks(muster: Callable[..., Any]) -> None:
     assert rows["identity"][:5] == ["identity", "32", "1x", "0", "no"]
     assert rows["sign"][3] == "<1"  # contractive, if barely
     assert rows["randk:0.01"][3:5] == ["99", "no"]
+    assert rows["one-byte:16"][2:5] == ["65,536x", "-", "yes"]
     assert rows["ef21"][:3] == ["ef21", "estimate", "estimate"]
     data = {(each["kind"], each["name"]): each for each in muster("compressor", "list", "--json").data}
     assert data["codec", "topk"]["delta"] == pytest.approx(0.01, rel=1e-3)
@@ -43,6 +44,7 @@ def test_list_tells_codecs_and_feedbacks(muster: Callable[..., Any]) -> None:
         ("ef14", ["ef14, a feedback", "a vector as long as the model: residual", "momentum  none"]),
         ("econtrol", ["2 vectors as long as the model: estimate and error", "the mean alone"]),
         ("dgc:0.5", ["dgc:0.5, a feedback", "server's optimizer must have none", "looks ahead"]),
+        ("ef21", ["towards the update.\n\n    sender      m = C(x - h);  h += m\n    receiver    H += "]),
         ("none", ["sender    keeps nothing", "receiver  keeps nothing"]),
     ],
 )
@@ -52,6 +54,7 @@ def test_show(muster: Callable[..., Any], spelling: str, wanted: list[str]) -> N
     for each in wanted:
         assert each in said.out
     assert "\n\n\n" not in said.out
+    assert said.out.splitlines()[1] == ""
     assert muster("compressor", "show", spelling, "--json").data["kind"] in said.out
 
 
