@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 
+from aggregators.gram import shortened
 from aggregators.options import check_integer, check_number
 from aggregators.rule import Geometry, Mix, Needs, Rule
 
@@ -20,7 +21,8 @@ class CenteredClipping(Rule):
 
     v starts at zero in the first round. tau bounds what one faulty row can do, by tau/n a step, and how fast
     the honest rows can pull: it should be about the distance between honest updates of one round, which only
-    the task knows. A row of infinite norm counts as v. Bound: n > 2f. Cost: two passes.
+    the task knows. A row of infinite norm counts as v. From a v longer
+    than 1e18 the next round starts at that length. Bound: n > 2f. Cost: two passes.
     """
 
     name: ClassVar[str] = "centered-clipping"
@@ -55,7 +57,7 @@ class CenteredClipping(Rule):
         scores = self._away(gram, squares, center).masked_fill(~geometry.finite, torch.inf)
         return Mix(
             matrix=center[None, :],
-            state=center[None, :],
+            state=shortened(center[None, :], gram),
             scores=scores,
             treatment=tuple(
                 f"counts to {factor:.4g} of its distance" if factor < 1 else "counts in full"

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from aggregators.gram import shortened
 from aggregators.rule import Geometry, Mix, Needs, Rule
 
 
@@ -22,7 +23,8 @@ class FoolsGold(Rule):
         a <- ln(a/(1 - a)) + 1/2, clipped to [0, 1]
 
     Against many peers of one liar (sybils) alone: it bounds no norm, and honest peers with the same data are
-    taken for sybils. If nobody has any weight, the result is zero. It keeps a vector for each peer.
+    taken for sybils. If nobody has any weight, the result is zero. It keeps a vector for each peer, no longer
+    than 1e18: a longer history is scaled down to that, which its cosines do not feel.
     Bound: none, as it counts no faults; it has no kappa. Cost: twice two passes.
     """
 
@@ -47,12 +49,15 @@ class FoolsGold(Rule):
         unit = torch.eye(n, dtype=torch.float64)
         present = unit * geometry.finite
         following = torch.cat([present, unit], dim=1)  # h_i + x_i, or h_i of a row that is not finite
-        scores = foolsgold_weights(following @ geometry.extended @ following.T) * geometry.finite
+        inner = geometry.extended / geometry.extended.diagonal().max().clamp(
+            min=torch.finfo(torch.float64).tiny
+        )
+        scores = foolsgold_weights(following @ inner @ following.T) * geometry.finite
         total = scores.sum()
         shares = scores / total if total > 0 else scores
         return Mix(
             matrix=shares[None, :],
-            state=following,
+            state=shortened(following, geometry.extended),
             scores=scores,
             treatment=tuple(
                 f"weighs {share:.4g}" if share else "left out: its history is like another peer's"

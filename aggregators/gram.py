@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 from aggregators import kernels
+from aggregators.options import RuleError
+
+LONGEST_KEPT = (
+    1e18  # a vector that a rule keeps: its square, and that of its sum with an update, is finite in float32
+)
 
 
 class Gram:
@@ -42,20 +47,36 @@ class Gram:
 def sound(gram: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """A copy with zero in place of every row without a finite norm, and which of the first n are finite [n].
 
-    Raises `ValueError` if a row behind the first n is not finite: those are the caller's own.
+    Raises `RuleError` if a row behind the first n is not finite: those are the caller's own.
     """
     inner = gram.clone()
     finite = inner.diagonal().isfinite()
+    if not bool(inner[n:, n:].isfinite().all()):
+        raise RuleError(
+            "a vector that the rule kept from an earlier round is so long that its square is not finite: "
+            "leave it out of the state, and it begins at zero again"
+        )
     # Two finite norms have a finite product (Cauchy and Schwarz), but a partial sum may overflow before it.
     while bool((wrong := ~inner.isfinite() & finite[:, None] & finite[None, :]).any()):
         among = wrong.any(dim=1)
         among[n:] = False
         finite &= ~_longest(inner, among)
-    if not bool(finite[n:].all()):
-        raise ValueError("a vector that is kept from round to round has no finite norm")
     inner[~finite] = 0.0
     inner[:, ~finite] = 0.0
     return inner, finite[:n]
+
+
+def shortened(state: Tensor, gram: Tensor) -> Tensor:
+    """`state` [s, m], each row scaled down as far as what it makes of m rows is longer than `LONGEST_KEPT`.
+
+    `gram` [m, m] are the rows' inner products. What a rule keeps may be longer than any update, and must not
+    overflow in the rounds to come.
+    """
+    longest = float(gram.diagonal().max())
+    if longest <= 0:
+        return state
+    squares = ((state @ (gram / longest)) * state).sum(dim=1).clamp(min=0)
+    return state * (LONGEST_KEPT / longest**0.5 / squares.sqrt()).clamp(max=1.0)[:, None]
 
 
 def _longest(inner: Tensor, among: Tensor) -> Tensor:

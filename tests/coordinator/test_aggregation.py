@@ -59,6 +59,7 @@ def run(
         base=base or bench.base,
         updates=inputs,
         states=states or {},
+        base_version=0,
         base_digest=digest,
         round=1,
         cohort=len(inputs),
@@ -215,3 +216,19 @@ def test_deltas_of_several_rounds_follow_each_other(bench: Any, make_spec: MakeS
     writer.finish()
     with pytest.raises(TransferError, match="another model"):
         rebuild(bench.base, [other], bench.folder / "wrong")
+
+
+@pytest.mark.parametrize("rule", ["foolsgold", "centered-clipping"])
+def test_a_peer_that_sends_the_longest_update_there_is_stops_no_later_round(
+    bench: Any, make_spec: MakeSpec, rule: str
+) -> None:
+    options = {"tau": 1e30} if rule == "centered-clipping" else {}
+    spec = make_spec(aggregation={"rule": rule, "faults": 0, "options": options})
+    states: dict[str, Path] = {}
+    for number in range(4):
+        updates = vectors(bench, 1 if rule == "centered-clipping" else 3)
+        updates[-1].zero_()[0] = 1.8e19  # its square is finite, and that of twice as much is not
+        out = f"round{number}"
+        result, moved = run(bench, spec, updates, out=out, states=states)
+        assert bool(moved.isfinite().all())
+        states = {name: bench.folder / f"{out}.{name.replace('/', '.')}" for name in result.state_digests}
