@@ -66,15 +66,15 @@ class Dgc(Feedback):
             "so no momentum would ever be left"
         )
 
-    def codec_in(self, codec: str, round: int, warm_up_rounds: int) -> str:
+    def codec_in(self, codec: str, step: int, warm_up_rounds: int) -> str:
         """The codec with a larger share, where its spelling begins with a share: topk:0.001."""
         name, _, argument = codec.partition(":")
         fraction, plus, rest = argument.partition("+")
         try:
-            share = warm_up(float(fraction), round - 1, warm_up_rounds)
+            share = warm_up(float(fraction), step - 1, warm_up_rounds)
         except ValueError:
-            return super().codec_in(codec, round, warm_up_rounds)
-        return codec if round > warm_up_rounds else f"{name}:{share!r}{plus}{rest}"
+            return super().codec_in(codec, step, warm_up_rounds)
+        return codec if step > warm_up_rounds else f"{name}:{share!r}{plus}{rest}"
 
     def encode(self, codec: Codec, x: Tensor, state: dict[str, Tensor], seed: int) -> bytes:
         size = x.numel()

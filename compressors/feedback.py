@@ -40,6 +40,7 @@ class Feedback(ABC):
     source: ClassVar[str] = ""  # the paper
     state_names: ClassVar[tuple[str, ...]]  # float32 [d] vectors, zeros at first, that outlive a round
     receiver_state_names: ClassVar[tuple[str, ...]] = ()  # the same at the other end
+    receiver_follows: ClassVar[bool] = True  # else it stays where the last body without loss has put it
     needs_mean: ClassVar[bool] = (
         False  # what is decoded means nothing to any other rule, unless H is each sender's
     )
@@ -58,9 +59,10 @@ class Feedback(ABC):
         """Why it does not go with this codec on chunks of this size, in one sentence; None if it does."""
         return None
 
-    def codec_in(self, codec: str, round: int, warm_up_rounds: int) -> str:
-        """The spelling of a round's codec, rounds counted from 1: in the first ones what begins more gently."""
-        return LOSSLESS if round <= warm_up_rounds else codec
+    def codec_in(self, codec: str, step: int, warm_up_rounds: int) -> str:
+        """The spelling of a round's codec, where the round is to make version `step`: in the first ones what begins
+        more gently."""
+        return LOSSLESS if step <= warm_up_rounds else codec
 
     def warn(self, codec: Codec, size: int) -> str | None:
         """Why it may do badly with this codec on chunks of this size; None if nothing is known against it."""

@@ -1,79 +1,102 @@
-"""MASHA: compressed extragradient for variational inequalities, such as min-max problems and adversarial training.
+"""MASHA's link: what is compressed is how far an operator has moved since an anchor, where both ends know it exactly.
 
-The operator is F = mean F_m, one part a sender (a gradient, with its sign turned where one maximises); w is an
-older point at which all know F and each its own F_m.
+MASHA is extragradient for variational inequalities (min-max problems, adversarial training), whose operator is
+F = mean F_m, one part a sender: a gradient, with its sign turned where one maximises. At an anchor point w
 
-    all         half = tau z + (1 - tau) w - gamma F(w)
-    sender m    p = gamma (F_m(half) - F_m(w)) [+ e_m];  sends C(p);  [e_m = p - C(p)]
-    receiver    a = mean C(p) [+ e];  sends Cs(a);  [e = a - Cs(a)]
-    all         z = half - Cs(a)
-    then, with probability 1 - tau by a coin common to all: w = z, and each sends its F_m(w) without loss
+    sender    sends F_m(w) without loss
+    all       half = w - gamma F(w)
+    then      sender m   p = F_m(half) - F_m(w) [+ e_m];  sends C(p);  [e_m = p - C(p)]
+              receiver   F_m(half) is estimated by F_m(w) + C(p), for each sender by itself
+              all        z = half - gamma (mean of the estimates - F(w));  half = tau z + (1 - tau) w - gamma F(w)
 
-MASHA1 has unbiased codecs and no feedback, MASHA2, with what is in brackets, contractive ones and EF14: Beznosikov,
-Richtarik, Diskin, Ryabinin, Gasnikov 2022. What is compressed are differences that vanish as z and w settle; to
-compress F itself, be it with feedback, diverges on a saddle, where nothing pulls a wrong step back.
+and with probability 1 - tau, by a coin common to all, w = z. MASHA1 has an unbiased codec, MASHA2, with what is in
+brackets, a contractive one and EF14: Beznosikov, Richtarik, Diskin, Ryabinin, Gasnikov 2022, there with the receiver's
+answer compressed too. What is compressed vanishes as z and w settle; to compress F itself, be it with feedback,
+diverges on a saddle, where nothing pulls a wrong step back.
 
-1 - tau near the codec's share of the traffic makes the dense exchanges cost as much as all others. gamma goes with
-tau and with what the codecs lose: sqrt(1 - tau) / (L sqrt(1 + omega / senders)) and below, L F's Lipschitz constant.
-A random-k reply to random-k messages multiplies the two variances: reply with a codec that loses little.
+1 - tau near the codec's share of the traffic makes the dense rounds cost as much as all others. gamma goes with tau
+and with what the codec loses: sqrt(1 - tau) / (L sqrt(1 + omega / senders)) and below, L F's Lipschitz constant.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import torch
-from numpy.random import PCG64DXSM, SeedSequence
+from numpy.random import PCG64DXSM
 from torch import Tensor
 
-from compressors.codec import Codec
-from compressors.ef14 import Ef14
-from compressors.feedback import Feedback, NoFeedback
+from compressors._scratch import scratch
+from compressors.codec import Codec, CodecError
+from compressors.ef21 import encode_bounded
+from compressors.feedback import LOSSLESS, Feedback, is_bounded
 
 
-@dataclass(frozen=True, kw_only=True)
-class Masha:
-    """Vectors are [size] float32. The feedback's states are {} in MASHA1 and the two ends' residuals in MASHA2."""
+class Masha(Feedback):
+    """ "masha:TAU": an anchor, which a body without loss sets, and what was lost since."""
 
-    gamma: float
-    tau: float
-    codec: Codec
-    reply_codec: Codec
-    feedback: Feedback  # NoFeedback: MASHA1; Ef14: MASHA2
+    example = "masha:0.9"
+    source = "Beznosikov, Richtarik, Diskin, Ryabinin, Gasnikov 2022"
+    state_names: ClassVar[tuple[str, ...]] = ("anchor", "residual")
+    receiver_state_names: ClassVar[tuple[str, ...]] = ("anchor",)
+    receiver_follows = False
+    needs_mean = True
 
-    def __post_init__(self) -> None:
-        if not (self.gamma > 0 and 0 <= self.tau < 1):
-            raise ValueError(f"gamma is above 0 and tau from 0 to below 1, not {self.gamma} and {self.tau}")
+    def __init__(self, tau: float) -> None:
+        if not 0 <= tau < 1:
+            raise CodecError(f"masha's tau lies from 0 to below 1, not at {tau}")
+        self.tau = tau
+        self.spelling = f"masha:{tau!r}"
 
-    def refuse(self, size: int) -> str | None:
-        """Why it would not converge with these codecs, in one sentence; None if it can."""
-        if not isinstance(self.feedback, NoFeedback | Ef14):
-            return f"MASHA is without feedback or with ef14, not with {self.feedback.spelling}"
-        for codec in (self.codec, self.reply_codec):
-            if isinstance(self.feedback, Ef14):
-                if refusal := self.feedback.refuse(codec, size):
-                    return refusal
-            elif not codec.unbiased:
-                return f"MASHA1 needs unbiased codecs, and {codec.spelling} is not one: give it ef14 (MASHA2)"
-        return None
+    @classmethod
+    def parse(cls, argument: str | None) -> Self:
+        try:
+            return cls(float(argument or ""))
+        except CodecError:
+            raise
+        except ValueError:
+            raise CodecError(
+                f"masha needs the chance tau that an anchor stays, such as masha:0.9, not {argument!r}"
+            ) from None
 
-    def half_step(self, z: Tensor, w: Tensor, at_w: Tensor) -> Tensor:
-        """Where the operator is asked next; `at_w` is F(w), the mean."""
-        return torch.lerp(w, z, self.tau).sub_(at_w, alpha=self.gamma)
+    def refuse(self, codec: Codec, size: int) -> str | None:
+        if codec.spelling == LOSSLESS:
+            return "masha compresses what lies between its dense rounds, and identity does not"
+        if codec.unbiased or codec.contractive:
+            return None
+        return f"masha needs an unbiased codec or a contractive one, and {codec.spelling} is neither"
 
-    def send(self, at_half: Tensor, at_w: Tensor, state: dict[str, Tensor], seed: int) -> bytes:
-        """A sender's body, from its own operator at both points."""
-        return self.feedback.encode(self.codec, torch.sub(at_half, at_w).mul_(self.gamma), state, seed)
+    def codec_in(self, codec: str, step: int, warm_up_rounds: int) -> str:
+        """Without loss wherever the version that a round begins with is an anchor."""
+        return LOSSLESS if is_anchor(self.tau, step - 1) else super().codec_in(codec, step, warm_up_rounds)
 
-    def reply(self, mean: Tensor, state: dict[str, Tensor], seed: int) -> bytes:
-        """The receiver's body, from the mean of what was decoded."""
-        return self.feedback.encode(self.reply_codec, mean, state, seed)
+    def encode(self, codec: Codec, x: Tensor, state: dict[str, Tensor], seed: int) -> bytes:
+        if codec.spelling == LOSSLESS:  # the residual waits: it belongs to the steps, not to the anchor
+            if is_bounded(x):
+                state["anchor"].copy_(x.detach())
+            return codec.encode(x.detach(), seed)
+        moved = scratch("masha.moved", x.numel(), torch.float32)
+        torch.sub(x.detach(), state["anchor"], out=moved)
+        if not codec.unbiased:
+            moved.add_(state["residual"])
+        sent = scratch("masha.sent", x.numel(), torch.float32)
+        body = encode_bounded(codec, moved, sent, seed)
+        if is_bounded(moved) and not codec.unbiased:
+            torch.sub(moved, sent, out=state["residual"])
+        return body
 
-    def move(self, half: Tensor, decoded: Tensor) -> Tensor:
-        """The next z, from the decoded reply."""
-        return half - decoded
+    def receive(self, decoded: Tensor, state: dict[str, Tensor], share: float = 1.0) -> None:
+        decoded.add_(state["anchor"])
 
-    def refreshes(self, seed: int, round: int) -> bool:
-        """Whether w becomes z after this round: the same for all that know the run's seed."""
-        word = int(PCG64DXSM(SeedSequence([seed, round])).random_raw())
-        return word >= self.tau * 2.0**64
+
+def is_anchor(tau: float, version: int) -> bool:
+    """Whether a model version is one where all send without loss: the same for all.
+
+    The first one is, the one after an anchor never, as it is that anchor's half step, and any other with
+    probability 1 - tau.
+    """
+    anchors = 0
+    while version > 0 and int(PCG64DXSM(version).random_raw()) >= tau * 2.0**64:
+        anchors += 1
+        version -= 1
+    return (anchors + (version == 0)) % 2 == 1

@@ -32,16 +32,17 @@ class Expected:
     peer_id: str
     run_id: str
     round: int
+    base_version: int
     base_digest: str
     layout: ParameterLayout
     spec: RunSpec
     estimate: Path | None = None  # what is held of the peer's link, where its feedback sends differences
 
 
-def update_bytes_max(spec: RunSpec, layout: ParameterLayout, round: int) -> int:
-    """No honest update of this round is larger than this, header included."""
+def update_bytes_max(spec: RunSpec, layout: ParameterLayout, version: int) -> int:
+    """No honest update made against this version is larger than this, header included."""
     sizes = [stop - start for start, stop in map(layout.chunk_bounds, range(layout.chunk_count))]
-    codecs = map(compressors.build, links.codecs(spec, round))
+    codecs = map(compressors.build, links.codecs(spec, version))
     return HEADER_BYTES_MAX + 8 + max(sum(codec.bytes_max(size) for size in sizes) for codec in codecs)
 
 
@@ -82,7 +83,7 @@ def admit(path: Path, digest: str, expected: Expected) -> UpdateFacts:
 
 def _check_manifest(reader: PayloadReader, expected: Expected) -> None:
     manifest = reader.manifest
-    allowed = links.codecs(expected.spec, expected.round)
+    allowed = links.codecs(expected.spec, expected.base_version)
     codec = next((group.codec for group in manifest.groups if group.codec in allowed), allowed[0])
     wanted = {
         "run": (manifest.run_id, expected.run_id),

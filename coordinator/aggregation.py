@@ -49,6 +49,7 @@ class AggregationJob:
     base: Path
     updates: Sequence[UpdateInput]
     states: Mapping[str, Path]
+    base_version: int
     base_digest: str
     round: int
     cohort: int  # how many peers were asked
@@ -164,6 +165,11 @@ class _Decoded:
                 row.copy_(vector.read(start, stop))
             yield start, chunk
 
+    def following(self, start: int, chunk: Tensor) -> list[Tensor]:
+        """What is held of each uplink after the round, of the chunk that begins there."""
+        index = start // CHUNK_COORDINATES
+        return [link.following(row, index) for link, row in zip(self.links, chunk, strict=False)]
+
     def terms(self, start: int, shares: Sequence[float]) -> list[Term]:
         """The bodies of the chunk that begins there, of the updates that have a share."""
         index = start // CHUNK_COORDINATES
@@ -212,7 +218,8 @@ def _apply(
     """Second pass: reduce, check, step, write. Gives the model file's facts and the state files' digests."""
     layout = base.layout
     optimizer = optimizers.build(job.spec.server)
-    optimizer.warming_up = job.round <= job.spec.compression.warm_up_rounds
+    optimizer.version = job.base_version
+    optimizer.warming_up = job.base_version < job.spec.compression.warm_up_rounds
     down = _downlink(job, source, plan)
     shares = [job.spec.server.lr * float(weight) for weight in plan.weights]
     names = (*optimizer.state_names, *downlink.state_names(job.spec))
@@ -243,13 +250,14 @@ def _apply(
                     "the aggregate or the server's step gives values that are not finite"
                 )
             writer.write_chunk(start // CHUNK_COORDINATES, new_chunk)
-            for name, values in (*state.items(), *zip(learnt, chunk, strict=False)):
-                writers[name].write(values)
+            if learnt:
+                state |= zip(learnt, source.following(start, chunk), strict=True)
             if source.kept:
                 vectors = following[: len(source.kept) * (stop - start)].view(-1, stop - start)
                 plan.advance(chunk, vectors)
-                for name, values in zip(source.kept, vectors, strict=True):
-                    writers[name].write(values)
+                state |= zip(source.kept, vectors, strict=True)
+            for name, values in state.items():
+                writers[name].write(values)
         digests = {name: state_writer.finish() for name, state_writer in writers.items()}
         if down is not None:
             digests[DELTA] = down.finish()

@@ -10,6 +10,8 @@ from muster.layout import CHUNK_COORDINATES
 from muster.spec.model import RunSpec
 
 ONEBIT_ADAM = "onebit-adam"
+SPSA, ONE_BYTE = "spsa", "one-byte"
+SGD_ONLY = ("optimizer", "momentum", "weight_decay", "epochs", "steps", "clip_norm", "precision")
 
 
 def check_spec(spec: RunSpec) -> Schedule:
@@ -18,14 +20,16 @@ def check_spec(spec: RunSpec) -> Schedule:
     Raises `ConfigError` "spec.invalid" with the plug-in's own sentence, or "plugin.*".
     """
     import compressors
-    from coordinator import downlink, recipe
+    from coordinator import coupled, downlink, recipe
 
     try:
         recipe.check(spec)
+        if refusal := _wrong_one_byte(spec):
+            raise compressors.CodecError(refusal)
         _check_link(spec.compression.up, spec.compression.feedback)
         if not downlink.replays(spec):
             _check_link(spec.compression.down, spec.compression.down_feedback)
-        for wrong in (_wrong_down, _wrong_momenta, _wrong_warm_up, _wrong_one_bit_adam):
+        for wrong in (_wrong_down, _wrong_momenta, _wrong_warm_up, _wrong_one_bit_adam, coupled.wrong_masha):
             if refusal := wrong(spec):
                 raise compressors.CodecError(refusal)
     except ValueError as error:  # RuleError, CodecError
@@ -132,3 +136,40 @@ def _wrong_one_bit_adam(spec: RunSpec) -> str | None:
     if down.contractive and down.delta(CHUNK_COORDINATES) > 0.5:
         return None
     return f"{ONEBIT_ADAM} diverges where its step goes down as coarsely as by {table.down}: identity, bf16 or int8"
+
+
+def _wrong_one_byte(spec: RunSpec) -> str | None:
+    """The algorithm's updates are sums of the codec's directions: neither is of use without the other."""
+    import compressors
+    from compressors.one_byte import OneByte
+
+    table, train = spec.compression, spec.train
+    if ONE_BYTE in _codec_names(table.down):
+        return f"{ONE_BYTE} sends what {SPSA} finds, and nothing else: compression.down is another codec"
+    if train.algorithm != SPSA:
+        if ONE_BYTE in _codec_names(table.up):
+            return (
+                f"{ONE_BYTE} carries next to nothing of an update that is no sum of its directions: "
+                f"it belongs to train.algorithm {SPSA}"
+            )
+        return None
+    if not isinstance(compressors.build(table.up), OneByte):
+        return f"{SPSA} needs compression.up {ONE_BYTE}:P, P samples a round, such as {ONE_BYTE}:16, not {table.up}"
+    if compressors.build_feedback(table.feedback).spelling != "none":
+        return f"{SPSA} loses nothing that a feedback could keep: compression.feedback none, not {table.feedback}"
+    if table.warm_up_rounds:
+        return f"{SPSA} has no first rounds that are different: compression.warm_up_rounds 0"
+    if train.worker_momentum:
+        return (
+            f"{SPSA} has other directions in each round, so train.worker_momentum could not be sent: 0, and "
+            "server.optimizer momentum instead"
+        )
+    for name in SGD_ONLY:
+        if getattr(train, name) != type(train).model_fields[name].default:
+            return f"{SPSA} knows no train.{name}: it reads lr and batch_size, and eps in train.options"
+    return None
+
+
+def _codec_names(spelling: str) -> set[str]:
+    """The codecs of a composition, or of a choice of several."""
+    return {part.partition(":")[0] for choice in spelling.split("|") for part in choice.split("+")}

@@ -188,6 +188,7 @@ class EffectRunner:
             updates=updates,
             cohort=cohort,
             states={name: blobs.path(digest) for name, digest in states.items()},
+            base_version=effect.base.version,
             base_digest=effect.base.digest,
             round=effect.round,
             model_out=model_out,

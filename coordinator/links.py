@@ -31,11 +31,11 @@ def sends_differences(spec: RunSpec) -> bool:
     return bool(compressors.build_feedback(spec.compression.feedback).receiver_state_names)
 
 
-def codecs(spec: RunSpec, round: int) -> tuple[str, ...]:
-    """The spellings with which an update of this round may be encoded, the usual one first."""
+def codecs(spec: RunSpec, version: int) -> tuple[str, ...]:
+    """The spellings with which an update made against this version may be encoded, the usual one first."""
     table = spec.compression
     feedback = compressors.build_feedback(table.feedback)
-    usual = compressors.build(feedback.codec_in(table.up, round, table.warm_up_rounds)).spelling
+    usual = compressors.build(feedback.codec_in(table.up, version + 1, table.warm_up_rounds)).spelling
     return (usual, RESET) if sends_differences(spec) and usual != RESET else (usual,)
 
 
@@ -52,8 +52,10 @@ class Link:
         self._codec = compressors.build(spelling)
         self.places = places
         self._estimate: StateReader | None = None
+        self._follows = True
         if sends_differences(spec):
             begins = spelling == RESET and spec.compression.up != RESET
+            self._follows = begins or compressors.build_feedback(spec.compression.feedback).receiver_follows
             self._estimate = StateReader(None if begins else estimate, places.layout.size)
 
     def decode(self, body: memoryview, out: Tensor, index: int) -> None:
@@ -62,6 +64,13 @@ class Link:
         if self._estimate is not None:
             start = self.places.layout.chunk_bounds(index)[0]
             out += self._estimate.read(start, start + len(out))
+
+    def following(self, update: Tensor, index: int) -> Tensor:
+        """What is held of it after a round in which chunk `index` of its update was `update` [c]."""
+        if self._follows or self._estimate is None:
+            return update
+        start = self.places.layout.chunk_bounds(index)[0]
+        return self._estimate.read(start, start + len(update))
 
     def close(self) -> None:
         if self._estimate is not None:

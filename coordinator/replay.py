@@ -174,6 +174,7 @@ async def _job(coordinator: Coordinator, run_id: str, number: int) -> tuple[Aggr
             for a in sorted(delivered, key=lambda a: a.peer_id)
         ],
         states={name: blobs.path(digest) for name, digest in states.items()},
+        base_version=row.base_version,
         base_digest=row.base_digest,
         round=number,
         cohort=len(row.cohort),

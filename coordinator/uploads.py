@@ -204,6 +204,7 @@ class UpdatesServicer:
                 peer_id=assignment.peer_id,
                 run_id=run.run_id,
                 round=assignment.round,
+                base_version=assignment.base_version,
                 base_digest=run.models[assignment.base_version].digest,
                 layout=await coordinator.effects.layout(run),
                 spec=run.spec,
@@ -245,7 +246,7 @@ class UpdatesServicer:
                 "the update's tensors have other names, shapes or dtypes than this run's model",
                 fix="install the same version of the task on coordinator and peer",
             )
-        elif header.size_bytes > (most := update_bytes_max(run.spec, layout, assignment.round)):
+        elif header.size_bytes > (most := update_bytes_max(run.spec, layout, assignment.base_version)):
             error = UpdateRejected(
                 "update.oversize",
                 f"the update has {header.size_bytes} bytes; with codec {run.spec.compression.up!r} "

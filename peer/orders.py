@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from muster.layout import ParameterLayout
+from muster.places import Places
 from muster.spec.model import RunSpec
 from protos.v1.membership_pb2 import Assignment
 
@@ -37,6 +39,7 @@ class TrainOrder(Order):
     assignment_id: str
     run_id: str
     round: int
+    base_version: int
     base_digest: str
     train: Mapping[str, Any]  # the run spec's [train]
     codec: str
@@ -48,6 +51,10 @@ class TrainOrder(Order):
     warm_up_rounds: int = 0  # the run spec's
     attack: Mapping[str, Any] | None = None  # {"name": ..., "options": {...}}: a drill, see `peer.drill`
     aggregation: Mapping[str, Any] | None = None  # the run's table, for a drill
+
+    def places(self, layout: ParameterLayout) -> Places:
+        """Of the update's chunks."""
+        return Places(layout=layout, base_digest=self.base_digest, round=self.round, sender=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +122,7 @@ def train_order(
         assignment_id=offer.assignment_id,
         run_id=offer.run_id,
         round=offer.round,
+        base_version=offer.base_version,
         base_digest=offer.base_digest,
         train=spec.train.model_dump(mode="json"),
         codec=spec.compression.up,

@@ -72,7 +72,7 @@ def write_update(
         groups=(GroupSpec(name="params", codec=codec.spelling, size=layout.size),),
         scalars=_scalars(report),
     )
-    places = Places(layout=layout, base_digest=order.base_digest, round=order.round, sender=order.seed)
+    places = order.places(layout)
     beta = float(order.train["worker_momentum"])
     momenta = _momenta(1 + len(views)) if beta else []
     with ExitStack() as stack:
@@ -130,7 +130,7 @@ def _codec(order: TrainOrder, feedback: compressors.Feedback) -> str:
     lost = any(name not in order.state for name in feedback.state_names)
     if feedback.receiver_state_names and order.counted_round and lost:
         return "identity"
-    return feedback.codec_in(order.codec, order.round, order.warm_up_rounds)
+    return feedback.codec_in(order.codec, order.base_version + 1, order.warm_up_rounds)
 
 
 def write_delta(model: nn.Module, base: ModelFile, path: Path) -> None:

@@ -27,6 +27,7 @@ class ServerOptimizer(ABC):
     def __init__(self, table: ServerTable) -> None:
         self.table = table
         self.warming_up = False  # whether the round is one of the spec's compression.warm_up_rounds
+        self.version = 0  # of the model that the round began with
 
     @abstractmethod
     def step(self, base: Tensor, delta: Tensor, state: Mapping[str, Tensor], out: Tensor) -> None:

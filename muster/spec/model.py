@@ -139,7 +139,7 @@ class CompressionTable(Table):
     )
     feedback: str = Field(
         "none",
-        description="error feedback kept on the peer: none, ef14, ef21, econtrol, dgc:0.9, momentum:0.9",
+        description="error feedback kept on the peer: none, ef14, ef21, econtrol, dgc:0.9, momentum:0.9, masha:0.9",
     )
     warm_up_rounds: int = Field(
         0,
@@ -158,9 +158,9 @@ class CompressionTable(Table):
 class ServerTable(Table):
     """How the aggregate moves the model."""
 
-    optimizer: str = Field("sgd", description="sgd, momentum, nesterov, adam, yogi, adagrad, onebit-adam")
+    optimizer: str = Field("sgd", description="sgd, momentum, nesterov, adam, yogi, adagrad, onebit-adam, masha")
     lr: float = Field(1.0, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum and nesterov only")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum and nesterov; masha's tau")
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.99, ge=0, lt=1)
     tau: float = Field(1e-3, gt=0, description="added to the root in adam, yogi and adagrad")

@@ -59,6 +59,7 @@ class Bench:
             peer_id="peer",
             run_id="run",
             round=1,
+            base_version=0,
             base_digest=BASE,
             layout=self.layout,
             spec=spec,

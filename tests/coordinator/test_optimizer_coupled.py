@@ -57,9 +57,13 @@ def test_a_tiny_variance_counts_for_a_thousandth_of_the_mean() -> None:
 
 def test_codecs_of_the_first_rounds(make_spec: MakeSpec) -> None:
     dense = make_spec(compression={"up": "sign", "feedback": "momentum:0.9", "warm_up_rounds": 2})
-    assert [links.codecs(dense, round) for round in (1, 2, 3)] == [("identity",), ("identity",), ("sign",)]
+    assert [links.codecs(dense, version) for version in (0, 1, 2)] == [
+        ("identity",),
+        ("identity",),
+        ("sign",),
+    ]
     dgc = make_spec(compression={"up": "topk:0.01", "feedback": "dgc", "warm_up_rounds": 1})
-    assert [links.codecs(dgc, round) for round in (1, 2)] == [("topk:0.1",), ("topk:0.01",)]
+    assert [links.codecs(dgc, version) for version in (0, 1)] == [("topk:0.1",), ("topk:0.01",)]
 
 
 ONE_BIT: dict[str, dict[str, Any]] = {

@@ -50,6 +50,7 @@ def order(tmp_path: Path, toy_folder: Path, initial_model: Initial) -> Callable[
             "assignment_id": "r.1.ada.1",
             "run_id": "r",
             "round": 1,
+            "base_version": 0,
             "base_digest": "ba5e",
             "train": run.train.model_dump(mode="json"),
             "codec": run.compression.up,

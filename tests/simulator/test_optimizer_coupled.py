@@ -1,4 +1,4 @@
-"""DGC and 1-bit Adam over real rounds of one step each, from peers that hold different digits."""
+"""Methods of two ends over real rounds: DGC and 1-bit Adam on digits, MASHA on a saddle."""
 
 from __future__ import annotations
 
@@ -42,3 +42,85 @@ async def test_dgc_and_one_bit_adam_learn_with_a_fraction_of_the_bytes(tmp_path:
         assert run.state == "FINISHED", run.reason
         assert run.metrics["accuracy"] > 0.85
         assert run.bytes_up < run.bytes_up_dense / 3
+
+
+SADDLE = '''
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import muster
+
+
+class TurnedSign(torch.autograd.Function):
+    """The gradient of who maximises, with its sign turned."""
+
+    @staticmethod
+    def forward(ctx, y):
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+class Players(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.x = nn.Parameter(torch.zeros(20))
+        self.y = nn.Parameter(torch.zeros(20))
+
+    def forward(self, rows):
+        return rows
+
+
+class Saddle(muster.Task):
+    """min over x, max over y of a bilinear game whose parts, one a site, add up to (x - 1) y."""
+
+    def model(self):
+        return Players()
+
+    def train_data(self, site):
+        generator = torch.Generator().manual_seed(4)
+        own = 0.2 * torch.randn(3, 20, 20, generator=generator)
+        matrix = torch.eye(20) + own[site.data["index"]] - own.mean(0)
+        pull = torch.randn(3, 20, generator=generator)
+        return TensorDataset(matrix[None], (pull[site.data["index"]] - pull.mean(0))[None])
+
+    def loss(self, model, batch):
+        matrix = batch[0][0]
+        y = TurnedSign.apply(model.y)
+        return (model.x - 1) @ matrix @ y + batch[1][0] @ (model.x + y)
+
+    def evaluate(self, model, site):
+        distance = float((model.x - 1).norm() + model.y.norm())
+        return {"loss": distance, "distance": distance, "examples": 1.0}
+'''
+
+
+@pytest.mark.timeout(200)
+async def test_masha_finds_a_saddle_that_plain_steps_run_away_from(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "saddle_task.py").write_text(SADDLE)
+    tables: dict[str, Any] = {
+        "task": "saddle_task:Saddle",
+        "task_options": {},
+        "rounds": 80,
+        "evaluate": {"every": 80},
+        "train": {"steps": 1, "lr": 1.0},
+        "aggregation": {"rule": "mean"},
+    }
+    masha = spec(
+        **tables,
+        server={"optimizer": "masha", "lr": 0.4, "momentum": 0.5},
+        compression={"up": "randk:0.5", "feedback": "masha:0.5"},
+    )
+    plain = spec(**tables, server={"lr": 0.4}, compression={"up": "randk:0.5"})
+    async with start_local(
+        tmp_path, peers=3, allow=["saddle_task:*"], task_folders=[tmp_path / "tasks"]
+    ) as federation:
+        found, lost = await federation.run_to_end(masha), await federation.run_to_end(plain)
+    assert found.state == lost.state == "FINISHED", (found.reason, lost.reason)
+    began = 20**0.5
+    assert found.metrics["distance"] < 0.15 * began
+    assert lost.metrics["distance"] > 10 * began
