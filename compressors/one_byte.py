@@ -42,6 +42,7 @@ from compressors.codec import Codec, CodecError, DecodeError, check_length, chun
 from compressors.place import Place
 
 COUNT_MAX = 256
+GROUP = EIGHT  # directions that are drawn together
 STEPS_PER_NAT, LEVEL_MAX, ORIGIN = 8, 127, -18.0
 NOT_FINITE = 0x80
 SINGULAR = 1e-12  # of the largest eigenvalue: what is below is one that is zero, as where size < P

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.utils.data import Dataset
 
+    from muster.places import Places
+
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
@@ -39,6 +41,8 @@ class FitContext:
     seed: int  # for this run, round and peer
     train: Mapping[str, Any]  # the `[train]` table of the run spec
     progress: Callable[[float], None]  # call with the share done, 0 to 1
+    codec: str = "identity"  # that will encode what training changed
+    places: Places | None = None  # where the chunks of that lie: randomness that the coordinator derives too
 
 
 @dataclass(frozen=True, kw_only=True)

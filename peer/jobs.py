@@ -23,6 +23,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from muster.errors import TaskError
+from muster.layout import ParameterLayout
 from muster.modelfile import ModelFile, load_into
 from muster.seeds import derive_seed
 from muster.task import FitContext, FitReport, Site, Task
@@ -106,7 +107,8 @@ def train(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         if drill is not None:
             _train_views(order, place, base, drill, views, progress=progress)
         model = place.module(base, device)
-        report = _fit(order, place, model, drill, _part(progress, len(views), len(views) + 1))
+        share = _part(progress, len(views), len(views) + 1)
+        report = _fit(order, place, model, drill, share, layout=base.layout)
         model.zero_grad(set_to_none=True)
         written = write_update(order, model, base, report, drill=drill, views=views)
     finally:
@@ -133,7 +135,8 @@ def _train_views(
     for number in range(1, drill.views):
         model = place.module(base, torch.device(order.device))
         own = replace(order, seed=derive_seed(order.seed, "view", number))
-        _fit(own, place, model, drill, _part(progress, number - 1, drill.views), bootstrapped=True)
+        share = _part(progress, number - 1, drill.views)
+        _fit(own, place, model, drill, share, layout=base.layout, bootstrapped=True)
         files.append(Path(f"{order.staged}.view{number}"))
         write_delta(model, base, files[-1])
 
@@ -150,6 +153,7 @@ def _fit(
     drill: Drill | None,
     progress: Progress,
     *,
+    layout: ParameterLayout,
     bootstrapped: bool = False,
 ) -> FitReport:
     """The task's own training loop if it has one, else the run's algorithm, on this site's data or on a
@@ -160,6 +164,8 @@ def _fit(
         seed=order.seed,
         train=order.train,
         progress=lambda share: progress(share * (1.0 - ENCODING_SHARE)),
+        codec=order.codec,
+        places=order.places(layout),
     )
     _seed(order.seed)
     report: Any = place.task.fit(model, context)
