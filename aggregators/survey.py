@@ -106,9 +106,12 @@ def _draw(seed: int, draw: int, size: int, count: int) -> Tensor:
     raw numbers are the same in every version of numpy."""
     if count == size:
         return torch.arange(size)
+    key = np.array(
+        [seed % 2**64, draw], dtype=np.uint64
+    )  # of a list, numpy would round a large seed to a float
     made = count + count // 16 + 64  # some come twice
     while True:
-        drawn = np.random.Philox(key=[seed % 2**64, draw]).random_raw(made) % np.uint64(size)
+        drawn = np.random.Philox(key=key).random_raw(made) % np.uint64(size)
         found, first = np.unique(drawn, return_index=True)
         if len(found) >= count:
             last = np.partition(first, count - 1)[count - 1]

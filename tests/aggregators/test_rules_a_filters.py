@@ -82,7 +82,7 @@ def dnc(X, f, c, columns):
 def columns(seed, draws, count, d):
     chosen = []
     for k in range(draws):
-        stream, found = np.random.Philox(key=[seed, k]), []
+        stream, found = np.random.Philox(key=np.array([seed % 2**64, k], dtype=np.uint64)), []
         while len(found) < min(count, d):
             each = int(stream.random_raw()) % d
             if each not in found:
@@ -193,6 +193,21 @@ def test_dnc_draws_from_the_seed_and_all_coordinates_when_there_are_few():
     assert not torch.equal(one[0], one[2])
     whole = aggregators.aggregate(X, "dnc", (), faults=3, coordinates=0).vector
     assert torch.allclose(aggregators.aggregate(X, "dnc", (), faults=3).vector, whole)
+
+
+def test_dnc_takes_any_integer_as_a_seed_and_no_two_for_the_same():
+    X = torch.rand(1, 5_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pipeline = aggregators.build("dnc", options={"draws": 1, "coordinates": 5})
+
+    def drawn(seed):  # the squares of the five coordinates, added up
+        return float(aggregators.Survey(pipeline, 1, 5_000, seed=seed).measure(0, X)[1])
+
+    seeds = [0, 1, -1, -2, 2**63 - 1, 2**63, 2**63 + 1, 2**63 + 1_000, 2**64 - 2_000, -(2**63) + 2]
+    assert len({drawn(seed) for seed in seeds}) == len(seeds)
+    for seed in seeds:
+        (places,) = columns(seed, 1, 5, 5_000)
+        assert drawn(seed) == pytest.approx(float(X[0, places].square().sum()), rel=1e-12)
+        assert drawn(seed) == drawn(seed + 2**64) == drawn(seed - 2**70)
 
 
 def test_dnc_drops_a_row_with_one_overflowing_coordinate():
