@@ -71,7 +71,9 @@ def masha_errors(
     feedback, identity = Masha(tau), compressors.build("identity")
     senders = [vectors(feedback.state_names) for _ in range(PEERS)]
     receivers = [vectors(feedback.receiver_state_names) for _ in range(PEERS)]
-    optimizer = optimizers.build(ServerTable(optimizer="masha", lr=gamma, momentum=tau))
+    optimizer = optimizers.build(
+        ServerTable.model_validate({"optimizer": "masha", "lr": gamma, "momentum": tau})
+    )
     server, model, uplinks = vectors(optimizer.state_names), torch.zeros(SIZE), 0.0
     decoded = torch.empty(PEERS, SIZE)
     for version in range(100_000):
