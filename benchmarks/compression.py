@@ -27,7 +27,13 @@ from benchmarks.compression_naive import NAIVE, WHOLE
 CHUNK = 1 << 18
 SIZES = (1_000_000, 11_700_000, 100_000_000)
 QUICK = (1_000_000,)
-SPELLINGS = tuple(NAIVE)
+COMPOSED = (
+    *("topk:0.01+rice", "topk:0.01+int8+rice", "topk:0.01+int8+varint+zstd", "topk:0.1+int4+rice"),
+    *("topk:0.01+sign+rice", "topk:0.001+int8+rice", "fedzip:0.05", "randk:0.01", "int8+zstd", "int4+zstd"),
+    *("terngrad+zstd", "powersgd:4", "ferret:1024", "one-byte:16"),
+)
+SPELLINGS = (*NAIVE, *COMPOSED)
+SIDE = 512  # a chunk is a square matrix, for codecs that look for one
 SECONDS_EACH = 0.5
 REPEATS = (3, 40)
 NAIVE_REPEATS = (2, 10)
@@ -69,7 +75,7 @@ def best(run: Callable[[], object], repeats: tuple[int, int] = REPEATS) -> float
 
 
 def speeds(
-    codec: compressors.Codec,
+    codecs: Sequence[compressors.Codec],
     chunks: Sequence[Tensor],
     outs: Sequence[Tensor],
     bodies: Sequence[bytes],
@@ -80,11 +86,11 @@ def speeds(
 
     def encode(share: range) -> None:
         for number in share:
-            codec.encode(chunks[number], number)
+            codecs[number].encode(chunks[number], number)
 
     def decode(share: range) -> None:
         for number in share:
-            codec.decode(bodies[number], outs[number])
+            codecs[number].decode(bodies[number], outs[number])
 
     if threads == 1:
         return Speeds(
@@ -110,13 +116,18 @@ def naive_speeds(spelling: str, x: Tensor) -> Speeds | None:
     )
 
 
+def place(number: int, size: int) -> compressors.Place:
+    return compressors.Place(2 * number, 2 * number + 1, ((0, SIDE, SIDE),) if size == SIDE * SIDE else ())
+
+
 def measure(spelling: str, x: Tensor, out: Tensor) -> dict[str, Any]:
     codec, size = compressors.build(spelling), len(x)
     chunks = [x[start : start + CHUNK] for start in range(0, size, CHUNK)]
     outs = [out[start : start + CHUNK] for start in range(0, size, CHUNK)]
-    bodies = [codec.encode(chunk, number) for number, chunk in enumerate(chunks)]
-    one = speeds(codec, chunks, outs, bodies, 1)
-    every = speeds(codec, chunks, outs, bodies, os.cpu_count() or 1)
+    codecs = [codec.at(place(number, len(chunk))) for number, chunk in enumerate(chunks)]
+    bodies = [bound.encode(chunks[number], number) for number, bound in enumerate(codecs)]
+    one = speeds(codecs, chunks, outs, bodies, 1)
+    every = speeds(codecs, chunks, outs, bodies, os.cpu_count() or 1)
     lost = sum(float((chunk - out).double().square().sum()) for chunk, out in zip(chunks, outs, strict=True))
     length = sum(float(chunk.double().square().sum()) for chunk in chunks)
     bits = 8 * sum(map(len, bodies)) / size
