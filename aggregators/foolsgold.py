@@ -12,6 +12,8 @@ from torch import Tensor
 from aggregators.gram import shortened
 from aggregators.rule import Geometry, Mix, Needs, Rule
 
+_UNLIKE_LEAST = 1e-4  # of 1 - cos, which float32 knows to some 1e-6
+
 
 @dataclass(frozen=True, kw_only=True)
 class FoolsGold(Rule):
@@ -21,6 +23,9 @@ class FoolsGold(Rule):
         c_ij = cos(h_i, h_j), c_ii = 0;  m_i = max_j c_ij;  where m_i < m_j: c_ij <- c_ij m_i/m_j
         a = 1 - max_j c_ij, clipped to [0, 1];  a <- a / max a, with 1 made 0.99
         a <- ln(a/(1 - a)) + 1/2, clipped to [0, 1]
+
+    Where max a is below 1e-4, a is divided by that instead: among peers that all look alike, what is left of a
+    is rounding.
 
     Against many peers of one liar (sybils) alone: it bounds no norm, and honest peers with the same data are
     taken for sybils. If nobody has any weight, the result is zero. It keeps a vector for each peer, no longer
@@ -81,8 +86,5 @@ def foolsgold_weights(gram: Tensor) -> Tensor:
     pardoned = (most[:, None] < most[None, :]) & (most[None, :] > 0)
     alike = torch.where(pardoned, alike * most[:, None] / most[None, :].clamp(min=1e-300), alike)
     weights = (1 - alike.max(dim=1).values).clamp(0.0, 1.0)
-    greatest = weights.max()
-    if greatest == 0:
-        return weights
-    weights = (weights / greatest).clamp(max=0.99)
+    weights = (weights / weights.max().clamp(min=_UNLIKE_LEAST)).clamp(max=0.99)
     return ((weights / (1 - weights)).log() + 0.5).clamp(0.0, 1.0)

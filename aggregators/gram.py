@@ -76,7 +76,8 @@ def shortened(state: Tensor, gram: Tensor) -> Tensor:
     if longest <= 0:
         return state
     squares = ((state @ (gram / longest)) * state).sum(dim=1).clamp(min=0)
-    return state * (LONGEST_KEPT / longest**0.5 / squares.sqrt()).clamp(max=1.0)[:, None]
+    share: Tensor = (LONGEST_KEPT / longest**0.5 / squares.sqrt()).clamp(max=1.0)
+    return state * share[:, None]
 
 
 def _longest(inner: Tensor, among: Tensor) -> Tensor:

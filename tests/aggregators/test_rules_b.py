@@ -128,10 +128,20 @@ def test_foolsgold_weighs_histories():
     assert torch.allclose(state["history/a"], histories["a"], rtol=1e-5, atol=1e-6)
 
 
-def test_foolsgold_of_clones_is_zero_and_finite():
-    result = aggregators.aggregate(torch.ones(4, 3), "foolsgold", ())
-    assert result.vector.tolist() == [0.0, 0.0, 0.0]
-    assert "is like another's" in result.reason
+@pytest.mark.parametrize("n", [2, 3, 10])
+@pytest.mark.parametrize("noise", [0.0, 3e-7])  # as much as float32 rounds
+def test_foolsgold_of_clones_is_zero_whatever_the_rounding(n, noise):
+    generator = torch.Generator().manual_seed(n)
+    for number in range(40):
+        x = torch.randn(1 + 11 * number, generator=generator)
+        X = x * (1 + noise * torch.randn(n, len(x), generator=generator))
+        result = aggregators.aggregate(X, "foolsgold", ())
+        assert not result.vector.any()
+        assert not any(result.selected)
+        assert "is like another's" in result.reason
+
+
+def test_foolsgold_without_histories_is_finite():
     assert foolsgold_weights(torch.zeros(3, 3, dtype=torch.float64)).isfinite().all()
 
 
