@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from aggregators.options import check_integer, check_number
+from aggregators.options import RuleError, check_integer, check_number
 from aggregators.rule import Geometry, Mix, Needs, Rule, Sampling
 
 
@@ -21,7 +21,7 @@ class Dnc(Rule):
     direction of the greatest variance and drops the floor(c f) rows with the greatest squared share in it.
     If that leaves no row, those that were kept by the most draws are taken, where a published code would
     give zero. With `coordinates` 0 there is one draw of all coordinates, by the inner products of the rows.
-    More draws or coordinates find more and drop more; c above 1 drops more than f.
+    More draws or coordinates find more and drop more; so does c, which is 1 at least: as many as f may be faulty.
 
     What is wrong in a few coordinates only, a draw may miss; the inner products of all coordinates are asked
     for too, since they tell which rows are not finite. Ties keep the lowest rows. Bound: n > 2f and
@@ -44,7 +44,11 @@ class Dnc(Rule):
         super().__post_init__()
         check_integer(self.name, "draws", self.draws, minimum=1)
         check_integer(self.name, "coordinates", self.coordinates, minimum=0)
-        check_number(self.name, "c", self.c, positive=True)
+        check_number(self.name, "c", self.c)
+        if self.c < 1:
+            raise RuleError(
+                f"{self.name}: c must be at least 1, or fewer than f are dropped, and it is {self.c!r}"
+            )
 
     @property
     def sampling(self) -> Sampling | None:
@@ -52,7 +56,8 @@ class Dnc(Rule):
 
     @property
     def _dropped(self) -> int:
-        return floor(self.c * self.faults + 1e-9)  # 0.29 times 100 is just below 29
+        # 1.15 times 100 is just below 115, and 1e308 times 100 is no number to round.
+        return floor(min(self.c * self.faults, 1e9) + 1e-9)
 
     def refuse(self, n: int) -> str | None:
         if n <= self._dropped:

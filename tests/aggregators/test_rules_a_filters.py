@@ -161,7 +161,7 @@ def test_caf_ends_with_the_outliers_that_hold_others_up(aggregate):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("whole", [True, False])
-@pytest.mark.parametrize(("n", "f", "c"), [(6, 1, 1.0), (9, 3, 1.0), (9, 2, 1.5), (10, 3, 0.5), (5, 0, 1.0)])
+@pytest.mark.parametrize(("n", "f", "c"), [(6, 1, 1.0), (9, 3, 1.0), (9, 2, 1.5), (10, 3, 1.2), (5, 0, 1.0)])
 def test_dnc_by_definition(n, f, c, whole, seed):
     d = 40
     X = drawn(n, d, seed, far=f)
@@ -219,10 +219,10 @@ def test_dnc_drops_a_row_with_one_overflowing_coordinate():
     assert float(result.vector.abs().max()) < 10
 
 
-def test_dnc_never_takes_a_row_that_is_not_finite_however_few_it_drops(aggregate):
+def test_dnc_never_takes_a_row_that_is_not_finite(aggregate):
     X = drawn(9, 40, 4).float()
     X[1], X[6], X[7] = 1e30, -1e30, 1e30
-    plan = aggregate(X, "dnc", faults=3, c=0.5, coordinates=0).plan
+    plan = aggregate(X, "dnc", faults=3, coordinates=0).plan
     assert taken(plan) == [0, 2, 3, 4, 5, 8]
 
 
@@ -235,6 +235,8 @@ def test_dnc_never_takes_a_row_that_is_not_finite_however_few_it_drops(aggregate
         ("bulyan", {}, 0, 3, "bulyan needs n >= 4f + 3: n is 2, f is 0"),
         ("dnc", {}, 2, 5, "dnc needs n > 2f: n is 4, f is 2"),
         ("dnc", {"c": 3.0}, 2, 7, "dnc needs n > c f: n is 6, c is 3, f is 2"),
+        ("dnc", {"c": 1.15}, 20, 41, "dnc needs n > 2f: n is 40, f is 20"),
+        ("dnc", {"c": 1e308}, 20, 10**9 + 1, "dnc needs n > c f: n is 1000000000, c is 1e+308, f is 20"),
     ],
 )
 def test_bounds(rule, options, f, least, sentence):
@@ -248,7 +250,8 @@ def test_bounds(rule, options, f, least, sentence):
     [
         ({"draws": 0}, "draws must be an integer of at least 1"),
         ({"coordinates": -1}, "coordinates must be an integer of at least 0"),
-        ({"c": 0.0}, "c must be above zero"),
+        ({"c": 0.4}, "c must be at least 1, or fewer than f are dropped, and it is 0.4"),
+        ({"c": -2}, "c must be at least 1"),
         ({"c": float("nan")}, "c must be a finite number"),
     ],
 )
