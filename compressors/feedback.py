@@ -113,4 +113,5 @@ def contractive_only(name: str, codec: Codec) -> str | None:
     """The refusal of a feedback that keeps what the codec loses: without a contraction that grows for ever."""
     if codec.contractive:
         return None
-    return f"{name} needs a contractive codec, and {codec.spelling} is not one; it is unbiased and needs none"
+    told = "; it is unbiased and needs none" if codec.unbiased else ""
+    return f"{name} needs a contractive codec, and {codec.spelling} is not one{told}"

@@ -18,7 +18,7 @@ class Table(BaseModel):
 class TrainTable(Table):
     """What each peer does with its data in a round."""
 
-    algorithm: str = Field("sgd", description="the local algorithm, by its entry-point name")
+    algorithm: str = Field("sgd", description="the local algorithm, by its entry-point name: sgd, spsa")
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(0.05, gt=0, description="the local optimizer's learning rate")
     momentum: float = Field(0.0, ge=0, lt=1, description="within one round's local steps (sgd only)")
@@ -158,7 +158,9 @@ class CompressionTable(Table):
 class ServerTable(Table):
     """How the aggregate moves the model."""
 
-    optimizer: str = Field("sgd", description="sgd, momentum, nesterov, adam, yogi, adagrad, onebit-adam, masha")
+    optimizer: str = Field(
+        "sgd", description="sgd, momentum, nesterov, adam, yogi, adagrad, onebit-adam, masha"
+    )
     lr: float = Field(1.0, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum and nesterov; masha's tau")
     beta1: float = Field(0.9, ge=0, lt=1)

@@ -172,7 +172,8 @@ def test_beyond_the_grid_it_is_no_contraction_and_says_so(scale: float) -> None:
         codec.delta(8)
     with pytest.raises(compressors.CodecError, match="not unbiased"):
         codec.omega(8)
-    assert compressors.build_feedback("ef14").refuse(codec, 8) is not None
+    refusal = compressors.build_feedback("ef14").refuse(codec, 8)
+    assert refusal == "ef14 needs a contractive codec, and one-byte:16 is not one"
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
