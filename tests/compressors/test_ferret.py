@@ -1,4 +1,4 @@
-"""Ferret against its equations, written out with numpy's Philox, and against averaging on digits."""
+"""Ferret against its equations, written out with numpy's Philox."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.random import Philox
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
-from torch import Tensor, nn
+from torch import Tensor
 
 import compressors
 from compressors._directions import draw
@@ -236,72 +235,3 @@ def test_the_largest_body_decodes_to_something_finite() -> None:
     assert bool(torch.isfinite(out).all())
     compressors.build("ferret:32").decode(_ferret((2, 2), [0.5, 0.25, 1, 1]), out)
     assert set(out[:300].tolist()) == {0.75, 0.25, -0.25, -0.75}
-
-
-CLIENTS, STEPS, ROUNDS = 8, 20, 20
-
-
-class NonIid:
-    """Digits, split by label among 8 clients by a Dirichlet distribution of 0.5; a perceptron of 4,810 parameters."""
-
-    def __init__(self, seed: int) -> None:
-        pixels, labels = load_digits(return_X_y=True)
-        self._images, self._labels = torch.from_numpy(pixels).float() / 16, torch.from_numpy(labels)
-        random = np.random.default_rng(seed)
-        order = np.random.default_rng(2026).permutation(len(labels))
-        self._test, training = torch.from_numpy(order[:360]), order[360:]
-        self._parts: list[list[int]] = [[] for _ in range(CLIENTS)]
-        for digit in range(10):
-            chosen = random.permutation(training[labels[training] == digit])
-            stops = np.cumsum(random.dirichlet([0.5] * CLIENTS))[:-1] * len(chosen)
-            for part, taken in zip(self._parts, np.split(chosen, stops.astype(int)), strict=True):
-                part.extend(taken.tolist())
-        self._generator = torch.Generator().manual_seed(seed)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self._model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-        self._parameters = list(self._model.parameters())
-        self.vector = nn.utils.parameters_to_vector(self._parameters).detach().clone()
-
-    def update(self, client: int) -> Tensor:
-        """[4810] what 20 local steps change."""
-        trained, part = self.vector.clone(), torch.tensor(self._parts[client])
-        nn.utils.vector_to_parameters(trained, self._parameters)
-        for _ in range(STEPS):
-            chosen = part[torch.randint(len(part), (32,), generator=self._generator)]
-            loss = nn.functional.cross_entropy(self._model(self._images[chosen]), self._labels[chosen])
-            gradient = torch.autograd.grad(loss, self._parameters)
-            trained.sub_(torch.cat([part.flatten() for part in gradient]), alpha=0.1)
-        return trained - self.vector
-
-    def accuracy(self) -> float:
-        nn.utils.vector_to_parameters(self.vector, self._parameters)
-        with torch.no_grad():
-            found = self._model(self._images[self._test]).argmax(1)
-        return float((found == self._labels[self._test]).float().mean())
-
-
-def federated(spelling: str, seed: int) -> tuple[float, int]:
-    """Accuracy after 20 rounds with the server's learning rate 1, and the bytes of an upload."""
-    task, codec, sent = NonIid(seed), compressors.build(spelling), 0
-    out = torch.empty_like(task.vector)
-    for number in range(ROUNDS):
-        mean = torch.zeros_like(task.vector)
-        for client in range(CLIENTS):
-            at = codec.at(Place(common=1000 * seed + number, own=client))
-            body = at.encode(task.update(client), 0)
-            at.decode(body, out)
-            mean.add_(out, alpha=1 / CLIENTS)
-            sent = max(sent, len(body))
-        task.vector += mean
-    return task.accuracy(), sent
-
-
-def test_ferret_learns_digits_as_averaging_does() -> None:
-    """Reached: .947 (mean of two seeds) with 19,240 bytes an upload by averaging, .943 with 1,056 by Ferret."""
-    averaging = [federated("identity", seed) for seed in (0, 1)]
-    ferret = [federated("ferret:256", seed) for seed in (0, 1)]
-    assert averaging[0][1] > 18 * ferret[0][1]
-    accuracies = [sum(accuracy for accuracy, _ in found) / 2 for found in (averaging, ferret)]
-    assert accuracies[0] > 0.93
-    assert accuracies[1] > accuracies[0] - 0.015
