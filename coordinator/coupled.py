@@ -1,14 +1,22 @@
-"""Methods of two ends: a server's optimizer and the peers' feedback that are of no use without each other."""
+"""Methods of two ends, a codec, a feedback, a local algorithm or a server's optimizer, that are of no use alone.
+
+Each check gives a sentence why the ends do not go together, or with the rest of the run spec; None if they do, or are
+not there.
+"""
 
 from __future__ import annotations
 
+from muster.layout import CHUNK_COORDINATES
 from muster.spec.model import RunSpec
 
 MASHA = "masha"
+ONEBIT_ADAM = "onebit-adam"
+SPSA, ONE_BYTE = "spsa", "one-byte"
+SGD_ONLY = ("optimizer", "momentum", "weight_decay", "epochs", "steps", "clip_norm", "precision")
 
 
 def wrong_masha(spec: RunSpec) -> str | None:
-    """Why the two ends of MASHA do not go together, or with the rest; None if they do, or are not there."""
+    """The server's half steps, and differences from an anchor."""
     import compressors
     from compressors.masha import Masha
 
@@ -28,3 +36,61 @@ def wrong_masha(spec: RunSpec) -> str | None:
     if train.worker_momentum:
         return f"{MASHA} extrapolates at the server, and train.worker_momentum would do so too: 0"
     return None
+
+
+def wrong_one_bit_adam(spec: RunSpec) -> str | None:
+    """Its two ends are the server's optimizer and the peers' feedback: neither works without the other."""
+    import compressors
+    from compressors.local_momentum import LocalMomentum
+
+    table = spec.compression
+    feedback = compressors.build_feedback(table.feedback)
+    if spec.server.optimizer != ONEBIT_ADAM:
+        if isinstance(feedback, LocalMomentum):
+            return f"compression.feedback {feedback.spelling} belongs to server.optimizer {ONEBIT_ADAM}"
+        return None
+    if not isinstance(feedback, LocalMomentum) or feedback.beta != spec.server.beta1:
+        return f"{ONEBIT_ADAM} needs compression.feedback momentum:{spec.server.beta1!r}, of its own beta1"
+    if not table.warm_up_rounds:
+        return f"{ONEBIT_ADAM} needs compression.warm_up_rounds, in which its second moment is learnt"
+    down = compressors.build(table.down)
+    if down.contractive and down.delta(CHUNK_COORDINATES) > 0.5:
+        return None
+    return f"{ONEBIT_ADAM} diverges where its step goes down as coarsely as by {table.down}: identity, bf16 or int8"
+
+
+def wrong_one_byte(spec: RunSpec) -> str | None:
+    """The algorithm's updates are sums of the codec's directions: neither is of use without the other."""
+    import compressors
+    from compressors.one_byte import OneByte
+
+    table, train = spec.compression, spec.train
+    if ONE_BYTE in _codec_names(table.down):
+        return f"{ONE_BYTE} sends what {SPSA} finds, and nothing else: compression.down is another codec"
+    if train.algorithm != SPSA:
+        if ONE_BYTE in _codec_names(table.up):
+            return (
+                f"{ONE_BYTE} carries next to nothing of an update that is no sum of its directions: "
+                f"it belongs to train.algorithm {SPSA}"
+            )
+        return None
+    if not isinstance(compressors.build(table.up), OneByte):
+        return f"{SPSA} needs compression.up {ONE_BYTE}:P, P samples a round, such as {ONE_BYTE}:16, not {table.up}"
+    if compressors.build_feedback(table.feedback).spelling != "none":
+        return f"{SPSA} loses nothing that a feedback could keep: compression.feedback none, not {table.feedback}"
+    if table.warm_up_rounds:
+        return f"{SPSA} has no first rounds that are different: compression.warm_up_rounds 0"
+    if train.worker_momentum:
+        return (
+            f"{SPSA} has other directions in each round, so train.worker_momentum could not be sent: 0, and "
+            "server.optimizer momentum instead"
+        )
+    for name in SGD_ONLY:
+        if getattr(train, name) != type(train).model_fields[name].default:
+            return f"{SPSA} knows no train.{name}: it reads lr and batch_size, and eps in train.options"
+    return None
+
+
+def _codec_names(spelling: str) -> set[str]:
+    """The codecs of a composition, or of a choice of several."""
+    return {part.partition(":")[0] for choice in spelling.split("|") for part in choice.split("+")}
