@@ -12,27 +12,27 @@ from torch import Tensor
 from aggregators import registry
 from aggregators.course import Course
 from aggregators.gram import sound
-from aggregators.options import RuleError, check_integer
+from aggregators.options import RuleError, check_integer, check_seed, integral
 from aggregators.plan import Plan
 from aggregators.rule import Geometry, Needs, PreRule, Rule
 
 
 def build(
-    rule: str, *, pre: Sequence[str] = (), faults: int = 0, options: Mapping[str, Any] | None = None
+    rule: str, *, pre: Sequence[str] | str = (), faults: int = 0, options: Mapping[str, Any] | None = None
 ) -> Pipeline:
     """The rule called `rule` behind the pre-rules `pre`, applied in their order.
 
     `faults` is f, how many rows may be faulty; `options` are the rule's. A pre-rule's own option stands behind
-    its name: "bucketing:2". Raises `RuleError` with a sentence.
+    its name: "bucketing:2"; a single one needs no sequence around it. Raises `RuleError` with a sentence.
 
     >>> pipeline = build("trimmed-mean", pre=("arc", "nnm"), faults=1)
     >>> pipeline.refuse(2)
     'arc needs n > 2f: n is 2, f is 1'
     """
-    check_integer("aggregation", "faults", faults, minimum=0)
+    faults = check_integer("aggregation", "faults", faults, minimum=0)
     # The abstract base is only compared with, never called.
     found = registry.find(registry.RULES, rule, Rule)  # type: ignore[type-abstract]
-    before = tuple(_pre_rule(spelling, faults) for spelling in pre)
+    before = tuple(_pre_rule(spelling, faults) for spelling in ([pre] if isinstance(pre, str) else pre))
     if faults and Needs.HONESTY in found.needs and not any(plugin.bounds_norms for plugin in before):
         raise RuleError(
             f"{rule} bears no faulty update, and faults is {faults}: "
@@ -148,9 +148,11 @@ class Pipeline:
         trusted: int | None,
         seed: int,
     ) -> Geometry:
+        seed = check_seed(seed)
         shares = torch.full((n,), 1 / n, dtype=torch.float64)
-        if weights is not None and self.uses_weights:
-            shares = _normalised(weights, n)
+        if weights is not None:
+            declared = checked_weights(weights, n)
+            shares = _normalised(declared) if self.uses_weights else shares
         finite = torch.ones(n, dtype=torch.bool)
         inner = None
         if self.needs_gram:
@@ -163,6 +165,7 @@ class Pipeline:
             drawn[:, ~finite] = 0.0
             drawn[:, :, ~finite] = 0.0
         if Needs.TRUSTED in self.needs:
+            trusted = integral(trusted)
             if trusted is None or not 0 <= trusted < n:
                 raise RuleError(f"{self.rule.name} needs a trusted row from 0 to {n - 1}, not {trusted}")
             if not bool(finite[trusted]):
@@ -182,9 +185,23 @@ class Pipeline:
         return given.detach().to("cpu", torch.float64)
 
 
-def _normalised(weights: Tensor, n: int) -> Tensor:
-    shares = weights.detach().to("cpu", torch.float64)
-    total = float(shares.sum()) if shares.shape == (n,) else torch.nan
-    if not 0 < total < torch.inf or bool((shares < 0).any()):
-        raise RuleError(f"weights must be {n} finite numbers that are not negative and not all zero")
-    return shares / total
+def checked_weights(weights: object, n: int) -> Tensor:
+    """`weights`, a tensor or a sequence of n numbers, as [n] float64; `RuleError` if they are no weights."""
+    wrong = RuleError(f"weights must be {n} finite numbers that are not negative")
+    if isinstance(weights, Tensor) and (weights.is_complex() or weights.device.type == "meta"):
+        raise wrong
+    try:
+        declared = torch.as_tensor(weights, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise wrong from error
+    if declared.shape != (n,) or not bool((declared.isfinite() & (declared >= 0)).all()):
+        raise wrong
+    return declared
+
+
+def _normalised(weights: Tensor) -> Tensor:
+    greatest = weights.max()
+    if greatest == 0:
+        raise RuleError(f"the weights of the {len(weights)} updates that count must not all be zero")
+    total = weights.sum()
+    return weights / total if total.isfinite() else weights / greatest / (weights / greatest).sum()

@@ -9,7 +9,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
-from aggregators.options import RuleError
+from aggregators.options import RuleError, integral
 
 RULES = "muster.rules"
 PRE_RULES = "muster.pre_rules"
@@ -79,7 +79,9 @@ def construct(plugin: type[T], name: str, options: Mapping[str, Any], **given: A
     for option in known:
         if option in required and option not in options:
             raise RuleError(f"{name} needs the option {option!r}")
-    return plugin(**options, **given)
+    # numpy's integers are as good as Python's own, and from here on they are Python's.
+    numbers = {option: number for option, value in options.items() if (number := integral(value)) is not None}
+    return plugin(**{**options, **numbers}, **given)
 
 
 def _fields(plugin: type[object]) -> tuple[dataclasses.Field[Any], ...]:

@@ -57,30 +57,33 @@ class RowsSource:
             raise ValueError("one or more vectors were due")
         if len({(row.shape, row.dtype, row.device) for row in rows}) != 1:
             raise ValueError("the vectors differ in length, type or device")
-        self._rows = tuple(rows)
+        self.rows = tuple(row.detach() for row in rows)
 
     @property
     def n(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     @property
     def size(self) -> int:
-        return len(self._rows[0])
+        return len(self.rows[0])
 
     def chunks(self) -> Iterator[tuple[int, Tensor]]:
-        first = self._rows[0]
+        first = self.rows[0]
         width = min(CHUNK_COLUMNS, self.size)
         room = torch.empty(self.n * width, dtype=first.dtype, device=first.device)
         for start in range(0, self.size, CHUNK_COLUMNS):
             width = min(CHUNK_COLUMNS, self.size - start)
             chunk = room[: self.n * width].view(self.n, width)
-            for target, row in zip(chunk, self._rows, strict=True):
+            for target, row in zip(chunk, self.rows, strict=True):
                 target.copy_(row[start : start + width])
             yield start, chunk
 
 
 class Widened:
-    """A source in half precision, its chunks in float32: sums of halves lose what the updates say."""
+    """A source whose chunks in half precision become float32: sums of halves lose what the updates say.
+
+    No gradient follows them.
+    """
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -95,7 +98,7 @@ class Widened:
 
     def chunks(self) -> Iterator[tuple[int, Tensor]]:
         for start, X in self._source.chunks():
-            yield start, X.float()
+            yield start, X.detach() if X.dtype.itemsize >= 4 else X.detach().float()
 
 
 class Behind:

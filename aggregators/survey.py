@@ -16,20 +16,24 @@ from torch import Tensor
 
 from aggregators import kernels
 from aggregators.gram import Gram
+from aggregators.options import check_seed
 from aggregators.pipeline import Pipeline
 from aggregators.plan import Plan
 
 
 class Survey:
-    """Inner products of n updates, and of `kept` vectors behind them, over `size` coordinates in all."""
+    """Inner products of n updates, and of `kept` vectors behind them, over `size` coordinates in all.
+
+    `seed` is any integer; `RuleError` if it is none.
+    """
 
     def __init__(self, pipeline: Pipeline, n: int, size: int, *, kept: int = 0, seed: int = 0) -> None:
         self._pipeline = pipeline
         self._n = n
         self._kept = kept
-        self._seed = seed
+        self._seed = check_seed(seed)
         self._sum: Tensor | None = None
-        self._drawn = _draws(pipeline, size, seed)
+        self._drawn = _draws(pipeline, size, self._seed)
 
     @property
     def needed(self) -> bool:

@@ -96,8 +96,12 @@ def test_below_the_bound_the_reason_counts_the_rejected():
 
 def test_a_result_that_overflows_is_an_error():
     X = torch.full((4, 3), 3e38)
-    with pytest.raises(RuleError, match="not finite: more updates than f overflow"):
+    with pytest.raises(RuleError, match=r"not finite: sums of these updates overflow torch\.float32$"):
         aggregate(X, "median", pre=())
+    with pytest.raises(
+        RuleError, match=r"overflow torch\.float16, or an update that was said to be admitted"
+    ):
+        aggregate(torch.full((3, 3), 6e4).half() * torch.inf, "median", pre=(), admitted=True)
 
 
 @pytest.mark.parametrize(
