@@ -21,10 +21,10 @@ class Setting:
 
     name: str
     compression: Tables = field(default_factory=dict[str, Any])
-    train: Tables = field(default_factory=dict[str, Any])
-    server: Tables = field(default_factory=dict[str, Any])
+    steps: int = 1  # times the local steps of the dense run, in each round
     rounds: float = 1.0  # times those of the dense run
     attacked: bool = False  # one peer lies, and the rule is the robust one
+    everywhere: bool = False  # also where a run takes minutes
 
     def refusal(self) -> str | None:
         """Why this installation cannot run it."""
@@ -41,19 +41,61 @@ class Setting:
 
 DENSE = "dense"
 DENSE_ATTACKED = "dense, attacked"
-EF = {"feedback": "ef14", "down_feedback": "ef14"}
+EF: dict[str, Any] = {"feedback": "ef14", "down_feedback": "ef14"}
+TERNARY = {"up": "topk:0.4+sign+rice", "down": "topk:0.4+sign+rice", **EF}
+RECOMMENDED = "topk:0.4+sign+rice both ways, the same"
 
 
-def _both(codec: str, **others: Any) -> Setting:
-    return Setting(name=f"{codec} both ways", compression={"up": codec, "down": codec, **others})
+def _both(codec: str, *, everywhere: bool = False, **others: Any) -> Setting:
+    return Setting(
+        name=f"{codec} both ways", compression={"up": codec, "down": codec, **others}, everywhere=everywhere
+    )
+
+
+def _up(codec: str, **others: Any) -> Setting:
+    """The way down is int8."""
+    return Setting(name=f"{codec} up, int8 down", compression={"up": codec, "down": "int8", **others})
 
 
 SETTINGS = (
-    Setting(name=DENSE),
+    Setting(name=DENSE, everywhere=True),
     _both("bf16"),
-    _both("int8", **EF),
-    Setting(name="topk:0.1 up, int8 down", compression={"up": "topk:0.1", "down": "int8", **EF}),
-    _both("topk:0.01", **EF),
+    _both("int8", everywhere=True, **EF),
+    _up("topk:0.1+int8", feedback="ef14"),
+    _both("topk:0.01+int8+rice", everywhere=True, **EF),
+    _both("topk:0.005+int8+rice+zstd", **EF),
+    Setting(
+        name="topk:0.01+int8 with econtrol up, with ef14 down",
+        compression={"up": "topk:0.01+int8", "feedback": "econtrol", "down": "topk:0.01+int8"},
+    ),
+    _both("sign", everywhere=True, **EF),
+    _both("e3m0", **EF),
+    _both("nf4", **EF),
+    _up("qsgd:7"),
+    _up("terngrad"),
+    _up("randk:0.05"),
+    _up("ferret:4096"),
+    _up("powersgd:2", feedback="ef14"),
+    _up("topk:0.001", feedback="dgc:0.9", warm_up_rounds=5),
+    Setting(
+        name="dense, 14 times the local steps, a tenth of the rounds", steps=14, rounds=0.1, everywhere=True
+    ),
+    Setting(
+        name="int8 both ways, the same",
+        compression={"up": "int8", "down": "int8", **EF},
+        steps=14,
+        rounds=0.1,
+    ),
+    Setting(name=RECOMMENDED, compression=TERNARY, steps=14, rounds=0.1, everywhere=True),
+    Setting(name=DENSE_ATTACKED, attacked=True, everywhere=True),
+    Setting(
+        name=f"{RECOMMENDED}, attacked",
+        compression=TERNARY,
+        steps=14,
+        rounds=0.1,
+        everywhere=True,
+        attacked=True,
+    ),
 )
 
 
@@ -63,6 +105,10 @@ class Workload:
 
     name: str
     table: Tables
+    takes_minutes: bool = False
+
+    def runs(self, setting: Setting) -> bool:
+        return setting.everywhere or not self.takes_minutes
 
     def spec(self, setting: Setting, peers: int, seed: int, rounds: int | None = None) -> RunSpec:
         """`rounds`: so many instead of the setting's own."""
@@ -72,10 +118,9 @@ class Workload:
             "name": f"{self.name}: {setting.name}"[:80],
             "rounds": rounds or round(base["rounds"] * setting.rounds),
             "seed": seed,
-            "train": {**base["train"], **setting.train},
+            "train": {**base["train"], "steps": base["train"]["steps"] * setting.steps},
             "aggregation": ROBUST if setting.attacked else MEAN,
             "compression": dict(setting.compression),
-            "server": {**base.get("server", {}), **setting.server},
             # Everybody is waited for, so that the bytes and the models are the same however busy the machine is.
             "round": {"peers_min": peers, "quorum": 1.0, "grace_seconds": 100.0, "deadline_seconds": 120.0},
         }
@@ -87,18 +132,20 @@ WORKLOADS = {
         name="digits",
         table={
             "task": "examples.digits:Digits",
-            "rounds": 100,
+            "rounds": 200,
             "task_options": {"partition": "iid", "hidden": [512, 512]},
-            "train": {"epochs": 1, "batch_size": 32, "lr": 0.05, "momentum": 0.9},
+            "train": {"steps": 3, "batch_size": 32, "lr": 0.05, "momentum": 0.9},
+            "evaluate": {"every": 20},
         },
     ),
     "text": Workload(
         name="text",
+        takes_minutes=True,
         table={
             "task": "examples.text:Text",
-            "rounds": 100,
-            "train": {"optimizer": "adamw", "lr": 0.003, "steps": 10, "batch_size": 32, "clip_norm": 1.0},
-            "evaluate": {"every": 10},
+            "rounds": 200,
+            "train": {"optimizer": "adamw", "lr": 0.003, "steps": 10, "batch_size": 8, "clip_norm": 1.0},
+            "evaluate": {"every": 20},
         },
     ),
 }
