@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from aggregators.options import counted
 from aggregators.rule import Geometry, Needs, PreMix, PreRule
 
 
@@ -38,5 +39,5 @@ class Arc(PreRule):
             f"clipped from norm {norm:.4g} to {float(limit):.4g}" if cut else f"kept its norm of {norm:.4g}"
             for norm, cut in zip(norms.tolist(), clipped.tolist(), strict=True)
         )
-        reason = f"arc clipped {int(clipped.sum())} of {n} updates to norm {float(limit):.4g}"
+        reason = f"arc clipped {int(clipped.sum())} of {counted(n, 'update')} to norm {float(limit):.4g}"
         return PreMix(matrix=factors.diag(), treatment=treatment, reason=reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +18,9 @@ _STEEP = 10.0  # how much a difference of F1 counts
 
 @dataclass(frozen=True, kw_only=True)
 class Bristle:
-    """For gossip, on the output layer alone, the layers below it being shared and frozen.
+    """Others' output layers are taken in class by class, as far as a peer's own test set vouches for them.
+
+    For gossip, on the output layer alone, the layers below it being shared and frozen.
 
     With F the F1 score of each class on a small local test set, Delta = 10 |F_peer - F_own| and, of a class that
     the peer knows itself (a familiar one),
@@ -36,6 +39,13 @@ class Bristle:
     source: ClassVar[str] = "Verbraeken, de Vos and Pouwelse, Bristle, 2021"
     breakdown: ClassVar[str] = "any number, as far as the local test set can tell"
     needs: ClassVar[Needs] = Needs.TRUSTED | Needs.TEST_SET
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "best": (
+            "classes, at least 1, of which a peer's certainty is taken, its best first: with "
+            "more, a peer weighs less that is good at few"
+        ),
+    }
 
     best: int = 3
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from aggregators.options import check_integer
+from aggregators.options import check_integer, counted
 from aggregators.rule import Geometry, Needs, PreMix, PreRule
 
 
@@ -60,5 +60,5 @@ class Bucketing(PreRule):
                 f"is one of {int((bucket == number).sum())} in bucket {number + 1} of {m}"
                 for number in bucket.tolist()
             ),
-            reason=f"bucketing made {m} means of {n} updates",
+            reason=f"bucketing made {counted(m, 'mean')} of {counted(n, 'update')}",
         )

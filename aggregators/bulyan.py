@@ -14,7 +14,9 @@ from aggregators.rule import Geometry, Mix, Needs, Rule
 
 @dataclass(frozen=True, kw_only=True)
 class Bulyan(Rule):
-    """theta = n - 2f rows are taken one by one, then z_k is the mean of the theta - 2f values nearest to the
+    """A selection by repeated Krum, then the middle of each coordinate.
+
+    theta = n - 2f rows are taken one by one, then z_k is the mean of the theta - 2f values nearest to the
     median of their coordinate k.
 
     The row taken is Krum's choice among the m rows left: that of the least sum of squared distances to its

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from aggregators.distances import scaled_distances
+from aggregators.options import counted
 from aggregators.rule import Geometry, Mix, Needs, Rule
 
 
@@ -41,11 +42,12 @@ class Caf(Rule):
         variance = (
             f", where the greatest variance in any direction was {least * scale**2:.4g}" if steps else ""
         )
+        left = f"{int((weights > 0).sum())} of {counted(n, 'update')}"
         return Mix(
             matrix=(weights / weights.sum())[None, :],
             scores=weights,
             treatment=treatment,
-            reason=f"weighted mean of {int((weights > 0).sum())} of {n} updates by {steps} steps of a filter{variance}",
+            reason=f"weighted mean of {left} by {counted(steps, 'step')} of a filter{variance}",
         )
 
 

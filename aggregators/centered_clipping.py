@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from aggregators.gram import shortened
-from aggregators.options import check_integer, check_number
+from aggregators.options import check_integer, check_number, counted
 from aggregators.rule import Geometry, Mix, Needs, Rule
 
 CENTER = "center"
@@ -55,6 +55,7 @@ class CenteredClipping(Rule):
             center = center * (1 - factors.sum() / n)
             center[:n] += factors / n
         scores = self._away(gram, squares, center).masked_fill(~geometry.finite, torch.inf)
+        clipped = f"{int((factors < 1).sum())} of {counted(n, 'update')}"
         return Mix(
             matrix=center[None, :],
             state=shortened(center[None, :], gram),
@@ -63,7 +64,7 @@ class CenteredClipping(Rule):
                 f"counts to {factor:.4g} of its distance" if factor < 1 else "counts in full"
                 for factor in factors.tolist()
             ),
-            reason=f"{int((factors < 1).sum())} of {n} updates clipped to {self.tau:g} around the last result",
+            reason=f"{clipped} clipped to {self.tau:g} around the last result",
         )
 
     @staticmethod

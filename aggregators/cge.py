@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from aggregators.options import counted
 from aggregators.rule import Geometry, Mix, Needs, Rule
 
 
@@ -41,5 +42,5 @@ class Cge(Rule):
             matrix=matrix,
             scores=norms,
             treatment=treatment,
-            reason=f"mean of the {taken} updates of {n} with the least norm",
+            reason=f"mean of the {counted(taken, 'update')} of {n} with the least norm",
         )

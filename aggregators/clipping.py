@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from aggregators.options import check_number
+from aggregators.options import check_number, counted
 from aggregators.rule import Geometry, Needs, PreMix, PreRule
 
 
@@ -42,5 +42,5 @@ class Clipping(PreRule):
                 f"clipped from norm {norm:.4g} to {self.c:g}" if cut else f"kept its norm of {norm:.4g}"
                 for norm, cut in zip(norms.tolist(), clipped.tolist(), strict=True)
             ),
-            reason=f"clipping cut {int(clipped.sum())} of {geometry.n} updates to norm {self.c:g}",
+            reason=f"clipping cut {int(clipped.sum())} of {counted(geometry.n, 'update')} to norm {self.c:g}",
         )

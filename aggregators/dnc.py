@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from aggregators.options import RuleError, check_integer, check_number
+from aggregators.options import RuleError, check_integer, check_number, counted
 from aggregators.rule import Geometry, Mix, Needs, Rule, Sampling
 
 
@@ -87,7 +87,7 @@ class Dnc(Rule):
             matrix=matrix,
             scores=shares.amax(dim=0),
             treatment=treatment,
-            reason=f"mean of the {int(taken.sum())} updates of {n} that are kept {which}",
+            reason=f"mean of the {counted(int(taken.sum()), 'update')} of {n} kept {which}",
         )
 
 

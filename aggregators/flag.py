@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from aggregators.options import RuleError, check_integer, check_number
+from aggregators.options import RuleError, check_integer, check_number, counted
 from aggregators.rule import Geometry, Mix, Needs, Rule
 
 ITERATIONS_MAX = 100
+LAM_MAX = 1e6  # beyond, the differences alone count as far as float64 tells
 _EPSILON = 1e-7  # added to 1 - v before the root
 _STALLED = 1e-10  # of the objective, from one iteration to the next
 _RANK = 1e-12  # of the greatest eigenvalue: below, a direction is rounding
@@ -21,10 +22,10 @@ _RANK = 1e-12  # of the greatest eigenvalue: below, a direction is rounding
 class Flag(Rule):
     """z = Y Y^T mean(x), with Y [d, m] orthonormal the flag median of the updates.
 
-    Y minimises sum_i sqrt(1 - |Y^T x_i|^2/|x_i|^2), and with `lam` > 0 also lam/(n(n-1)) times the same sum over
-    the differences of all pairs. Found by reweighted least squares in the span of the updates, where an
-    iteration costs n^3 whatever the model's size; the best of its iterates is kept. m is ceil((n + 1)/2)
-    unless set. Colluders that send one vector make a direction of their own, and the mean itself is not
+    Y minimises sum_i sqrt(1 - |Y^T x_i|^2/|x_i|^2), and with `lam`, from 0 to 1,000,000, also lam/(n(n-1)) times
+    the same sum over the differences of all pairs. Found by reweighted least squares in the span of the updates,
+    where an iteration costs n^3 whatever the model's size; the best of its iterates is kept. m is
+    ceil((n + 1)/2) unless set. Colluders that send one vector make a direction of their own, and the mean itself is not
     bounded, so it has no kappa. Bound: n > 2f. Cost: two passes.
     """
 
@@ -44,8 +45,8 @@ class Flag(Rule):
         if self.m is not None:
             check_integer(self.name, "m", self.m, minimum=1)
         check_number(self.name, "lam", self.lam)
-        if self.lam < 0:
-            raise RuleError(f"{self.name}: lam must not be negative, and it is {self.lam!r}")
+        if not 0 <= self.lam <= LAM_MAX:
+            raise RuleError(f"{self.name}: lam must be from 0 to {LAM_MAX:,.0f}, and it is {self.lam!r}")
 
     def mix(self, geometry: Geometry) -> Mix:
         kept = (geometry.finite & (geometry.gram.diagonal() > 0)).nonzero().flatten()
@@ -65,8 +66,8 @@ class Flag(Rule):
             scores=scores,
             treatment=tuple(f"{share:.1%} of it lies in the subspace" for share in scores.tolist()),
             reason=(
-                f"mean of {len(kept)} updates, projected to the {used} directions they agree on, "
-                f"after {iterations} iterations"
+                f"mean of {counted(len(kept), 'update')}, projected to {counted(used, 'direction')} of agreement, "
+                f"after {counted(iterations, 'iteration')}"
             ),
         )
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from aggregators.options import counted
 from aggregators.rule import Geometry, Mix, Needs, Rule
 
 _SHORTEST = 1e-12  # of the root update's length: below, a direction is rounding
@@ -57,9 +58,10 @@ class FlTrust(Rule):
         treatment[root] = "the root update: it judges and is not mixed"
         scores = trust.clone()
         scores[root] = 1.0
+        others = counted(n - 1, "update")
         reason = (
-            f"mean, weighted by trust, of {int(trusted.sum())} of {n - 1} updates at norm {float(length):.4g}"
+            f"mean, weighted by trust, of {int(trusted.sum())} of {others} at norm {float(length):.4g}"
             if bool(trusted.any())
-            else f"zero, as none of {n - 1} updates points the root update's way"
+            else f"zero, as none of {others} points the root update's way"
         )
         return Mix(matrix=shares[None, :], scores=scores, treatment=tuple(treatment), reason=reason)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from aggregators.gram import shortened
+from aggregators.options import counted
 from aggregators.rule import Geometry, Mix, Needs, Rule
 
 _UNLIKE_LEAST = 1e-4  # of 1 - cos, which float32 knows to some 1e-6
@@ -69,7 +70,7 @@ class FoolsGold(Rule):
                 for share in shares.tolist()
             ),
             reason=(
-                f"mean of {n} updates, weighted by how unlike their histories are"
+                f"mean of {counted(n, 'update')}, weighted by how unlike their histories are"
                 if total > 0
                 else f"zero, as each of {n} peers' histories is like another's"
             ),

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from aggregators.options import counted
 from aggregators.rule import Geometry, Mix, Needs, Rule
 
 ITERATIONS_MAX = 1_000
@@ -23,8 +24,9 @@ class GeometricMedian(Rule):
 
         |z - x_i|^2 = w^T K w - 2 (K w)_i + K_ii,
 
-    so an iteration costs n^2, whatever the model's size. Rows on one line may have many medians; then it is
-    one of them. Bound: n > 2f, where kappa = 4 (1 + f/(n - 2f))^2. Cost: two passes.
+    so an iteration costs n^2, whatever the model's size. If 1,000 do not converge, the reason says so. Rows on
+    one line may have many medians; then it is one of them. Bound: n > 2f, where
+    kappa = 4 (1 + f/(n - 2f))^2. Cost: two passes.
     """
 
     name: ClassVar[str] = "geometric-median"
@@ -36,11 +38,15 @@ class GeometricMedian(Rule):
     def mix(self, geometry: Geometry) -> Mix:
         kept = geometry.finite.nonzero().flatten()
         gram = geometry.gram[kept][:, kept]
-        weights, iterations = weiszfeld(gram, geometry.distances[kept][:, kept])
+        weights, iterations, left = weiszfeld(gram, geometry.distances[kept][:, kept])
         shares = torch.zeros(geometry.n, dtype=torch.float64)
         shares[kept] = weights
         scores = torch.full((geometry.n,), torch.inf, dtype=torch.float64)
         scores[kept] = _squares_to(gram, weights).sqrt()
+        residual = (
+            "" if left <= _TOLERANCE else f", not converged: a gradient of {left:.2g} an update is left"
+        )
+        after = f"after {counted(iterations, 'iteration')}{residual}"
         return Mix(
             matrix=shares[None, :],
             scores=scores,
@@ -48,12 +54,13 @@ class GeometricMedian(Rule):
                 f"weighs {share:.4g}, at a distance of {score:.4g}"
                 for share, score in zip(shares.tolist(), scores.tolist(), strict=True)
             ),
-            reason=f"geometric median of {len(kept)} updates after {iterations} iterations",
+            reason=f"geometric median of {counted(len(kept), 'update')} {after}",
         )
 
 
-def weiszfeld(gram: Tensor, between: Tensor) -> tuple[Tensor, int]:
-    """Weights [n] of the geometric median of n points, and the iterations it took.
+def weiszfeld(gram: Tensor, between: Tensor) -> tuple[Tensor, int, float]:
+    """Weights [n] of the geometric median of n points, the iterations it took, and what is left of the gradient
+    there, as a share of n.
 
     `gram` K and the squared distances `between` are [n, n] float64. Only K enters the iteration: with z near
     the many, a far row has a weight like 1/distance, which cancels the rounding of its products with other
@@ -61,14 +68,15 @@ def weiszfeld(gram: Tensor, between: Tensor) -> tuple[Tensor, int]:
     """
     at_row = _optimal_row(gram, between)
     if at_row is not None:
-        return at_row, 0
+        return at_row, 0, 0.0
     weights = _start(between)
-    for iteration in range(1, ITERATIONS_MAX + 1):
+    iteration = 1
+    while True:
         following, gradient = _step(gram, weights)
-        if gradient <= _TOLERANCE * len(gram):
-            return weights, iteration
-        weights = following
-    return weights, ITERATIONS_MAX
+        left = gradient / len(gram)
+        if left <= _TOLERANCE or iteration == ITERATIONS_MAX:
+            return weights, iteration, left
+        weights, iteration = following, iteration + 1
 
 
 def _optimal_row(gram: Tensor, between: Tensor) -> Tensor | None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from aggregators.options import check_integer
+from aggregators.options import check_integer, counted
 from aggregators.rule import Geometry, Mix, Needs, Rule
 
 
@@ -47,7 +47,7 @@ class Krum(Rule):
             f"{'taken' if rank <= count else 'left out'}: its score {score:.4g} is number {rank} of {n}"
             for score, rank in zip(values, rank_of.tolist(), strict=True)
         )
-        what = "the one update" if count == 1 else f"mean of the {count} updates"
+        what = "the one update" if count == 1 else f"mean of the {counted(count, 'update')}"
         least = "least score" if count == 1 else "least scores"
         return Mix(
             matrix=matrix, scores=scores, treatment=treatment, reason=f"{what} of {n} with the {least}"

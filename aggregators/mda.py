@@ -13,7 +13,9 @@ from aggregators.subsets import SubsetRule, first_least, variances
 
 @dataclass(frozen=True, kw_only=True)
 class Mda(SubsetRule):
-    """z = the mean of the n - f rows whose greatest distance from each other is least.
+    """Minimum-diameter averaging: the mean of the n - f updates that stand closest together.
+
+    z = the mean of the n - f rows whose greatest distance from each other is least.
 
     Often several subsets have the same two rows farthest apart; of those it is the one of least variance, and
     then the one with the lowest rows. Bound: n > 2f, n <= 64 and C(n, f) <= 2,000,000, where

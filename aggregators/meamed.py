@@ -13,7 +13,9 @@ from aggregators.rule import Geometry, Mix, Needs, Rule
 
 @dataclass(frozen=True, kw_only=True)
 class Meamed(Rule):
-    """z_k = the mean of the n - f of x_1k ... x_nk that are nearest to their median.
+    """The mean of the values around each coordinate's median.
+
+    z_k = the mean of the n - f of x_1k ... x_nk that are nearest to their median.
 
     Of two values equally far from it the lesser is kept. Bound: n > 2f. Cost: one pass.
     """
@@ -43,7 +45,9 @@ class Meamed(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class Phocas(Meamed):
-    """z_k = the mean of the n - f of x_1k ... x_nk that are nearest to their trimmed mean.
+    """The mean of the values around each coordinate's trimmed mean.
+
+    z_k = the mean of the n - f of x_1k ... x_nk that are nearest to their trimmed mean.
 
     The trimmed mean is that without the f least and f greatest; of two values equally far from it the lesser
     is kept. Bound: n > 2f. Cost: one pass.

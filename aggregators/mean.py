@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from aggregators.options import counted
 from aggregators.rule import Geometry, Mix, Needs, Rule
 
 
@@ -29,5 +30,5 @@ class Mean(Rule):
             matrix=shares[None, :],
             scores=shares,
             treatment=tuple(f"weighs {share:.4g} in the mean" for share in shares.tolist()),
-            reason=f"mean of {geometry.n} updates, {'all alike' if even else 'by their weights'}",
+            reason=f"mean of {counted(geometry.n, 'update')}, {'all alike' if even else 'by their weights'}",
         )

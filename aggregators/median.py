@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from aggregators.options import counted
 from aggregators.order_statistics import MiddleMean
 from aggregators.rule import Geometry, Mix, Needs, Rule
 
@@ -30,5 +31,5 @@ class Median(Rule):
             reducer=MiddleMean(n, (n - 1) // 2, n // 2 + 1),
             scores=torch.zeros(n, dtype=torch.float64),
             treatment=("votes in the median of each coordinate",) * n,
-            reason=f"median of {n} updates in each coordinate",
+            reason=f"median of {counted(n, 'update')} in each coordinate",
         )

@@ -12,7 +12,9 @@ from aggregators.subsets import SubsetRule, first_least, variances
 
 @dataclass(frozen=True, kw_only=True)
 class Mva(SubsetRule):
-    """z = the mean of the n - f rows whose mean squared distance to their mean is least.
+    """Minimum-variance averaging: the mean of the n - f updates that vary least.
+
+    z = the mean of the n - f rows whose mean squared distance to their mean is least.
 
     Bound: n > 2f, n <= 64 and C(n, f) <= 2,000,000, where kappa = 4f/(n - 2f): the mean of the rows that two
     such subsets share is no farther from the mean of either than the square root of its variance times

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from aggregators.options import counted
 from aggregators.rule import Geometry, Mix, Needs, Rule
 
 
@@ -44,5 +45,5 @@ class Nna(Rule):
             matrix=matrix,
             scores=scores,
             treatment=tuple(treatment),
-            reason=f"mean of the {taken} updates of {n} nearest to the trusted one",
+            reason=f"mean of the {counted(taken, 'update')} of {n} nearest to the trusted one",
         )

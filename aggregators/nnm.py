@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from aggregators.options import counted
 from aggregators.rule import Geometry, Needs, PreMix, PreRule
 
 
@@ -37,6 +38,8 @@ class Nnm(PreRule):
         counts = (matrix > 0).sum(dim=0).tolist()
         return PreMix(
             matrix=matrix,
-            treatment=tuple(f"is among the {taken} nearest of {count} updates" for count in counts),
+            treatment=tuple(
+                f"is among the {taken} nearest of {counted(count, 'update')}" for count in counts
+            ),
             reason=f"nnm made of each update the mean of the {taken} nearest to it",
         )

@@ -7,8 +7,10 @@ from typing import ClassVar
 
 import torch
 
-from aggregators.options import check_integer, check_number
+from aggregators.options import RuleError, check_integer, check_number, counted
 from aggregators.rule import Geometry, Mix, Needs, Rule
+
+NU_MIN = 1e-20  # a distance whose square float32 does not know
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +18,8 @@ class Rfa(Rule):
     """z_0 = 0;  z <- sum_i w_i x_i / sum_i w_i with w_i = 1/max(nu, |z - x_i|), `steps` times.
 
     Each step needs a weighted sum alone, so that it may be taken where nothing else is seen; where the
-    updates are seen, `geometric-median` is the point that this goes towards. Not invariant to translation,
-    as it starts at zero. Bound: n > 2f. Cost: two passes.
+    updates are seen, `geometric-median` is the point that this goes towards. nu is 1e-20 at least. Not
+    invariant to translation, as it starts at zero. Bound: n > 2f. Cost: two passes.
     """
 
     name: ClassVar[str] = "rfa"
@@ -32,6 +34,8 @@ class Rfa(Rule):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number(self.name, "nu", self.nu, positive=True)
+        if self.nu < NU_MIN:
+            raise RuleError(f"{self.name}: nu must be at least {NU_MIN:g}, and it is {self.nu!r}")
         check_integer(self.name, "steps", self.steps, minimum=1)
 
     def mix(self, geometry: Geometry) -> Mix:
@@ -43,6 +47,7 @@ class Rfa(Rule):
             shares = weights / weights.sum()
         away = (squares - 2 * gram @ shares + shares @ gram @ shares).clamp(min=0).sqrt()
         scores = away.masked_fill(~geometry.finite, torch.inf)
+        seen = counted(int(geometry.finite.sum()), "update")
         return Mix(
             matrix=shares[None, :],
             scores=scores,
@@ -50,5 +55,5 @@ class Rfa(Rule):
                 f"weighs {share:.4g}, at a distance of {score:.4g}"
                 for share, score in zip(shares.tolist(), scores.tolist(), strict=True)
             ),
-            reason=f"smoothed geometric median of {int(geometry.finite.sum())} updates after {self.steps} steps",
+            reason=f"smoothed geometric median of {seen} after {counted(self.steps, 'step')}",
         )

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from aggregators.options import counted
 from aggregators.order_statistics import SignVote
 from aggregators.rule import Geometry, Mix, Needs, Rule
 
@@ -31,5 +32,5 @@ class SignMajority(Rule):
             reducer=SignVote(n),
             scores=torch.zeros(n, dtype=torch.float64),
             treatment=("votes with the sign of each coordinate",) * n,
-            reason=f"majority of the signs of {n} updates in each coordinate",
+            reason=f"majority of the signs of {counted(n, 'update')} in each coordinate",
         )

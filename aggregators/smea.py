@@ -18,7 +18,9 @@ _TINY = torch.finfo(torch.float64).tiny
 
 @dataclass(frozen=True, kw_only=True)
 class Smea(SubsetRule):
-    """z = the mean of the n - f rows whose covariance has the least greatest eigenvalue.
+    """Smallest-maximum-eigenvalue averaging: the mean of the n - f updates that vary least in any one direction.
+
+    z = the mean of the n - f rows whose covariance has the least greatest eigenvalue.
 
     With D their squared distances and P the projection that takes the mean away, that is the greatest
     eigenvalue of -P D P / (2 (n - f)). A few power steps bound it from below for all subsets at once; where

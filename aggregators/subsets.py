@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from aggregators.distances import scaled_distances
+from aggregators.options import counted
 from aggregators.rule import Geometry, Mix, Needs, Rule
 
 SUBSETS_MAX = 2_000_000
@@ -66,9 +67,8 @@ class SubsetRule(Rule):
             f"{'taken' if share else 'left out'}, at a distance of {score:.4g} from the result"
             for share, score in zip(matrix[0].tolist(), scores.tolist(), strict=True)
         )
-        reason = (
-            f"mean of the {taken} updates of {n} with the least {self.measure}, {self._told(least, scale)}"
-        )
+        told = f"{self.measure}, {self._told(least, scale)}"
+        reason = f"mean of the {counted(taken, 'update')} of {n} with the least {told}"
         return Mix(matrix=matrix, scores=scores, treatment=treatment, reason=reason)
 
     def _told(self, least: float, scale: float) -> str:

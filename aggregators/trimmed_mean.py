@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from aggregators.options import counted
 from aggregators.order_statistics import MiddleMean
 from aggregators.rule import Geometry, Mix, Needs, Rule
 
@@ -33,7 +34,7 @@ class TrimmedMean(Rule):
                 matrix=torch.full((1, n), 1 / n, dtype=torch.float64),
                 scores=scores,
                 treatment=("counts in full, as f is 0",) * n,
-                reason=f"mean of {n} updates with nothing trimmed, as f is 0",
+                reason=f"mean of {counted(n, 'update')} with nothing trimmed, as f is 0",
             )
         return Mix(
             reducer=MiddleMean(n, f, n - f),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,7 +16,9 @@ from aggregators.options import check_number
 
 @dataclass(frozen=True, kw_only=True)
 class Alie(Attack):
-    """mu + z sigma in each coordinate, with the mean and the standard deviation (of h - 1) of the updates
+    """A little is enough: within the spread of the honest, at its edge.
+
+    mu + z sigma in each coordinate, with the mean and the standard deviation (of h - 1) of the updates
     seen.
 
     A greater |z| does more harm and is easier to tell; z may be negative.
@@ -24,6 +27,13 @@ class Alie(Attack):
     name: ClassVar[str] = "alie"
     source: ClassVar[str] = "Baruch et al., A little is enough, NeurIPS 2019"
     seen_min: ClassVar[int] = 2  # one update has no spread
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "z": (
+            "standard deviations of the honest, of either sign: a greater |z| does more harm and "
+            "is easier to tell"
+        ),
+    }
 
     z: float = 1.5
 
@@ -36,7 +46,10 @@ class Alie(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimalAlie(Attack):
-    """mu + z sigma, with the z from 0.05 to 100, of either sign, that does most harm to the pipeline."""
+    """A little is enough, at whatever share of the honest spread does most harm.
+
+    mu + z sigma, with the z from 0.05 to 100, of either sign, that does most harm to the pipeline.
+    """
 
     name: ClassVar[str] = "optimal-alie"
     source: ClassVar[str] = (

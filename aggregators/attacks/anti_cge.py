@@ -13,7 +13,9 @@ _BELOW = 1 - 1e-4  # safely less than the norm that it hides behind, whatever wa
 
 @dataclass(frozen=True, kw_only=True)
 class AntiCge(Attack):
-    """-mu / |mu| times a little less than the f-th largest honest norm, with f the number of copies.
+    """Against the descent, at the largest norm that a filter of norms lets through.
+
+    -mu / |mu| times a little less than the f-th largest honest norm, with f the number of copies.
 
     A rule that drops the f largest norms (comparative gradient elimination) then drops f honest updates.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +17,9 @@ from aggregators.options import RuleError, check_integer, check_number
 
 @dataclass(frozen=True, kw_only=True)
 class Backdoor(Attack):
-    """Trains on `share` of its inputs with the trigger set and class `target` as their label, and sends its
+    """A model that works, and errs as the attacker wants where a small patch is seen.
+
+    Trains on `share` of its inputs with the trigger set and class `target` as their label, and sends its
     update times `boost`.
 
     The trigger sets the last `patch` positions of the last dimension, and of the one before it too where an
@@ -31,6 +33,26 @@ class Backdoor(Attack):
         "Gu, Dolan-Gavitt and Garg, BadNets, 2017; Bagdasaryan et al., How to backdoor federated learning, "
         "AISTATS 2020"
     )
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "target": "index of the class that is to be seen where the trigger is, from 0",
+        "share": (
+            "share of the inputs that get the trigger, above 0 and at most 1: more plants it "
+            "faster, and accuracy tells sooner"
+        ),
+        "patch": (
+            "width of the trigger in positions of the input (pixels), at least 1: a wider one is "
+            "learnt faster and seen sooner"
+        ),
+        "value": (
+            "what the trigger sets its positions to, in units of the input: the farther from what "
+            "is common there, the faster it is learnt"
+        ),
+        "boost": (
+            "factor on the update sent, above 0: n outweighs n - 1 honest peers in a mean, and is "
+            "as much longer than they are"
+        ),
+    }
 
     target: int = 0
     share: float = 0.5

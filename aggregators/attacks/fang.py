@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,7 +32,9 @@ class _Outside(Forgery):
 
 @dataclass(frozen=True, kw_only=True)
 class Fang(Attack):
-    """Where mu is positive a number between the least honest one and a little below, elsewhere between the
+    """Each coordinate just outside what the honest send, on the side that they move away from.
+
+    Where mu is positive a number between the least honest one and a little below, elsewhere between the
     greatest and a little above; a little is up to `stretch` times, or one `stretch`-th of, the edge.
 
     Aimed at rules that judge each coordinate alone, such as medians and trimmed means.
@@ -42,6 +45,13 @@ class Fang(Attack):
         "Fang et al., Local model poisoning attacks to Byzantine-robust federated learning, USENIX Security 2020"
     )
     seen_min: ClassVar[int] = 2  # one update has no range
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "stretch": (
+            "factor on the edge of the honest range up to which numbers are drawn, above 1: more "
+            "does more harm and is easier to tell"
+        ),
+    }
 
     stretch: float = 2.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,10 +27,23 @@ class _Noise(Forgery):
 
 @dataclass(frozen=True, kw_only=True)
 class Gaussian(Attack):
-    """Each coordinate drawn from N(mean, std^2), whatever the honest send; units of the update."""
+    """Noise in place of an update.
+
+    Each coordinate drawn from N(mean, std^2), whatever the honest send; units of the update.
+    """
 
     name: ClassVar[str] = "gaussian"
     source: ClassVar[str] = "Blanchard et al., Machine learning with adversaries, NeurIPS 2017"
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "mean": (
+            "centre of each coordinate, in units of the update: away from 0 it pulls all coordinates one way"
+        ),
+        "std": (
+            "standard deviation of each coordinate, in units of the update, above 0: more makes "
+            "the update longer and easier to tell"
+        ),
+    }
 
     mean: float = 0.0
     std: float = 1.0

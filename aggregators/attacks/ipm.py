@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,7 +16,9 @@ from aggregators.options import check_number
 
 @dataclass(frozen=True, kw_only=True)
 class Ipm(Attack):
-    """-epsilon * mu, with mu the mean of the updates seen: small enough to pass for honest, yet against the
+    """Inner product manipulation: a little against the mean of the honest.
+
+    -epsilon * mu, with mu the mean of the updates seen: small enough to pass for honest, yet against the
     descent.
 
     Raising epsilon turns the aggregate sooner and is easier to tell; 0.1 stays within most honest spreads.
@@ -23,6 +26,13 @@ class Ipm(Attack):
 
     name: ClassVar[str] = "ipm"
     source: ClassVar[str] = "Xie et al., Fall of empires, UAI 2019"
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "epsilon": (
+            "length in multiples of the honest mean's, above 0: raising it turns the aggregate "
+            "sooner and is easier to tell"
+        ),
+    }
 
     epsilon: float = 0.1
 
@@ -35,7 +45,10 @@ class Ipm(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimalIpm(Attack):
-    """-epsilon * mu, with the epsilon from 0.01 to 1000 that does most harm to the pipeline."""
+    """Inner product manipulation, as far against the mean of the honest as does most harm.
+
+    -epsilon * mu, with the epsilon from 0.01 to 1000 that does most harm to the pipeline.
+    """
 
     name: ClassVar[str] = "optimal-ipm"
     source: ClassVar[str] = (

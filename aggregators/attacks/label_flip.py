@@ -15,7 +15,9 @@ from aggregators.options import RuleError
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFlip(Attack):
-    """Trains on C - 1 - y in place of y; what lies outside 0 to C - 1, such as an ignored label, stays.
+    """Honest training on false labels.
+
+    Trains on C - 1 - y in place of y; what lies outside 0 to C - 1, such as an ignored label, stays.
 
     What it sends is the mean of the updates seen, which are to be those so trained.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,10 +19,20 @@ _SOURCE = "Karimireddy, He and Jaggi, Byzantine-robust learning on heterogeneous
 
 @dataclass(frozen=True, kw_only=True)
 class Mimic(Attack):
-    """Copies the update in row `worker` of those seen."""
+    """The honest update of one peer, sent once more by every faulty one.
+
+    Copies the update in row `worker` of those seen.
+    """
 
     name: ClassVar[str] = "mimic"
     source: ClassVar[str] = _SOURCE
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "worker": (
+            "row of the honest update that is copied, from 0: which peer's data get the weight of "
+            "all faulty ones"
+        ),
+    }
 
     worker: int = 0
 
@@ -36,7 +47,9 @@ class Mimic(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineMimic(Attack):
-    """Copies the update farthest along z, the direction in which the honest differ most over the rounds.
+    """The honest update that stands out most over the rounds, sent once more by every faulty peer.
+
+    Copies the update farthest along z, the direction in which the honest differ most over the rounds.
 
     With C the covariance of a round's updates, z <- t z + C z / |C z|, made a unit vector, in round t; it
     starts as the top eigenvector of the first round's C. z is the `vector` of the `Memory` given, and begins

@@ -7,6 +7,7 @@ quadratic in gamma.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,6 +26,13 @@ class _Bounded(Attack):
 
     source: ClassVar[str] = _SOURCE
     seen_min: ClassVar[int] = 2
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "direction": (
+            '"std", the standard deviation of each coordinate, "sign", the signs of the honest '
+            'mean, or "mean", that mean: what the update is moved against'
+        ),
+    }
 
     direction: Direction = "std"
 
@@ -53,7 +61,11 @@ class _Bounded(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class MinMax(_Bounded):
-    """The largest gamma with max_i |m - x_i| <= max_ij |x_i - x_j|."""
+    """As far out as no distance to an honest update gives away.
+
+    m = mu - gamma p, with the largest gamma for which max_i |m - x_i| <= max_ij |x_i - x_j|; mu is the mean of
+    the updates seen, and p the `direction`.
+    """
 
     name: ClassVar[str] = "min-max"
 
@@ -64,11 +76,15 @@ class MinMax(_Bounded):
 
 @dataclass(frozen=True, kw_only=True)
 class MinSum(_Bounded):
-    """The largest gamma with sum_i |m - x_i|^2 <= max_i sum_j |x_i - x_j|^2. The r_i sum to zero."""
+    """As far out as the sum of its distances to the honest updates does not give away.
+
+    m = mu - gamma p, with the largest gamma for which sum_i |m - x_i|^2 <= max_i sum_j |x_i - x_j|^2; mu is the
+    mean of the updates seen, and p the `direction`.
+    """
 
     name: ClassVar[str] = "min-sum"
 
     def _largest(self, radii: Tensor, slopes: Tensor, square: float, distances: Tensor) -> float:
-        del slopes
+        del slopes  # the r_i sum to zero
         room = (distances.sum(dim=1).max() - radii.sum()).clamp(min=0)
         return float((room / (len(radii) * square)).sqrt())

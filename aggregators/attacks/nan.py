@@ -22,7 +22,10 @@ class _Constant(Forgery):
 
 @dataclass(frozen=True, kw_only=True)
 class Nan(Attack):
-    """NaN in every coordinate: one such row makes NaN of a mean, and admission has to stop it."""
+    """NaN in every coordinate.
+
+    One such row makes NaN of a mean; admission has to stop it.
+    """
 
     name: ClassVar[str] = "nan"
     source: ClassVar[str] = "folklore"
@@ -34,7 +37,10 @@ class Nan(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class Infinity(Attack):
-    """Infinity in every coordinate, which sorts last where NaN spoils a sort; admission has to stop it."""
+    """Infinity in every coordinate.
+
+    It sorts last where NaN spoils a sort; admission has to stop it.
+    """
 
     name: ClassVar[str] = "infinity"
     source: ClassVar[str] = "folklore"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +14,9 @@ from aggregators.options import check_number
 
 @dataclass(frozen=True, kw_only=True)
 class SignFlip(Attack):
-    """-scale * mu, with mu the mean of the updates seen.
+    """The opposite of what the honest send.
+
+    -scale * mu, with mu the mean of the updates seen.
 
     The scale is 1 unless set; with 10, one such peer in five turns a mean backwards.
     """
@@ -22,6 +25,13 @@ class SignFlip(Attack):
     source: ClassVar[str] = (
         "Allen-Zhu et al., Byzantine-resilient non-convex stochastic gradient descent, ICLR 2021"
     )
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "scale": (
+            "length in multiples of the honest mean's, above 0: raising it does more harm and is "
+            "easier to tell"
+        ),
+    }
 
     scale: float = 1.0
 
@@ -34,7 +44,10 @@ class SignFlip(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimalSignFlip(Attack):
-    """-scale * mu, with the scale from 1 to 1000 that does most harm to the pipeline: never a small one."""
+    """The opposite of what the honest send, made as long as does most harm.
+
+    -scale * mu, with the scale from 1 to 1000 that does most harm to the pipeline: never a small one.
+    """
 
     name: ClassVar[str] = "optimal-sign-flip"
     source: ClassVar[str] = SignFlip.source

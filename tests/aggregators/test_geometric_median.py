@@ -18,7 +18,7 @@ def least_subgradient(X, z):
 
 
 def iterations(result):
-    return int(re.search(r"after (\d+) iterations", result.plan.reason)[1])
+    return int(re.search(r"after (\d+) iterations?", result.plan.reason)[1])
 
 
 def objective(X, z):
@@ -127,3 +127,17 @@ def test_a_row_without_a_finite_norm_has_no_say(aggregate, bad):
     result = aggregate(X, "geometric-median", faults=1)
     assert torch.allclose(result.vector, aggregate(rest, "geometric-median", faults=1).vector, atol=1e-6)
     assert result.plan.selected == tuple(i != 3 for i in range(8))
+
+
+@pytest.mark.parametrize("slant", [0.0, -1e-4, -1e-3])
+def test_that_it_has_not_converged_is_said_with_what_is_left(aggregate, slant):
+    angle = torch.tensor(
+        2 * torch.pi / 3 + slant, dtype=torch.float64
+    )  # at 120 degrees the median is the corner
+    X = torch.zeros(3, 2, dtype=torch.float64)
+    X[1, 0], X[2, 0], X[2, 1] = 1, angle.cos(), angle.sin()
+    result = aggregate(X, "geometric-median", faults=1)
+    assert iterations(result) == 1_000
+    told = re.search(r"not converged: a gradient of (\S+) an update is left$", result.plan.reason)
+    assert float(told[1]) == pytest.approx(least_subgradient(X, result.vector) / 3, rel=0.05)
+    assert "converged" not in aggregate(X + X.flip(0), "geometric-median", faults=1).plan.reason

@@ -64,7 +64,7 @@ def test_a_duplicate_mixes_with_itself_before_its_twins(aggregate):
     # Five rows alike and three to take: each takes itself, then the lowest of the others.
     plan = aggregate(torch.ones(5, 2), "median", pre=("nnm",), faults=2).plan
     assert [round(float(weight) * 15) for weight in plan.weights] == [5, 5, 3, 1, 1]
-    assert plan.treatment[4].startswith("is among the 3 nearest of 1 updates")
+    assert plan.treatment[4].startswith("is among the 3 nearest of 1 update;")
 
 
 def test_krum_behind_nnm_measures_the_mixtures(aggregate):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import aggregators
+from aggregators.options import counted
 
 
 def drawn(n, d, seed, far=0):
@@ -99,7 +100,7 @@ def test_cge_by_definition(aggregate, n, f, seed):
     assert taken(result.plan) == cge(X, f)
     assert torch.allclose(result.vector, X[cge(X, f)].mean(dim=0))
     assert result.plan.scores.tolist() == pytest.approx(X.norm(dim=1).tolist())
-    assert result.plan.reason == f"mean of the {n - f} updates of {n} with the least norm"
+    assert result.plan.reason == f"mean of the {counted(n - f, 'update')} of {n} with the least norm"
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -143,7 +144,10 @@ def test_caf_by_definition(aggregate, n, f, seed):
     assert result.plan.scores.tolist() == pytest.approx(weights.tolist(), abs=1e-9)
     assert steps <= 2 * f
     left = int((weights > 0).sum())
-    assert f"mean of {left} of {n} updates by {steps} steps of a filter" in result.plan.reason
+    assert (
+        f"mean of {left} of {counted(n, 'update')} by {counted(steps, 'step')} of a filter"
+        in result.plan.reason
+    )
     if f:
         assert result.plan.reason.endswith(f"in any direction was {variance:.4g}")
 
@@ -182,7 +186,7 @@ def test_dnc_never_makes_an_empty_intersection_a_zero():
     kept, counts = dnc(X, 2, 1.0, columns(0, 30, 1, 30))
     assert max(counts) < 30
     assert [i for i in range(6) if result.selected[i]] == kept
-    assert result.reason.endswith(f"that are kept by {max(counts)} of 30 draws, as none is by all")
+    assert result.reason.endswith(f" kept by {max(counts)} of 30 draws, as none is by all")
     assert float(result.vector.mean()) > 4
 
 

@@ -7,6 +7,7 @@ import torch
 
 import aggregators
 from aggregators import RuleError
+from aggregators.options import counted
 
 
 def drawn(n, d, seed):
@@ -45,7 +46,7 @@ def test_nna_by_definition_with_ties(n, f, seed):
         assert torch.allclose(result.vector, X[near].mean(dim=0))
         assert result.scores.tolist() == pytest.approx((X - X[own]).norm(dim=1).tolist())
         assert result.treatment[own] == "taken, as the trusted update"
-        assert result.reason == f"mean of the {n - f} updates of {n} nearest to the trusted one"
+        assert result.reason == f"mean of the {counted(n - f, 'update')} of {n} nearest to the trusted one"
 
 
 def test_nna_holds_its_own_before_its_twins():
