@@ -7,7 +7,7 @@ import math
 import pytest
 
 from benchmarks import traffic
-from benchmarks.traffic_settings import DENSE, SETTINGS, WORKLOADS, Setting
+from benchmarks.traffic_settings import DENSE, SETTINGS, WORKLOADS, Setting, Workload
 from coordinator.checks import check_spec
 from protos.v1 import admin_pb2 as pb
 
@@ -49,6 +49,6 @@ def test_every_setting_is_measured_against_the_dense_run_of_its_kind() -> None:
 
 
 @pytest.mark.parametrize("workload", WORKLOADS.values(), ids=lambda workload: workload.name)
-def test_a_coordinator_takes_every_setting(workload: traffic.Workload) -> None:
+def test_a_coordinator_takes_every_setting(workload: Workload) -> None:
     for setting in traffic.installed(SETTINGS):
         check_spec(workload.spec(setting, traffic.PEERS, seed=0))
