@@ -20,7 +20,8 @@ _STEEP = 10.0  # how much a difference of F1 counts
 class Bristle:
     """Others' output layers are taken in class by class, as far as a peer's own test set vouches for them.
 
-    For gossip, on the output layer alone, the layers below it being shared and frozen.
+    For gossip, on the output layer alone, the layers below it being shared and frozen: a peer's own program calls
+    it, and no run spec can name it, as a coordinator has no local test set.
 
     With F the F1 score of each class on a small local test set, Delta = 10 |F_peer - F_own| and, of a class that
     the peer knows itself (a familiar one),
@@ -38,7 +39,7 @@ class Bristle:
     name: ClassVar[str] = "bristle"
     source: ClassVar[str] = "Verbraeken, de Vos and Pouwelse, Bristle, 2021"
     breakdown: ClassVar[str] = "any number, as far as the local test set can tell"
-    needs: ClassVar[Needs] = Needs.TRUSTED | Needs.TEST_SET
+    needs: ClassVar[Needs] = Needs.TEST_SET
 
     knobs: ClassVar[Mapping[str, str]] = {
         "best": (

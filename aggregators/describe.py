@@ -21,13 +21,14 @@ NEEDS = {
     Needs.TRUSTED: "one trusted update (aggregation.trusted_peer)",
     Needs.STATE: "vectors kept from round to round",
     Needs.KEYS: "to know each peer from round to round",
-    Needs.TEST_SET: "a local test set",
+    Needs.TEST_SET: "a local test set, which a peer has and a coordinator has not: no run spec can name it",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """`options` are name to default, in order; a default of "required" has to be given."""
+    """`options` are name to default, in order; a default of "required" has to be given. `knobs` say of each option
+    what it is, its unit and range, and what raising it does."""
 
     name: str
     kind: str
@@ -37,14 +38,25 @@ class Description:
     needs: tuple[str, ...] = ()
     score: str = ""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    knobs: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
     text: str = ""  # its equation, bound and cost, as the class tells them
 
 
-def describe(name: str) -> Description:
-    """Raises `RuleError` with the nearest name if nothing is called so."""
+def describe(spelling: str) -> Description:
+    """Of a name, or of one with a value behind a colon, "bucketing:2", which is told in place of the default.
+
+    Raises `RuleError` with the nearest name if nothing is called so, and where the value is not for it.
+    """
+    name, colon, argument = spelling.partition(":")
     for group in registry.KINDS:
         if name in registry.names(group):
-            return _describe(group, name)
+            found = _describe(group, name)
+            if not colon:
+                return found
+            plugin = registry.find(group, name, object)
+            given = registry.positional(plugin, name, argument)
+            registry.construct(plugin, name, given)
+            return dataclasses.replace(found, options={**found.options, **given})
     everything = [each for group in registry.KINDS for each in registry.names(group)]
     raise RuleError(f"there is no rule, pre-rule or attack {name!r}{registry.nearest(name, everything)}")
 
@@ -56,19 +68,31 @@ def everything() -> tuple[Description, ...]:
 
 def _describe(group: str, name: str) -> Description:
     plugin = registry.find(group, name, object)
-    module = inspect.getmodule(plugin)
-    needs: Needs = getattr(plugin, "needs", Needs.NOTHING)
+    text = inspect.cleandoc(plugin.__doc__ or "")
+    told = dict(getattr(plugin, "knobs", {}))
+    options = _options(plugin)
     return Description(
         name=name,
         kind=registry.KINDS[group],
-        summary=(module.__doc__ or "").strip().partition("\n")[0] if module else "",
+        summary=text.partition("\n")[0],
         source=getattr(plugin, "source", ""),
         breakdown=getattr(plugin, "breakdown", ""),
-        needs=tuple(sentence for need, sentence in NEEDS.items() if need in needs),
+        needs=_needs(plugin),
         score=getattr(plugin, "score", ""),
-        options=_options(plugin),
-        text=inspect.cleandoc(plugin.__doc__ or ""),
+        options=options,
+        knobs={option: told.get(option, "") for option in options},
+        text=text,
     )
+
+
+def _needs(plugin: type[object]) -> tuple[str, ...]:
+    needs: Needs = getattr(plugin, "needs", Needs.NOTHING)
+    told = [sentence for need, sentence in NEEDS.items() if need in needs]
+    if (seen := getattr(plugin, "seen_min", 1)) > 1:
+        told.append(f"{seen} updates or more that it sees")
+    if getattr(plugin, "needs_pipeline", False):
+        told.append("to know the pipeline that it attacks")
+    return tuple(told)
 
 
 def _options(plugin: type[object]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from aggregators.subsets import SubsetRule, first_least, variances
 
+_AT_ONCE = 1 << 17  # subsets
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mda(SubsetRule):
@@ -44,13 +46,19 @@ def least_diameter(between: Tensor, out: Tensor) -> tuple[Tensor, float]:
     m = len(between)
     first, second = torch.triu_indices(m, m, 1).unbind()
     lengths, order = between[first, second].sort(descending=True)
-    alive = tied = torch.arange(len(out))
+    alive = tied = torch.arange(len(out), dtype=torch.int32)
     level = torch.inf
     for pair, length in zip(order.tolist(), lengths.tolist(), strict=True):
         if length < level:
             tied, level = alive, length
-        rows = out[alive]
-        alive = alive[((rows == first[pair]) | (rows == second[pair])).any(dim=1)]
+        ends = (int(first[pair]), int(second[pair]))
+        alive = torch.cat([_without(out, part, ends) for part in alive.split(_AT_ONCE)])
         if len(alive) == 0:
             return tied, level
     return alive, 0.0  # one row is kept, which has no other to be apart from
+
+
+def _without(out: Tensor, among: Tensor, ends: tuple[int, int]) -> Tensor:
+    """Those of the subsets `among` that leave out one of two rows."""
+    rows = out[among]
+    return among[((rows == ends[0]) | (rows == ends[1])).any(dim=1)]

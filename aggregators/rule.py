@@ -11,7 +11,7 @@ Rows stand in the order of their peers' ids, and every tie goes to the lowest ro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
 from functools import cached_property
@@ -139,6 +139,8 @@ class _Plugin(ABC):
     source: ClassVar[str]  # where it was published
     breakdown: ClassVar[str]  # which share of faulty rows it bears, as an inequality
     needs: ClassVar[Needs]
+    # Of each option: what it is, its unit and range, and what raising it does.
+    knobs: ClassVar[Mapping[str, str]] = {}
 
     faults: int = 0
 

@@ -73,7 +73,7 @@ def _bounds(between: Tensor, table: Tensor) -> Tensor:
 def _covariances(between: Tensor, out: Tensor) -> Tensor:
     """[c, m - k, m - k]: the centred inner products of each kept subset over its size."""
     m, k = len(between), out.shape[1]
-    mask = torch.ones(len(out), m, dtype=torch.bool).scatter_(1, out, value=False)
+    mask = torch.ones(len(out), m, dtype=torch.bool).scatter_(1, out.long(), value=False)
     kept = mask.nonzero()[:, 1].view(len(out), m - k)
     squares = between[kept[:, :, None], kept[:, None, :]]
     means = squares.mean(dim=2, keepdim=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
@@ -76,6 +76,7 @@ class Attack(ABC):
     name: ClassVar[str]
     source: ClassVar[str]
     seen_min: ClassVar[int] = 1
+    knobs: ClassVar[Mapping[str, str]] = {}  # as a rule's
     needs_pipeline: ClassVar[bool] = False  # whether it has to know what it attacks
 
     def poison(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,7 +39,12 @@ def list_all(settings: Settings) -> None:
 
 def show(
     settings: Settings,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A rule, a pre-rule or an attack.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="A rule, a pre-rule or an attack; also with its value, bucketing:2."
+        ),
+    ],
 ) -> None:
     """One of them: its equation, bound, cost, needs, options and source."""
     import aggregators
@@ -57,7 +63,9 @@ def _view(found: Description) -> str:
     lines += [f"needs:    {need}" for need in found.needs]
     if found.score:
         lines.append(f"score:    {found.score}")
-    lines += [f"option:   {name} = {value}" for name, value in found.options.items()]
+    for name, value in found.options.items():
+        lines.append(f"option:   {name} = {value}")
+        lines += [f"          {line}" for line in textwrap.wrap(found.knobs[name], 100)]
     lines.append(f"source:   {found.source}")
     return "\n".join(lines)
 
