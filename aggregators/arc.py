@@ -13,7 +13,9 @@ from aggregators.rule import Geometry, Needs, PreMix, PreRule
 
 @dataclass(frozen=True, kw_only=True)
 class Arc(PreRule):
-    """y_i = x_i min(1, t/|x_i|), with t the (k + 1)-th greatest norm and k = floor(2 f (n - f)/n).
+    """Adaptive robust clipping: the longest updates are made as long as the next.
+
+    y_i = x_i min(1, t/|x_i|), with t the (k + 1)-th greatest norm and k = floor(2 f (n - f)/n).
 
     It keeps the guarantee of a robust rule behind it, whatever the rule's kappa, and bounds what a faulty row
     can do where honest rows differ much. A row of infinite norm becomes zero. Bound: n > 2f.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,7 +16,9 @@ from aggregators.rule import Geometry, Needs, PreMix, PreRule
 
 @dataclass(frozen=True, kw_only=True)
 class Bucketing(PreRule):
-    """The rows, shuffled by the round's seed, in groups of s (the last may be short); each becomes its mean.
+    """Means of a few updates at random, instead of the updates themselves.
+
+    The rows, shuffled by the round's seed, in groups of s (the last may be short); each becomes its mean.
 
     Written "bucketing:2". It brings honest rows that differ closer together, but each faulty row spoils a
     bucket, and f stays f. A row of infinite norm is left out of its bucket; a bucket of nothing else is zero.
@@ -29,6 +32,13 @@ class Bucketing(PreRule):
     breakdown: ClassVar[str] = "2f < ceil(n/s)"
     needs: ClassVar[Needs] = Needs.SEED
     keeps_rows: ClassVar[bool] = False
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "s": (
+            "updates in a bucket, at least 1. More bring the buckets closer together, and fewer "
+            "faulty ones are borne: 2f < ceil(n/s)"
+        ),
+    }
 
     s: int = 2
 

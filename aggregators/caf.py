@@ -15,7 +15,9 @@ from aggregators.rule import Geometry, Mix, Needs, Rule
 
 @dataclass(frozen=True, kw_only=True)
 class Caf(Rule):
-    """z = the weighted mean mu that had the least greatest variance on the way of a filter.
+    """A filter by the covariance, whatever its bound: rows that stretch it lose weight.
+
+    z = the weighted mean mu that had the least greatest variance on the way of a filter.
 
     All weights c_i are 1 at first. While their sum is above n - 2f, take the weighted mean mu, the greatest
     eigenvalue of the weighted covariance and its direction v, and with t_i = <x_i - mu, v>^2 let

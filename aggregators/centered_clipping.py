@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +17,9 @@ CENTER = "center"
 
 @dataclass(frozen=True, kw_only=True)
 class CenteredClipping(Rule):
-    """v <- v + (1/n) sum_i (x_i - v) min(1, tau/|x_i - v|), `steps` times; z = v, which the next round starts at.
+    """Updates count only so far from where the last round's result was.
+
+    v <- v + (1/n) sum_i (x_i - v) min(1, tau/|x_i - v|), `steps` times; z = v, which the next round starts at.
 
     v starts at zero in the first round. tau bounds what one faulty row can do, by tau/n a step, and how fast
     the honest rows can pull: it should be about the distance between honest updates of one round, which only
@@ -30,6 +32,18 @@ class CenteredClipping(Rule):
     breakdown: ClassVar[str] = "n > 2f, with tau about the honest spread"
     needs: ClassVar[Needs] = Needs.GRAM | Needs.STATE
     score: ClassVar[str] = "distance to the result"
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "tau": (
+            "a distance in units of the update, above 0: an update farther than this from the "
+            "last result counts only so far. Raising it follows the honest faster, and lets a "
+            "faulty one pull by tau/n a step"
+        ),
+        "steps": (
+            "clipped means taken one after the other, at least 1: more come nearer to the honest, "
+            "and a faulty one pulls as often"
+        ),
+    }
 
     tau: float = 10.0
     steps: int = 1

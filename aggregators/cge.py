@@ -13,7 +13,9 @@ from aggregators.rule import Geometry, Mix, Needs, Rule
 
 @dataclass(frozen=True, kw_only=True)
 class Cge(Rule):
-    """z = the mean of the n - f rows of least norm; ties go to the lowest rows.
+    """Comparative gradient elimination: the mean of the shortest updates.
+
+    z = the mean of the n - f rows of least norm; ties go to the lowest rows.
 
     Nothing is asked of a row but to be short, so a short row of the opposite sign passes: it is robust only
     where honest updates are much alike. Bound: n > 2f; it has no kappa. Cost: two passes.

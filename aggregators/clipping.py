@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +14,9 @@ from aggregators.rule import Geometry, Needs, PreMix, PreRule
 
 @dataclass(frozen=True, kw_only=True)
 class Clipping(PreRule):
-    """y_i = x_i min(1, c/|x_i|), written "clipping:2.0".
+    """Static clipping: no update is longer than a fixed norm.
+
+    y_i = x_i min(1, c/|x_i|), written "clipping:2.0".
 
     No c is safe for all of a training: where honest updates become shorter than it, it does nothing, and where
     they are longer, it slows them; `arc` adapts. A row of infinite norm becomes zero. Bound: n > 2f.
@@ -24,6 +27,13 @@ class Clipping(PreRule):
     breakdown: ClassVar[str] = "n > 2f"
     needs: ClassVar[Needs] = Needs.GRAM
     bounds_norms: ClassVar[bool] = True
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "c": (
+            "the greatest norm, in units of the update, above 0. Raising it clips fewer updates, "
+            "and leaves a faulty one longer"
+        ),
+    }
 
     c: float = 2.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import floor
 from typing import ClassVar
@@ -15,7 +16,9 @@ from aggregators.rule import Geometry, Mix, Needs, Rule, Sampling
 
 @dataclass(frozen=True, kw_only=True)
 class Dnc(Rule):
-    """z = the mean of the rows that no draw drops.
+    """Divide and conquer: what stands out along the direction of the greatest variance is dropped.
+
+    z = the mean of the rows that no draw drops.
 
     Each of `draws` draws looks at `coordinates` coordinates, takes the mean of the n rows away, finds the
     direction of the greatest variance and drops the floor(c f) rows with the greatest squared share in it.
@@ -35,6 +38,20 @@ class Dnc(Rule):
     score: ClassVar[str] = (
         "its greatest share, over the draws, of the variance along the worst direction: 0 to 1"
     )
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "draws": (
+            "draws of coordinates, at least 1: more find more, drop more updates, and cost as much each"
+        ),
+        "coordinates": (
+            "coordinates a draw looks at; 0 is all of them, in one draw. More find what is wrong "
+            "in a few only, and cost more"
+        ),
+        "c": (
+            "updates dropped by a draw, in multiples of f, at least 1: raising it drops more of "
+            "the faulty and of the honest"
+        ),
+    }
 
     draws: int = 5
     coordinates: int = 10_000

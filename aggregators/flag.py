@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,7 +21,9 @@ _RANK = 1e-12  # of the greatest eigenvalue: below, a direction is rounding
 
 @dataclass(frozen=True, kw_only=True)
 class Flag(Rule):
-    """z = Y Y^T mean(x), with Y [d, m] orthonormal the flag median of the updates.
+    """Flag Aggregator: the mean, projected to the subspace that the updates agree on.
+
+    z = Y Y^T mean(x), with Y [d, m] orthonormal the flag median of the updates.
 
     Y minimises sum_i sqrt(1 - |Y^T x_i|^2/|x_i|^2), and with `lam`, from 0 to 1,000,000, also lam/(n(n-1)) times
     the same sum over the differences of all pairs. Found by reweighted least squares in the span of the updates,
@@ -36,6 +39,17 @@ class Flag(Rule):
     breakdown: ClassVar[str] = "n > 2f"
     needs: ClassVar[Needs] = Needs.GRAM
     score: ClassVar[str] = "share of its squared norm that lies in the subspace: 0 to 1"
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "m": (
+            "dimensions of the subspace, at least 1; None is ceil((n + 1)/2). More come nearer to "
+            "the plain mean, with what is faulty in it"
+        ),
+        "lam": (
+            "weight of the differences between updates beside the updates themselves, from 0 to "
+            "1,000,000: raising it turns the subspace towards where they differ"
+        ),
+    }
 
     m: int | None = None
     lam: float = 0.0

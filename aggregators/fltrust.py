@@ -15,7 +15,9 @@ _SHORTEST = 1e-12  # of the root update's length: below, a direction is rounding
 
 @dataclass(frozen=True, kw_only=True)
 class FlTrust(Rule):
-    """z = sum_i t_i (|g| / |x_i|) x_i / sum_i t_i with t_i = max(0, cos(x_i, g)).
+    """Every update is judged by its direction, against one that the server computed itself.
+
+    z = sum_i t_i (|g| / |x_i|) x_i / sum_i t_i with t_i = max(0, cos(x_i, g)).
 
     g is the trusted row, the server's root update on clean data of its own; the x_i are the others, and g
     itself is not mixed. z is never longer than g. A row that is zero, or shorter than 1e-12 |g|, has no

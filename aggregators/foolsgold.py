@@ -18,7 +18,9 @@ _UNLIKE_LEAST = 1e-4  # of 1 - cos, which float32 knows to some 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class FoolsGold(Rule):
-    """z = sum_i a_i x_i / sum_i a_i, with a_i from the likeness of the peers' histories h_i, this round's x_i
+    """Peers whose updates have always looked alike share one peer's weight.
+
+    z = sum_i a_i x_i / sum_i a_i, with a_i from the likeness of the peers' histories h_i, this round's x_i
     included.
 
         c_ij = cos(h_i, h_j), c_ii = 0;  m_i = max_j c_ij;  where m_i < m_j: c_ij <- c_ij m_i/m_j

@@ -18,7 +18,9 @@ _SAME = 1e-14  # two points are one if their squared distance is below this shar
 
 @dataclass(frozen=True, kw_only=True)
 class GeometricMedian(Rule):
-    """z = the point of the least sum of distances to the rows, to convergence.
+    """The geometric median: the point of the least sum of distances to the updates.
+
+    z = the point of the least sum of distances to the rows, to convergence.
 
     Every point on the way is z = sum_i w_i x_i with weights on the simplex, and
 

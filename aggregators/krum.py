@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,7 +15,9 @@ from aggregators.rule import Geometry, Mix, Needs, Rule
 
 @dataclass(frozen=True, kw_only=True)
 class Krum(Rule):
-    """z = the x_i with the least score s_i, the sum of its n - f - 2 least squared distances to other rows.
+    """The one update that stands closest to its neighbours.
+
+    z = the x_i with the least score s_i, the sum of its n - f - 2 least squared distances to other rows.
 
     Some libraries count n - f - 1 neighbours; this is the number of the paper.
     Bound: n > 2f + 2. Cost: two passes.
@@ -56,10 +59,21 @@ class Krum(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class MultiKrum(Krum):
-    """z = the mean of the m rows of least score, m = n - f unless set. Bound: n > 2f + 2 and m <= n - f."""
+    """The mean of the updates that stand closest to their neighbours.
+
+    z = the mean of the m rows of least score s_i, Krum's: the sum of the n - f - 2 least squared distances to other
+    rows; m = n - f unless set. Bound: n > 2f + 2 and m <= n - f. Cost: two passes.
+    """
 
     name: ClassVar[str] = "multi-krum"
     breakdown: ClassVar[str] = "n > 2f + 2 and m <= n - f"
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "m": (
+            "updates averaged, from 1 to n - f; None is n - f. More average more noise away and "
+            "let more of the far ones in"
+        ),
+    }
 
     m: int | None = None
 

@@ -11,7 +11,9 @@ from aggregators.rule import Geometry, Mix, Needs, Rule
 
 @dataclass(frozen=True, kw_only=True)
 class Mean(Rule):
-    """z = sum_i w_i x_i, with w_i >= 0 the caller's weights over their sum, or 1/n where none are given.
+    """The weighted mean.
+
+    z = sum_i w_i x_i, with w_i >= 0 the caller's weights over their sum, or 1/n where none are given.
 
     A single faulty row moves it anywhere, and a declared weight is believed: for peers that are trusted, or
     behind a pre-rule. Cost: one pass.

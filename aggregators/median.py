@@ -14,7 +14,9 @@ from aggregators.rule import Geometry, Mix, Needs, Rule
 
 @dataclass(frozen=True, kw_only=True)
 class Median(Rule):
-    """z_k = the median of x_1k ... x_nk; of an even n, the mean of the two middle values.
+    """The median of each coordinate.
+
+    z_k = the median of x_1k ... x_nk; of an even n, the mean of the two middle values.
 
     Bound: n > 2f, where kappa = 4 (1 + f/(n - 2f))^2. Cost: one pass with a sorting network.
     """

@@ -13,9 +13,12 @@ from aggregators.rule import Geometry, Mix, Needs, Rule
 
 @dataclass(frozen=True, kw_only=True)
 class Nna(Rule):
-    """z = the mean of the n - f rows nearest to the trusted row, itself the first of them.
+    """Nearest-neighbour averaging: the mean of a trusted update and those nearest to it.
 
-    For gossip, where the trusted row is a peer's own; a server has none. MoNNA is this rule on momenta.
+    z = the mean of the n - f rows nearest to the trusted row, itself the first of them.
+
+    In gossip the trusted row is a peer's own update; under a coordinator it is that of aggregation.trusted_peer.
+    MoNNA is this rule on momenta.
     Ties go to the lowest rows. Bound: n > 2f here; its convergence is proven for n >= 11f. Cost: two passes.
     """
 

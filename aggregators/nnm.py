@@ -13,7 +13,9 @@ from aggregators.rule import Geometry, Needs, PreMix, PreRule
 
 @dataclass(frozen=True, kw_only=True)
 class Nnm(PreRule):
-    """y_i = the mean of the n - f rows nearest to x_i, itself the first of them.
+    """Nearest-neighbour mixing: each update becomes the mean of those nearest to it.
+
+    y_i = the mean of the n - f rows nearest to x_i, itself the first of them.
 
     It gives any rule of constant kappa the optimal order f/n, also where honest rows differ much. A row of
     infinite norm is near to none: nobody mixes with it, and it becomes the mean of the n - f lowest rows that

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,7 +16,9 @@ NU_MIN = 1e-20  # a distance whose square float32 does not know
 
 @dataclass(frozen=True, kw_only=True)
 class Rfa(Rule):
-    """z_0 = 0;  z <- sum_i w_i x_i / sum_i w_i with w_i = 1/max(nu, |z - x_i|), `steps` times.
+    """RFA: a few steps towards the geometric median, each a weighted mean.
+
+    z_0 = 0;  z <- sum_i w_i x_i / sum_i w_i with w_i = 1/max(nu, |z - x_i|), `steps` times.
 
     Each step needs a weighted sum alone, so that it may be taken where nothing else is seen; where the
     updates are seen, `geometric-median` is the point that this goes towards. nu is 1e-20 at least. Not
@@ -27,6 +30,16 @@ class Rfa(Rule):
     breakdown: ClassVar[str] = "n > 2f"
     needs: ClassVar[Needs] = Needs.GRAM
     score: ClassVar[str] = "distance to the result"
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "nu": (
+            "a distance in units of the update, at least 1e-20: no update weighs more for being "
+            "nearer than this. Raising it goes from the geometric median to the mean"
+        ),
+        "steps": (
+            "weighted means taken one after the other, at least 1: more end nearer to the geometric median"
+        ),
+    }
 
     nu: float = 0.1
     steps: int = 3

@@ -14,7 +14,9 @@ from aggregators.rule import Geometry, Mix, Needs, Rule
 
 @dataclass(frozen=True, kw_only=True)
 class SignMajority(Rule):
-    """z_k = sign(sum_i sign(x_ik)): -1, 0 (a tie, or all zero) or 1.
+    """A majority vote on the sign of each coordinate.
+
+    z_k = sign(sum_i sign(x_ik)): -1, 0 (a tie, or all zero) or 1.
 
     The result has no length of its own: the server's learning rate is the step of every coordinate. Where
     honest data differ much the vote is biased. Bound: n > 2f; it has no kappa. Cost: one pass.

@@ -14,7 +14,9 @@ from aggregators.rule import Geometry, Mix, Needs, Rule
 
 @dataclass(frozen=True, kw_only=True)
 class TrimmedMean(Rule):
-    """z_k = the mean of x_1k ... x_nk without the f least and the f greatest of them; with f = 0, the plain
+    """The trimmed mean of each coordinate.
+
+    z_k = the mean of x_1k ... x_nk without the f least and the f greatest of them; with f = 0, the plain
     mean.
 
     Bound: n > 2f, where kappa = 6f/(n - 2f) (1 + f/(n - 2f)). Cost: one pass with a sorting network.

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import aggregators
+from aggregators import registry
 from aggregators.bristle import Bristle
 
 
@@ -18,12 +19,50 @@ def test_everything_is_described():
         assert each.source, each.name
         assert each.text, each.name
         assert each.summary.endswith("."), each.name
+        assert each.text == each.summary or each.text.startswith(each.summary + "\n\n"), each.name
         if each.kind == "aggregation rule":
             assert each.score and each.breakdown
             assert "Bound:" in each.text or each.name == "mean", each.name
-    assert found["fltrust"].needs[1].startswith("one trusted update")
+    assert len({each.summary for each in found.values()}) == len(found)
+    for name in ("fltrust", "nna"):
+        assert found[name].needs[1] == "one trusted update (aggregation.trusted_peer)"
     assert found["rfa"].options == {"nu": 0.1, "steps": 3}
     assert found["bristle"].kind == "peer-side rule"
+    assert found["bristle"].needs == (
+        "a local test set, which a peer has and a coordinator has not: no run spec can name it",
+    )
+
+
+def test_every_option_is_told():
+    for each in aggregators.everything():
+        assert list(each.knobs) == list(each.options), each.name
+        for option, phrase in each.knobs.items():
+            assert len(phrase) > 40, (each.name, option)
+            assert not phrase.endswith("."), (each.name, option)
+    for group in registry.KINDS:
+        for name in registry.names(group):
+            plugin = registry.find(group, name, object)
+            assert set(getattr(plugin, "knobs", {})) == set(registry.option_names(plugin)), name
+
+
+def test_an_attack_tells_what_it_has_to_see_and_to_know():
+    for name in ("optimal-alie", "optimal-ipm", "optimal-sign-flip"):
+        needs = aggregators.describe(name).needs
+        assert needs == ("2 updates or more that it sees", "to know the pipeline that it attacks")
+    assert aggregators.describe("fang").needs == ("2 updates or more that it sees",)
+    assert aggregators.describe("sign-flip").needs == ()
+
+
+def test_a_value_behind_a_colon_is_told_and_judged():
+    assert aggregators.describe("bucketing").options == {"s": 2}
+    assert aggregators.describe("bucketing:5").options == {"s": 5}
+    assert aggregators.describe("dnc:2").options == {"draws": 2, "coordinates": 10_000, "c": 1.0}
+    with pytest.raises(aggregators.RuleError, match="s must be an integer of at least 1"):
+        aggregators.describe("bucketing:0")
+    with pytest.raises(aggregators.RuleError, match="krum takes no value"):
+        aggregators.describe("krum:2")
+    with pytest.raises(aggregators.RuleError, match="did you mean 'bucketing'"):
+        aggregators.describe("bucketin:2")
 
 
 def test_an_unknown_name_tells_the_nearest():
