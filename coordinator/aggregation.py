@@ -20,7 +20,7 @@ import aggregators
 from compressors.replay import Term
 from coordinator import downlink, links, optimizers, recipe
 from coordinator.statefile import StateReader, StateWriter
-from coordinator.store.tables import DELTA
+from coordinator.store.tables import DELTA, SCALE
 from muster.finite import all_finite
 from muster.layout import CHUNK_COORDINATES, ParameterLayout
 from muster.modelfile import ModelFile, ModelWriter
@@ -241,6 +241,7 @@ def _apply(
             plan.reduce(chunk, aggregate_chunk)
             state = {name: reader.read(start, stop) for name, reader in readers.items()}
             optimizer.step(base.vector[start:stop], aggregate_chunk, state, new_chunk)
+            _keep_scale(optimizer, state)
             if isinstance(down, downlink.Replayed):
                 down.take(base.vector[start:stop], new_chunk, source.terms(start, shares))
             elif down is not None:
@@ -272,6 +273,13 @@ def _apply(
             state_writer.close()
 
 
+def _keep_scale(optimizer: optimizers.ServerOptimizer, state: dict[str, Tensor]) -> None:
+    """For the peers, where the downlink leaves it out of the step."""
+    scale = optimizer.scale(state) if SCALE in state else None
+    if scale is not None:
+        state[SCALE].copy_(scale)
+
+
 def state_names(spec: RunSpec, updates: Sequence[UpdateInput], cohort: int) -> tuple[str, ...]:
     """What a round with these updates keeps beside the version that it makes: each a place in `states_out`."""
     return (
@@ -295,7 +303,14 @@ def _downlink(
         return None
     layout, out = source.layout, job.states_out[DELTA]
     if not downlink.replays(job.spec):
-        return downlink.Downlink(job.spec, layout, out, base_digest=job.base_digest, round=job.round)
+        return downlink.Downlink(
+            job.spec,
+            layout,
+            out,
+            base_digest=job.base_digest,
+            round=job.round,
+            base_version=job.base_version,
+        )
     if not plan.linear:
         raise AggregationRefused(
             f"{job.spec.aggregation.rule} made no weighted sum, and only that is replayed"

@@ -9,6 +9,9 @@ did, it did before.
 
 `down = "replay"` sends, instead of a body of the step, the updates that it is a weighted sum of, each with its share,
 see `compressors.replay`: the peers repeat the sum.
+
+1-bit Adam's step is a momentum times a scale that has stayed as it is since the warm-up. Divided by it, the step is as
+even as what comes up, and one bit will do (Tang et al. 2021); peers fetch the scale once. The warm-up goes down whole.
 """
 
 from __future__ import annotations
@@ -20,12 +23,16 @@ import torch
 from torch import Tensor
 
 import compressors
+from compressors.feedback import LOSSLESS
 from compressors.replay import PREFIX, Replay, Term, write
+from coordinator.store.tables import SCALE
 from muster.layout import CHUNK_COORDINATES, ParameterLayout
-from muster.payload import GroupSpec, Manifest, PayloadWriter
+from muster.payload import SCALED, GroupSpec, Manifest, PayloadWriter
 from muster.places import Places
 from muster.seeds import derive_seed
 from muster.spec.model import RunSpec
+
+ONEBIT_ADAM = "onebit-adam"
 
 
 def state_names(spec: RunSpec) -> tuple[str, ...]:
@@ -33,7 +40,8 @@ def state_names(spec: RunSpec) -> tuple[str, ...]:
     if not compresses(spec) or replays(spec):
         return ()
     names = compressors.build_feedback(spec.compression.down_feedback).state_names
-    return tuple(f"down/{name}" for name in names)
+    scales = (SCALE,) if spec.server.optimizer == ONEBIT_ADAM else ()
+    return (*(f"down/{name}" for name in names), *scales)
 
 
 def compresses(spec: RunSpec) -> bool:
@@ -82,24 +90,43 @@ class Delta:
 
 
 class Downlink(Delta):
-    """One version's step, encoded."""
+    """One version's step, encoded; where it is scaled, without its scale, which peers have."""
 
     def __init__(
-        self, spec: RunSpec, layout: ParameterLayout, out: Path, *, base_digest: str, round: int
+        self,
+        spec: RunSpec,
+        layout: ParameterLayout,
+        out: Path,
+        *,
+        base_digest: str,
+        round: int,
+        base_version: int,
     ) -> None:
-        self._codec = compressors.build(spec.compression.down)
-        self._feedback = compressors.build_feedback(spec.compression.down_feedback)
+        table = spec.compression
+        begins = base_version < table.warm_up_rounds
+        self._scaled = spec.server.optimizer == ONEBIT_ADAM and not begins
+        whole = spec.server.optimizer == ONEBIT_ADAM and begins
+        self._codec = compressors.build(LOSSLESS if whole else table.down)
+        self._feedback = compressors.build_feedback(table.down_feedback)
         self._seed = derive_seed(spec.seed, "down", round)
-        super().__init__(self._codec.spelling, layout, out, base_digest=base_digest, round=round)
+        codec = f"{SCALED}{self._codec.spelling}" if self._scaled else self._codec.spelling
+        super().__init__(codec, layout, out, base_digest=base_digest, round=round)
 
     def take(self, base: Tensor, new: Tensor, state: Mapping[str, Tensor]) -> None:
         """Makes of `new` [c] what the peers will decode from `base` [c]; `state` [c] each, in place."""
         step = self._step[: len(new)]
         torch.sub(new, base, out=step)
-        kept = {name.partition("/")[2]: state[name] for name in state if name.startswith("down/")}
+        kept = {name: state[f"down/{name}"] for name in self._feedback.state_names}
+        scale = state[SCALE] if self._scaled else None
+        if scale is not None:
+            step.div_(scale).masked_fill_(scale == 0, 0.0)
         codec = self._codec.at(self._place())
         body = self._feedback.encode(codec, step, kept, derive_seed(self._seed, "codec", self._index))
         codec.decode(body, step)
+        if scale is not None:
+            step.mul_(scale)
+            for left in kept.values():  # where nothing ever moves, nothing is left to be sent
+                left.masked_fill_(scale == 0, 0.0)
         torch.add(base, step, out=new)
         self._append(body)
 

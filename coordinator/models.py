@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
+from coordinator.store.tables import DELTA, SCALE
 from muster.errors import NotFoundError
 from muster.transfer import read_chunks
 from muster.transport.base import CallContext, Encoded, Route
@@ -52,7 +53,9 @@ class ModelsServicer:
         ]
         if sum(delta.size_bytes for delta in deltas) >= wanted.size_bytes:
             return pb.PlanModelResponse()
-        return pb.PlanModelResponse(base_digest=base.digest, deltas=deltas)
+        states = await coordinator.store.optimizer_states(request.run_id, wanted.version)
+        scale = states.get(SCALE, "")
+        return pb.PlanModelResponse(base_digest=base.digest, deltas=deltas, scale_digest=scale)
 
     async def fetch_model(
         self, requests: AsyncIterator[pb.FetchModelRequest], context: CallContext
@@ -63,7 +66,7 @@ class ModelsServicer:
         path = coordinator.blobs.path(request.digest)
         model = await coordinator.store.model_by_digest(request.run_id, request.digest)
         if model is None:
-            model = await coordinator.store.model_by_delta(request.run_id, request.digest)
+            model = await coordinator.store.model_by_state(request.run_id, (DELTA, SCALE), request.digest)
         if model is None or not coordinator.blobs.has(request.digest):
             raise _not_found(request.run_id, request.digest)
         yield pb.FetchModelResponse(

@@ -29,6 +29,7 @@ from muster.safetensors_header import (
 
 __all__ = ["BlobInfo", "GroupSpec", "Manifest", "PayloadReader", "PayloadWriter"]
 
+SCALED = "scaled:"  # and the codec of a step that is still to be multiplied by the run's scale, [d]
 MANIFEST_KEY = "muster.manifest"
 BODY_BYTES_MAX = 1 << 24  # of one encoded chunk: many times the chunk's float32 bytes
 TEXT_LENGTH_MAX = 256  # of any name or id in a manifest

@@ -11,6 +11,7 @@ from typing import TypeVar
 import structlog
 
 from muster.backoff import Backoff
+from muster.digests import checked_digest
 from muster.errors import (
     DeadlineError,
     InternalError,
@@ -37,7 +38,7 @@ ATTEMPT_SECONDS_MIN = 10.0  # for an attempt that begins when the deadline is ne
 PASSING = (UnreachableError, DeadlineError, InternalError)
 
 Result = TypeVar("Result")
-Rebuild = Callable[[Path, Sequence[Path], Path], Awaitable[str]]
+Rebuild = Callable[[Path, Sequence[Path], Path, Path | None], Awaitable[str]]
 """(an older version, the deltas that follow it, where to put the new one) -> its digest"""
 
 
@@ -131,7 +132,8 @@ class Courier:
             try:
                 for delta, path in zip(plan.deltas, paths, strict=True):
                     await self._fetch_blob(offer.run_id, delta.digest, path, deadline_at)
-                digest = await self._rebuild(held, paths, target)
+                scale = await self._scale(offer, plan.scale_digest, deadline_at)
+                digest = await self._rebuild(held, paths, target, scale)
                 if digest == offer.base_digest:
                     return True
                 log.warning("model.rebuilt_wrong", run_id=offer.run_id, version=offer.base_version)
@@ -142,6 +144,16 @@ class Courier:
                     path.unlink(missing_ok=True)
             target.unlink(missing_ok=True)
             return False
+
+    async def _scale(self, offer: Assignment, digest: str, deadline_at: DeadlineAt) -> Path | None:
+        """The vector that the run's steps are multiplied by, if they are."""
+        if not digest:
+            return None
+        return await self._models.beside(
+            offer.run_id,
+            checked_digest(digest),
+            lambda target: self._fetch_blob(offer.run_id, digest, target, deadline_at),
+        )
 
     async def _plan(self, offer: Assignment, held: str, deadline_at: DeadlineAt) -> PlanModelResponse:
         request = PlanModelRequest(

@@ -111,12 +111,17 @@ class WorkerPool:
         finally:
             self._idle.put_nowait(desk)
 
-    async def rebuild(self, base: Path, deltas: Sequence[Path], target: Path) -> str:
+    async def rebuild(self, base: Path, deltas: Sequence[Path], target: Path, scale: Path | None) -> str:
         """Makes a model version of an older one and the deltas that follow it; see `peer.rebuild`.
 
         Raises `TaskError`: the version has to be fetched whole then.
         """
-        order = {"base": str(base), "deltas": [str(path) for path in deltas], "target": str(target)}
+        order = {
+            "base": str(base),
+            "deltas": [str(path) for path in deltas],
+            "target": str(target),
+            "scale": None if scale is None else str(scale),
+        }
         async with self.desk() as desk:
             made = await desk.worker.run("rebuild", order, timeout_seconds=REBUILD_SECONDS_MAX)
         return str(made["digest"])

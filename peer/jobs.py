@@ -225,7 +225,12 @@ def _seed(seed: int) -> None:
 def rebuild(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: ARG001  # every job's form
     """A model version of an older one and its deltas."""
     return {
-        "digest": follow(Path(args["base"]), [Path(path) for path in args["deltas"]], Path(args["target"]))
+        "digest": follow(
+            Path(args["base"]),
+            [Path(path) for path in args["deltas"]],
+            Path(args["target"]),
+            Path(args["scale"]) if args["scale"] else None,
+        )
     }
 
 

@@ -29,6 +29,7 @@ class ModelCache:
         self._fetch = fetch
         self._users: Counter[str] = Counter()
         self._newest: dict[str, tuple[int, str]] = {}  # run -> (version, digest)
+        self._beside: dict[str, str] = {}  # run -> digest of what goes with its versions
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def open(self, wanted: Iterable[str]) -> None:
@@ -79,8 +80,24 @@ class ModelCache:
             self._users[digest] -= 1
             self._remove_unused(digest)
 
+    async def beside(self, run_id: str, digest: str, fetch: Callable[[Path], Awaitable[None]]) -> Path:
+        """A file that goes with the run's versions, fetched if need be; it stays until there is another."""
+        path = self._whole / digest
+        self._users[digest] += 1
+        try:
+            async with self._locks.setdefault(digest, asyncio.Lock()):
+                if not path.exists():
+                    await fetch(self._arriving / digest)
+                    (self._arriving / digest).replace(path)
+            older, self._beside[run_id] = self._beside.get(run_id, ""), digest
+        finally:
+            self._users[digest] -= 1
+        self._remove_unused(older)
+        return path
+
     def forget(self, run_id: str) -> None:
         """The run is over."""
+        self._remove_unused(self._beside.pop(run_id, ""))
         _, digest = self._newest.pop(run_id, (0, ""))
         self._remove_unused(digest)
 
@@ -94,7 +111,8 @@ class ModelCache:
                     path.unlink()
 
     def _remove_unused(self, digest: str) -> None:
-        if not digest or self._users[digest] > 0 or any(digest == kept for _, kept in self._newest.values()):
+        kept = {*(newest for _, newest in self._newest.values()), *self._beside.values()}
+        if not digest or self._users[digest] > 0 or digest in kept:
             return
         del self._users[digest]
         self._locks.pop(digest, None)

@@ -12,25 +12,31 @@ from compressors.replay import PREFIX, Replay
 from muster.errors import TransferError
 from muster.layout import CHUNK_COORDINATES
 from muster.modelfile import ModelFile, ModelWriter
-from muster.payload import PayloadReader
+from muster.payload import SCALED, PayloadReader
 from muster.places import Places
+from peer.statefile import StateReader
 
 
-def rebuild(base: Path, deltas: Sequence[Path], target: Path) -> str:
+def rebuild(base: Path, deltas: Sequence[Path], target: Path, scale: Path | None = None) -> str:
     """Writes to `target` the version that the deltas lead to, in their order; gives its digest.
 
-        version = base + m_1 + ... + m_k,   m_i as the delta's codec decodes it
-
+        version = base + m_1 + ... + m_k,   m_i as the delta's codec decodes it, by coordinate times `scale`
+                                            where the delta says so
     in float32 and in this order, as the coordinator made them one after the other. Memory: a chunk or two.
     Raises `TransferError` "model.bad_delta" if a delta is not one of this model, `StorageError`.
     """
     model = ModelFile(base)
     readers: list[PayloadReader] = []
     writer: ModelWriter | None = None
+    scales: StateReader | None = None
     try:
         readers.extend(PayloadReader(path) for path in deltas)
         layout = model.layout
         codecs = [_codec(reader, layout.digest, layout.size) for reader in readers]
+        scaled = [reader.manifest.groups[0].codec.startswith(SCALED) for reader in readers]
+        if any(scaled) and scale is None:
+            raise _bad("it goes with a scale, and there is none")
+        scales = StateReader(scale, layout.size)
         places = [
             Places(layout=layout, base_digest=reader.manifest.base_digest, round=reader.manifest.round)
             for reader in readers
@@ -42,8 +48,11 @@ def rebuild(base: Path, deltas: Sequence[Path], target: Path) -> str:
             start, stop = layout.chunk_bounds(index)
             values, moved = sums[: stop - start], step[: stop - start]
             values.copy_(model.vector[start:stop])
-            for reader, codec, where in zip(readers, codecs, places, strict=True):
+            factors = scales.read(start, stop)
+            for reader, codec, where, times in zip(readers, codecs, places, scaled, strict=True):
                 codec.at(compressors.Place(*where.facts(index))).decode(reader.chunk("params", index), moved)
+                if times:
+                    moved.mul_(factors)
                 values.add_(moved)
             writer.write_chunk(index, values)
         return writer.finish().digest
@@ -52,6 +61,8 @@ def rebuild(base: Path, deltas: Sequence[Path], target: Path) -> str:
     finally:
         for reader in readers:
             reader.close()
+        if scales is not None:
+            scales.close()
         if writer is not None:
             writer.close()
         model.close()
@@ -62,7 +73,7 @@ def _codec(reader: PayloadReader, layout_digest: str, size: int) -> compressors.
     found = [(group.name, group.size) for group in manifest.groups]
     if manifest.layout_digest != layout_digest or found != [("params", size)]:
         raise _bad("it belongs to another model")
-    spelling = manifest.groups[0].codec
+    spelling = manifest.groups[0].codec.removeprefix(SCALED)
     try:
         if spelling.startswith(PREFIX):
             return Replay(compressors.build(spelling.removeprefix(PREFIX)))

@@ -6,6 +6,9 @@ then      w += lr delta / (sqrt(v) + tau)                     delta is a mean of
 Tang et al. 2021. A coordinate whose v is zero at the end of the warm-up, such as the weight of a pixel that is always
 black, never moves again: one bit cannot say 0, and would push it by lr scale / tau in every round. And no v counts for
 less than a thousandth of the mean in its chunk.
+
+From then on a step is a vector that stays as it is times the mean of momenta, so that the way down may be as coarse as
+the way up: see `coordinator.downlink`.
 """
 
 from __future__ import annotations
@@ -33,8 +36,15 @@ class OneBitAdam(ServerOptimizer):
             torch.sqrt(second, out=out).add_(table.tau)
             torch.div(first, out, out=out).mul_(table.lr).add_(base)
             return
+        scale = self.scale(state)
+        assert scale is not None
+        torch.mul(delta, scale, out=out).add_(base)
+
+    def scale(self, state: Mapping[str, Tensor]) -> Tensor | None:
+        if self.warming_up:
+            return None
+        second = state["second_moment"]
         alive = second > 0
-        count = max(1, int(alive.sum()))
-        floor = FLOOR * float(second.double().sum()) / count
-        torch.clamp(second, min=floor, out=out).sqrt_().add_(table.tau)
-        torch.div(delta, out, out=out).mul_(alive).mul_(table.lr).add_(base)
+        floor = FLOOR * float(second.double().sum()) / max(1, int(alive.sum()))
+        root = torch.clamp(second, min=floor).sqrt_().add_(self.table.tau)
+        return alive.float().mul_(self.table.lr).div_(root)

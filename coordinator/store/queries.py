@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from inspect import signature
@@ -221,12 +221,12 @@ def deltas(connection: Connection, run_id: str, after: int, upto: int) -> list[s
     return list(found.scalars())
 
 
-def version_of_delta(connection: Connection, run_id: str, digest: str) -> int | None:
-    """The version that the delta makes."""
+def version_with(connection: Connection, run_id: str, names: Sequence[str], digest: str) -> int | None:
+    """The newest version that has this among its states of these names."""
     states = tables.OPTIMIZER_STATES
     found = connection.execute(
         select(func.max(states.c.version)).where(
-            states.c.run_id == run_id, states.c.name == tables.DELTA, states.c.digest == digest
+            states.c.run_id == run_id, states.c.name.in_(names), states.c.digest == digest
         )
     )
     version: int | None = found.scalar_one()

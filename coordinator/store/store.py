@@ -245,9 +245,9 @@ class Store:
         """Digests of the deltas that make versions `after` + 1 to `upto`, in order, as far as they are kept."""
         return await self._database.read(lambda c: queries.deltas(c, run_id, after, upto))
 
-    async def model_by_delta(self, run_id: str, digest: str) -> ModelRow | None:
-        """The version that the delta with these bytes makes."""
-        version = await self._database.read(lambda c: queries.version_of_delta(c, run_id, digest))
+    async def model_by_state(self, run_id: str, names: Sequence[str], digest: str) -> ModelRow | None:
+        """The newest version that has these bytes beside it under one of the names: a delta, say, that makes it."""
+        version = await self._database.read(lambda c: queries.version_with(c, run_id, names, digest))
         return None if version is None else await self.model(run_id, version=version)
 
     async def optimizer_states(self, run_id: str, version: int) -> Mapping[str, str]:

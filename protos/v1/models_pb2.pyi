@@ -59,8 +59,11 @@ class PlanModelResponse(_message.Message):
 
     BASE_DIGEST_FIELD_NUMBER: _builtins.int
     DELTAS_FIELD_NUMBER: _builtins.int
+    SCALE_DIGEST_FIELD_NUMBER: _builtins.int
     base_digest: _builtins.str
     """one of those held"""
+    scale_digest: _builtins.str
+    """of the vector that some of these steps are still to be multiplied by"""
     @_builtins.property
     def deltas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelDelta]: ...
     def __init__(
@@ -68,10 +71,11 @@ class PlanModelResponse(_message.Message):
         *,
         base_digest: _builtins.str = ...,
         deltas: _abc.Iterable[Global___ModelDelta] | None = ...,
+        scale_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_digest", b"base_digest", "deltas", b"deltas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_digest", b"base_digest", "deltas", b"deltas", "scale_digest", b"scale_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,7 +22,7 @@ from coordinator.aggregation import (
     state_names,
 )
 from coordinator.checks import check_spec
-from coordinator.store.tables import DELTA
+from coordinator.store.tables import DELTA, SCALE
 from muster.digests import digest_file
 from muster.errors import ConfigError, TransferError
 from muster.modelfile import ModelFile
@@ -46,6 +46,7 @@ def run(
     *,
     states: dict[str, Path] | None = None,
     base: Path | None = None,
+    version: int = 0,
 ) -> tuple[AggregationResult, Tensor]:
     digest = digest_file(base or bench.base)
     inputs: list[UpdateInput] = []
@@ -59,7 +60,7 @@ def run(
         base=base or bench.base,
         updates=inputs,
         states=states or {},
-        base_version=0,
+        base_version=version,
         base_digest=digest,
         round=1,
         cohort=len(inputs),
@@ -195,6 +196,45 @@ def test_a_step_that_is_no_sum_of_updates_is_not_replayed(
     spec = {"aggregation": {"rule": "mean"}, "compression": {"down": "replay"}, **tables}
     with pytest.raises(ConfigError, match=why):
         check_spec(make_spec(**spec))
+
+
+def test_the_way_down_of_one_bit_adam_is_one_bit_times_a_scale(bench: Any, make_spec: MakeSpec) -> None:
+    """Version 1 is made in the warm-up and goes down whole; those after it as signs, against what stays as it is."""
+    spec = make_spec(
+        aggregation={"rule": "mean", "weights": "uniform"},
+        server={"optimizer": "onebit-adam", "lr": 0.1, "tau": 1e-6},
+        compression={"up": "identity", "feedback": "momentum:0.9", "warm_up_rounds": 1, "down": "sign"},
+    )
+    updates = vectors(bench, 3)
+    for update in updates:
+        update[::7] = 0.0  # never moves: one bit cannot say 0
+    base, states, deltas, made, digests = bench.base, {}, [], "", []
+    for version in range(4):
+        out = f"version{version + 1}"
+        result, _ = run(bench, spec, updates, out=out, states=states, base=base, version=version)
+        made, base = result.model_digest, bench.folder / out
+        states = {name: bench.folder / f"{out}.{name.replace('/', '.')}" for name in result.state_digests}
+        deltas.append(states.pop(DELTA))
+        digests.append(result.state_digests[SCALE])
+    assert digests[1] == digests[2] == digests[3] != digests[0]
+    assert deltas[0].stat().st_size >= 4 * bench.layout.size
+    assert deltas[1].stat().st_size < bench.layout.size / 6
+    rebuilt = bench.folder / "rebuilt"
+    assert rebuild(bench.folder / "version1", deltas[1:], rebuilt, states[SCALE]) == made
+    with pytest.raises(TransferError, match="goes with a scale"):
+        rebuild(bench.folder / "version1", deltas[1:], bench.folder / "again")
+    begins, ends = ModelFile(bench.folder / "version1"), ModelFile(rebuilt)
+    moved = ends.vector - begins.vector
+    assert not bool(moved[::7].any())
+    assert bool(moved.isfinite().all())
+    residual = np.fromfile(states["down/residual"], dtype="<f4")
+    assert not residual[::7].any()
+    # What went down and what waits are together all that there was to be sent.
+    scale = torch.from_numpy(np.fromfile(states[SCALE], dtype="<f4"))
+    whole = 3 * scale * sum(updates) / 3
+    torch.testing.assert_close(moved + scale * torch.from_numpy(residual), whole, rtol=1e-3, atol=1e-4)
+    begins.close()
+    ends.close()
 
 
 def test_deltas_of_several_rounds_follow_each_other(bench: Any, make_spec: MakeSpec) -> None:

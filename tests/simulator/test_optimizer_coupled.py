@@ -33,7 +33,7 @@ async def test_dgc_and_one_bit_adam_learn_with_a_fraction_of_the_bytes(tmp_path:
     dgc = spec(train=sgd, compression={"up": "topk:0.05", "feedback": "dgc:0.9", "warm_up_rounds": 10})
     adam = spec(
         train={"steps": 2, "lr": 1.0, "batch_size": 64},
-        compression={"up": "sign", "feedback": "momentum:0.9", "warm_up_rounds": 12},
+        compression={"up": "sign", "feedback": "momentum:0.9", "warm_up_rounds": 12, "down": "sign"},
         server={"optimizer": "onebit-adam", "lr": 0.01, "beta1": 0.9, "beta2": 0.99, "tau": 1e-8},
     )
     async with start_local(tmp_path, peers=3, allow=["examples.digits:*"], task_folders=[ROOT]) as federation:
@@ -42,6 +42,8 @@ async def test_dgc_and_one_bit_adam_learn_with_a_fraction_of_the_bytes(tmp_path:
         assert run.state == "FINISHED", run.reason
         assert run.metrics["accuracy"] > 0.85
         assert run.bytes_up < run.bytes_up_dense / 3
+    # 13 of 60 versions go down whole, the scale once, and the rest in one bit a coordinate.
+    assert one_bit.bytes_down < 0.4 * sparse.bytes_down
 
 
 SADDLE = '''
