@@ -86,7 +86,8 @@ class Screen:
         from rich.console import Group
         from rich.text import Text
 
-        from cli.render import followed_peers_table, rounds_table, run_line
+        from cli.render import followed_peers_table, run_line
+        from cli.render_rounds import rounds_table
 
         shown = [self.rounds[number] for number in sorted(self.rounds)]
         parts: list[RenderableType] = [run_line(self.run), "", rounds_table(shown)]

@@ -23,7 +23,7 @@ async def list_rounds(settings: Settings, run: RunName) -> None:
     """The rounds of a run: state, updates, bytes, time, metrics."""
     from cli.client import connect
     from cli.json_form import to_json
-    from cli.render import rounds_table
+    from cli.render_rounds import rounds_table
 
     async with connect(settings) as client:
         rounds = await client.rounds((await client.find_run(run)).run_id)
@@ -46,7 +46,7 @@ async def show(
     """One round: who took part, with what weight, and how each update was treated."""
     from cli.client import connect
     from cli.json_form import to_json
-    from cli.render import round_explained, round_view
+    from cli.render_rounds import round_explained, round_view
 
     async with connect(settings) as client:
         run_id = (await client.find_run(run)).run_id
@@ -93,7 +93,7 @@ async def replay(
     """
     from cli.client import connect
     from cli.json_form import to_json
-    from cli.render import replay_view
+    from cli.render_rounds import replay_view
 
     given = {"rule": rule, "faults": faults, "trusted_peer": trusted}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
