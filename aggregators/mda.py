@@ -31,7 +31,7 @@ class Mda(SubsetRule):
 
     def best(self, between: Tensor, out: Tensor) -> tuple[int, float]:
         tied, widest = least_diameter(between, out)
-        return int(tied[first_least(variances(between, out[tied]))]), widest
+        return int(tied[first_least(variances(between, out, tied))]), widest
 
     def _told(self, least: float, scale: float) -> str:
         return f"{least**0.5 * scale:.4g}"
@@ -51,6 +51,8 @@ def least_diameter(between: Tensor, out: Tensor) -> tuple[Tensor, float]:
     for pair, length in zip(order.tolist(), lengths.tolist(), strict=True):
         if length < level:
             tied, level = alive, length
+        if level == lengths[-1]:  # as of identical rows: no pair that follows is any closer
+            return tied, level
         ends = (int(first[pair]), int(second[pair]))
         alive = torch.cat([_without(out, part, ends) for part in alive.split(_AT_ONCE)])
         if len(alive) == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from math import comb
+from pathlib import Path
 
 import pytest
 import torch
@@ -124,6 +125,22 @@ def test_all_subsets_once_and_the_lowest_kept_first(n, k):
     kept = [tuple(i for i in range(n) if i not in row) for row in out.tolist()]
     assert len(kept) == comb(n, k)
     assert kept == list(itertools.combinations(range(n), n - k))
+
+
+@pytest.mark.parametrize("rule", ["mda", "mva"])
+@pytest.mark.parametrize("same", [False, True])
+def test_many_subsets_take_little_memory(rule, same):
+    X = torch.ones(22, 4) if same else torch.randn(22, 4, generator=torch.Generator().manual_seed(0))
+    aggregators.aggregate(X, rule, (), faults=2)  # what is made once is made here
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = resident("VmRSS")
+    aggregators.aggregate(X, rule, (), faults=9)  # 497,420 of 9 each
+    assert resident("VmHWM") - before < 40 * 1024
+
+
+def resident(which):
+    """What this process holds, or held at most, in KiB."""
+    return int(Path("/proc/self/status").read_text().split(f"{which}:")[1].split()[0])
 
 
 @pytest.mark.parametrize("rule", RULES)
