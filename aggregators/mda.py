@@ -51,10 +51,12 @@ def least_diameter(between: Tensor, out: Tensor) -> tuple[Tensor, float]:
     for pair, length in zip(order.tolist(), lengths.tolist(), strict=True):
         if length < level:
             tied, level = alive, length
-        if level == lengths[-1]:  # as of identical rows: no pair that follows is any closer
+        if level == float(lengths[-1]):  # as of identical rows: no pair that follows is any closer
             return tied, level
         ends = (int(first[pair]), int(second[pair]))
-        alive = torch.cat([_without(out, part, ends) for part in alive.split(_AT_ONCE)])
+        alive = torch.cat(
+            [_without(out, alive[at : at + _AT_ONCE], ends) for at in range(0, len(alive), _AT_ONCE)]
+        )
         if len(alive) == 0:
             return tied, level
     return alive, 0.0  # one row is kept, which has no other to be apart from
