@@ -8,8 +8,6 @@ from torch import Tensor
 
 from aggregators import kernels
 
-_VALUES = 1 << 17  # of float32: half a core's second-level cache
-
 
 @dataclass(frozen=True)
 class _Columnwise:
@@ -20,15 +18,6 @@ class _Columnwise:
     @property
     def stage(self) -> kernels.Stage:
         raise NotImplementedError
-
-    @property
-    def columns(self) -> int:
-        """The width of a block of rows that are made just before, so that they are still in the cache."""
-        return max(256, _VALUES // self.m // 16 * 16)
-
-    def prepare(self, *, mixed: bool = False) -> bool:
-        """Compiles ahead what `reduce` needs, on any thread; False if there is nothing to compile here."""
-        return kernels.prepare(self.m, self.stage, mixed=mixed)
 
     def reduce(self, rows: Tensor, out: Tensor, mixing: kernels.Mixing | None = None) -> None:
         """From `rows` [m, b] to `out` [b], leaving `rows` as they are; any width, on torch's threads.

@@ -36,14 +36,6 @@ def mix(X: Tensor, out: Tensor, mixing: Mixing) -> None:
         mixing.multiply(X, out)
 
 
-def prepare(m: int, stage: Stage | None, *, mixed: bool) -> bool:
-    """Compiles ahead what `reduce` or (None) `mix` needs to make m rows; False if torch will do the work.
-
-    May be called on any thread; whoever needs the same kernel meanwhile compiles it too, to the same code.
-    """
-    return _kernel(m, stage, mixed) is not None
-
-
 def _run(X: Tensor, out: Tensor, stage: Stage | None, mixing: Mixing | None) -> bool:
     """Whether a kernel did it."""
     target = native.machine()
