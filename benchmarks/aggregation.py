@@ -1,8 +1,9 @@
 """What a rule costs, in multiples of reading its input once.
 
-The floor is one read pass (a sum) over the same matrix, measured in the same run before and after each rule. A rule
-runs as the coordinator runs it: admitted updates, every pass that it takes, its result in memory that is there. With
-`--versus PYTHON`, an interpreter of an environment that has ByzFL, its rules are timed on matrices of the same shape.
+The floor is one read pass (a sum; on a CUDA device half of a copy there) over the same matrix, measured in the same run
+before and after each rule. A rule runs as the coordinator runs it: admitted updates, every pass that it takes, its
+result in memory that is there. With `--versus PYTHON`, an interpreter of an environment that has ByzFL, its rules are
+timed on matrices of the same shape.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ SHAPES = (
 )
 QUICK = ((20, 1_000_000),)
 PRE = (("arc",), ("nnm",), ("bucketing:2",), ("clipping:2.0",), ("arc", "nnm"))
-BEHIND_PRE = ("trimmed-mean", "geometric-median", "multi-krum")
+BEHIND_PRE = (
+    *("trimmed-mean", "geometric-median", "multi-krum", "median", "meamed"),
+    *("krum", "rfa", "caf", "dnc"),
+)
 SECONDS_EACH = 1.0
 REPEATS = (3, 25)
 # In multiples of the floor, for n = 20 and d = 1e6 on two cores; of a composition, see `_aim`.
@@ -92,27 +96,48 @@ def best(run: Callable[[], object]) -> float:
     return least
 
 
-def measure(X: Tensor, case: Case, first: dict[str, float]) -> dict[str, Any]:
-    out = torch.empty(X.shape[1])
+def finishing(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """`run`, waiting for what it has started on `device`."""
+    if device.type != "cuda":
+        return run
+
+    def whole() -> None:
+        run()
+        torch.cuda.synchronize(device)
+
+    return whole
+
+
+def floor_of(X: Tensor) -> float:
+    """Seconds of one read pass; on a device half of those of a copy, which reads as much as it writes."""
+    if X.device.type == "cpu":
+        return best(lambda: X.view(-1).sum())
+    there = torch.empty_like(X)
+    return best(finishing(lambda: there.copy_(X), X.device)) / 2
+
+
+def measure(X: Tensor, case: Case) -> dict[str, Any]:
+    out = torch.empty(X.shape[1], device=X.device)
     needs = case.pipeline().needs
     trusted = 0 if Needs.TRUSTED in needs else None
 
-    def run() -> None:
+    def once() -> None:
         aggregators.aggregate(
             X, case.rule, case.pre, faults=case.faults, trusted=trusted, admitted=True, out=out
         )
 
+    run = finishing(once, X.device)
     start = time.perf_counter()
     run()
     first_seconds = time.perf_counter() - start
-    before = best(lambda: X.view(-1).sum())
+    before = floor_of(X)
     resident = _reset_peak()
     seconds = best(run)
     peak = _status("VmHWM") - resident
-    floor = min(before, best(lambda: X.view(-1).sum()))
-    first[case.name] = first_seconds
+    floor = min(before, floor_of(X))
     return {
         "rule": case.name,
+        "device": X.device.type,
         "n": case.n,
         "d": X.shape[1],
         "f": case.faults,
@@ -120,7 +145,7 @@ def measure(X: Tensor, case: Case, first: dict[str, float]) -> dict[str, Any]:
         "gb_per_second": X.numel() * 4 / seconds / 1e9,
         "floor_milliseconds": floor * 1e3,
         "times_floor": seconds / floor,
-        "aim": _aim(case),
+        "aim": _aim(case) if X.device.type == "cpu" else None,
         "extra_mb": peak / 1e6,
         "first_use_seconds": first_seconds,
     }
@@ -178,15 +203,18 @@ def main() -> None:
     arguments.add_argument(
         "--only", nargs="*", default=[], metavar="RULE", help="only these rules or compositions"
     )
+    arguments.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the updates are")
     arguments.add_argument("--n", type=int, nargs="*", help="only these numbers of updates")
     chosen = arguments.parse_args()
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        arguments.error("torch finds no CUDA device here")
     shapes = [shape for shape in (QUICK if chosen.quick else SHAPES) if not chosen.n or shape[0] in chosen.n]
     say(f"{machine()}")
     rows: list[dict[str, Any]] = []
     for n, d in shapes:
-        X = torch.randn(n, d, generator=torch.Generator().manual_seed(0))
+        X = torch.randn(n, d, generator=torch.Generator().manual_seed(0)).to(chosen.device)
         for case in cases(n, chosen.only):
-            rows.append(measure(X, case, {}))
+            rows.append(measure(X, case))
             say(
                 f"{case.name} n={n} d={d}: {rows[-1]['milliseconds']:.1f} ms, {rows[-1]['times_floor']:.1f} x"
             )

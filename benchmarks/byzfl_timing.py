@@ -15,6 +15,12 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+# Of the rules that `benchmarks.aggregation` puts behind pre-rules, those that ByzFL has.
+BEHIND_PRE = (
+    *("trimmed-mean", "geometric-median", "multi-krum", "median", "meamed"),
+    *("krum", "rfa", "caf"),
+)
+
 
 def byzfl_rules() -> Any:
     """ByzFL's aggregators alone: its package imports its plots and data sets along, which have needs of their own."""
@@ -60,14 +66,9 @@ def rules(f: int) -> dict[str, Callable[[Any], Any]]:
         "clipping:2.0": byzfl.Clipping(c=2.0),
     }
     composed = {
-        f"{name} + {rule}": after(pre, alone[rule])
-        for name, pre in before.items()
-        for rule in ("trimmed-mean", "geometric-median", "multi-krum")
+        f"{name} + {rule}": after(pre, alone[rule]) for name, pre in before.items() for rule in BEHIND_PRE
     }
-    both = {
-        f"arc + nnm + {rule}": after(before["arc"], before["nnm"], alone[rule])
-        for rule in ("trimmed-mean", "geometric-median", "multi-krum")
-    }
+    both = {f"arc + nnm + {rule}": after(before["arc"], before["nnm"], alone[rule]) for rule in BEHIND_PRE}
     return alone | composed | both
 
 
