@@ -33,7 +33,7 @@ from compressors.feedback import LOSSLESS, Feedback, is_bounded
 
 
 class Masha(Feedback):
-    """ "masha:TAU": an anchor, which a body without loss sets, and what was lost since."""
+    """MASHA: what is sent is the step from an anchor, which bodies without loss set, and what was lost since."""
 
     example = "masha:0.9"
     source = "Beznosikov, Richtarik, Diskin, Ryabinin, Gasnikov 2022"
