@@ -44,3 +44,23 @@ def aggregate() -> Callable[..., Aggregate]:
         return Aggregate(X, pipeline, weights, chunk)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def kappa() -> Callable[[str, tuple[str, ...], int, int], float]:
+    """The published constant of |F - mean of S|^2 <= kappa / |S| sum over S of |x_i - mean of S|^2."""
+
+    def found(rule: str, pre: tuple[str, ...], n: int, f: int) -> float:
+        ratio = f / (n - 2 * f)
+        alone = {
+            "median": 4 * (1 + ratio) ** 2,
+            "geometric-median": 4 * (1 + ratio) ** 2,
+            "trimmed-mean": 6 * ratio * (1 + ratio),
+            "krum": 6 * (1 + ratio),
+            "mda": 8 * f * f / (n - f),
+            "mva": 4 * ratio,
+            "smea": 4 * ratio,
+        }[rule]
+        return 8 * f / (n - f) * (1 + alone) if pre == ("nnm",) else alone
+
+    return found

@@ -81,28 +81,15 @@ def test_it_moves_with_the_updates(aggregate, rule, pre, case, seed):
     assert torch.allclose(one + shift, other, rtol=1e-5, atol=1e-5)
 
 
-def kappa(rule, n, f):
-    ratio = f / (n - 2 * f)
-    plain = {
-        "median": 4 * (1 + ratio) ** 2,
-        "geometric-median": 4 * (1 + ratio) ** 2,
-        "trimmed-mean": 6 * ratio * (1 + ratio),
-        "krum": 6 * (1 + ratio),
-    }
-    return plain[rule]
-
-
 @pytest.mark.parametrize("rule", ["median", "geometric-median", "trimmed-mean", "krum"])
 @pytest.mark.parametrize("pre", [(), ("nnm",)], ids="-".join)
 @SETTINGS
 @given(case=updates())
-def test_every_subset_that_may_be_honest_bounds_the_error(aggregate, rule, pre, case):
+def test_every_subset_that_may_be_honest_bounds_the_error(aggregate, kappa, rule, pre, case):
     """|F - mean of S|^2 <= kappa / |S| sum over S of |x_i - mean of S|^2 for all S of n - f rows."""
     X, f = case
     n = len(X)
-    bound = kappa(rule, n, f)
-    if pre:
-        bound = 8 * f / (n - f) * (1 + bound)
+    bound = kappa(rule, pre, n, f)
     result = aggregate(X, rule, pre=pre, faults=f).vector
     for subset in itertools.combinations(range(n), n - f):
         honest = X[list(subset)]
