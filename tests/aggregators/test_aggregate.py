@@ -131,40 +131,64 @@ def test_rows_that_differ_are_refused():
         RowsSource([])
 
 
-def _measure(shard, bounds, pipeline, seed):
-    """What a process does that holds only its own columns."""
+def _measure(shard, bounds, pipeline, kept, seed):
+    """What a process does that holds only its own columns, of the updates and of what the rule keeps."""
     torch.set_num_threads(1)
-    start = bounds[0]
-    survey = Survey(pipeline, len(shard), bounds[2], seed=seed)
+    start, _, size = bounds
+    survey = Survey(pipeline, len(shard) - kept, size, kept=kept, seed=seed)
     return [(start + at, survey.measure(start + at, X)) for at, X in MatrixSource(shard).chunks()]
 
 
-def _reduce(shard, plan):
+def _reduce(shard, plan, kept):
+    """The result and, below it, what the rule keeps."""
     torch.set_num_threads(1)
-    out = torch.empty(shard.shape[1])
+    out = torch.empty(1 + kept, shard.shape[1])
     for at, X in MatrixSource(shard).chunks():
-        plan.reduce(X, out[at : at + X.shape[1]])
+        here = slice(at, at + X.shape[1])
+        plan.reduce(X, out[0, here])
+        if kept:
+            plan.advance(X, out[1:, here])
     return out
+
+
+@pytest.fixture(scope="module")
+def processes():
+    with get_context("spawn").Pool(2) as pool:
+        yield pool
 
 
 @pytest.mark.parametrize(
     ("rule", "pre"),
-    [("trimmed-mean", ("arc", "nnm")), ("krum", ()), ("geometric-median", ("nnm",)), ("median", ())],
+    [
+        ("trimmed-mean", ("arc", "nnm")),
+        ("krum", ()),
+        ("geometric-median", ("nnm",)),
+        ("median", ()),
+        ("dnc", ("arc",)),  # inner products over sampled coordinates, which lie in both shards
+        ("centered-clipping", ()),  # one vector kept from the round before
+        ("foolsgold", ("nnm",)),  # one for each peer
+    ],
 )
-def test_shards_in_other_processes_give_the_same_bytes(updates, rule, pre):
+def test_shards_in_other_processes_give_the_same_bytes(updates, processes, rule, pre):
     pipeline = build(rule, pre=pre, faults=2)
+    names = pipeline.state_names([str(row) for row in range(9)])
+    before = torch.randn(len(names), D, generator=torch.Generator().manual_seed(4))
+    rows, kept, seed = torch.cat([updates, before]), len(names), 5
     cut = 2 * (1 << 18)  # shards are whole chunks
-    shards = [updates[:, :cut].contiguous(), updates[:, cut:].contiguous()]
+    shards = [rows[:, :cut].contiguous(), rows[:, cut:].contiguous()]
     bounds = [(0, cut, D), (cut, D, D)]
-    with get_context("spawn").Pool(2) as pool:
-        survey = Survey(pipeline, 9, D)
-        if survey.needed:
-            parts = pool.starmap(_measure, [(s, b, pipeline, 0) for s, b in zip(shards, bounds, strict=True)])
-            for _, part in sorted((p for shard in parts for p in shard), key=lambda part: part[0]):
-                survey.fold(part)
-        plan = survey.plan()
-        pieces = pool.starmap(_reduce, [(shard, plan) for shard in shards])
-    assert torch.equal(torch.cat(pieces), aggregate(updates, rule, pre, faults=2).vector)
+    survey = Survey(pipeline, 9, D, kept=kept, seed=seed)
+    if survey.needed:
+        asked = [(shard, bound, pipeline, kept, seed) for shard, bound in zip(shards, bounds, strict=True)]
+        parts = processes.starmap(_measure, asked)
+        for _, part in sorted((p for shard in parts for p in shard), key=lambda part: part[0]):
+            survey.fold(part)
+    plan = survey.plan()
+    pieces = processes.starmap(_reduce, [(shard, plan, kept) for shard in shards])
+    whole = aggregate(
+        updates, rule, pre, faults=2, seed=seed, state=dict(zip(names, before, strict=True))
+    )
+    assert torch.equal(torch.cat(pieces, dim=1), torch.stack([whole.vector, *whole.state.values()]))
 
 
 def test_a_survey_needs_its_columns():
