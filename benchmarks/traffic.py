@@ -35,7 +35,8 @@ LINKS_MBIT = (10, 100)
 ROUNDS_TIMED = 8
 WARM_UP_ROUNDS = 2  # the first fetches the whole model
 POINTS_NEAR = 0.5
-QUICK = 4  # so many of the first settings
+QUICK = 4  # so many of the first settings,
+QUICK_ROUNDS = 40  # each for so many rounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,11 @@ def _after_first(runs: Sequence[Trained]) -> float:
 
 
 async def measure(
-    workload: Workload, settings: Sequence[Setting], seeds: int, links: Sequence[int]
+    workload: Workload,
+    settings: Sequence[Setting],
+    seeds: int,
+    links: Sequence[int],
+    rounds: int | None = None,
 ) -> list[dict[str, Any]]:
     """All settings of one workload; the first of the honest and of the attacked ones is the dense one."""
     rows: dict[str, dict[str, Any]] = {}
@@ -146,7 +151,7 @@ async def measure(
         async with cluster(attacked=attacked) as together:
             dense: list[Trained] = []
             for setting in chosen:
-                runs = [await together.train(workload, setting, seed) for seed in range(seeds)]
+                runs = [await together.train(workload, setting, seed, rounds) for seed in range(seeds)]
                 dense = dense or runs
                 rows[setting.name] = row(workload.name, setting, runs, dense)
                 say(f"{workload.name}: {setting.name}: {told(rows[setting.name])}")
@@ -233,7 +238,7 @@ async def main() -> None:
     for name in options.workloads or (["digits"] if options.quick else list(WORKLOADS)):
         workload = WORKLOADS[name]
         chosen = settings if options.settings else [each for each in settings if workload.runs(each)]
-        rows += await measure(workload, chosen, 1 if options.quick else options.seeds, links)
+        rows += await measure(workload, chosen, options.seeds, links, QUICK_ROUNDS if options.quick else None)
     if options.markdown:
         print(markdown(rows, links))
     else:

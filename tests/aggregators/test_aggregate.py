@@ -185,9 +185,7 @@ def test_shards_in_other_processes_give_the_same_bytes(updates, processes, rule,
             survey.fold(part)
     plan = survey.plan()
     pieces = processes.starmap(_reduce, [(shard, plan, kept) for shard in shards])
-    whole = aggregate(
-        updates, rule, pre, faults=2, seed=seed, state=dict(zip(names, before, strict=True))
-    )
+    whole = aggregate(updates, rule, pre, faults=2, seed=seed, state=dict(zip(names, before, strict=True)))
     assert torch.equal(torch.cat(pieces, dim=1), torch.stack([whole.vector, *whole.state.values()]))
 
 
