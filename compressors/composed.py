@@ -114,11 +114,7 @@ class Composed(Codec):
         if sparsifier is None:
             flag, body = self._shorter(self.parts.values.encode(x, seed), _VALUES_ZSTD)
             return bytes([flag]) + body
-        chosen = sparsifier.choose(values)
-        kept, gains = values[chosen], sparsifier.gains(values.size)
-        if gains is not None:
-            with np.errstate(over="ignore", invalid="ignore"):  # infinite is what does not decode
-                kept *= gains
+        chosen, kept = sparsifier.take(values)
         flags, head, section = _DERIVED, varint(chosen.size), b""
         if sparsifier.indices_travel:
             flags, raw = self._code(chosen, values.size)
@@ -224,6 +220,6 @@ def compose(names: Sequence[str], build: Callable[[str], Codec]) -> Composed:
 
 def _zstd(name: str) -> Zstd:
     _, colon, level = name.partition(":")
-    if colon and not level.isdecimal():
+    if colon and (not level.isdecimal() or len(level) > 9):
         raise CodecError(f"zstd takes a level, such as zstd:3, not {level!r}")
     return Zstd(int(level)) if colon else Zstd()

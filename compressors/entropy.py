@@ -37,7 +37,7 @@ def decompress(body: bytes | memoryview, size_max: int) -> bytes:
         size = zstandard.frame_content_size(body)
     except zstandard.ZstdError as error:
         raise DecodeError("what should be a zstd frame is none") from error
-    if not 0 <= size <= size_max:
+    if not 0 < size <= size_max:  # nothing is never framed, and behind nothing libraries overlook anything
         raise DecodeError(f"a zstd frame of {size} bytes where {size_max} are due at most")
     try:
         return zstandard.ZstdDecompressor().decompress(body, max_output_size=size, allow_extra_data=False)

@@ -42,7 +42,7 @@ class KMeans(Codec):
 
     @classmethod
     def parse(cls, argument: str | None) -> Self:
-        if argument is None or not argument.isdecimal():
+        if argument is None or not argument.isdecimal() or len(argument) > 9:
             raise CodecError(f"kmeans needs a number of centroids, such as kmeans:4, not {argument!r}")
         return cls(int(argument))
 

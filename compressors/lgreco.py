@@ -52,7 +52,7 @@ def _solve(costs: NDArray[np.int64], sizes: Table, buckets: int) -> tuple[int, .
     """Least sum of sizes with a sum of costs of at most `buckets`; None if there is none."""
     layers, codecs = costs.shape
     least = np.zeros(buckets + 1)  # [b] the least size of the layers so far at a cost of at most b
-    choices = np.zeros((layers, buckets + 1), dtype=np.int32)
+    choices = np.zeros((layers, buckets + 1), dtype=np.uint8 if codecs < 256 else np.int32)
     for layer in range(layers):
         following = np.full(buckets + 1, np.inf)
         for codec in range(codecs):

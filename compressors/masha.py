@@ -43,9 +43,9 @@ class Masha(Feedback):
     needs_mean = True
 
     def __init__(self, tau: float) -> None:
-        """tau, from 0 to below 1: the chance that an anchor stays."""
-        if not 0 <= tau < 1:
-            raise CodecError(f"masha's tau lies from 0 to below 1, not at {tau}")
+        """tau, between 0 and 1: the chance that an anchor stays."""
+        if not 0 < tau < 1:
+            raise CodecError(f"masha's tau lies between 0 and 1, not at {tau}")
         self.tau = tau
         self.spelling = f"masha:{tau!r}"
 

@@ -43,12 +43,12 @@ class Stretch:
 
 
 class Planned(Codec):
+    unbiased = False  # each codec may be, and yet the choice among them looks at how their draws came out
     linear = False
 
     def __init__(self, codecs: tuple[Codec, ...], plan: tuple[int, ...] = (), place: Place = NOWHERE) -> None:
         self.codecs = codecs
         self.plan = plan  # for each layer the number of its codec; beyond its end, 0
-        self.unbiased = all(codec.unbiased for codec in codecs)
         self.contractive = all(codec.contractive for codec in codecs)
         self.spelling = "|".join(codec.spelling for codec in codecs)
         self._place = place
@@ -67,10 +67,6 @@ class Planned(Codec):
     def delta(self, size: int) -> float:
         """Of the weakest codec, where the chunk is one layer."""
         return min(codec.delta(size) for codec in self.codecs)
-
-    def omega(self, size: int) -> float:
-        """Of the weakest codec, where the chunk is one layer."""
-        return max(codec.omega(size) for codec in self.codecs)
 
     def bytes_max(self, size: int) -> int:
         # However a chunk is cut into layers of LAYER_MIN or more, so many of that size cost no less.

@@ -92,13 +92,7 @@ class RandK(Sparsifier):
         return strata[:-1] + drawn.astype(np.intp)
 
     def encode(self, x: Tensor, seed: int) -> bytes:  # what is random both ends derive
-        values = chunk_array(x)
-        kept = values[self._mask(values.size)]
-        gains = self.gains(values.size)
-        if gains is not None:
-            with np.errstate(over="ignore", invalid="ignore"):  # infinite is what does not decode
-                kept = kept * gains
-        return kept.astype("<f4").tobytes()
+        return self.take(chunk_array(x))[1].astype("<f4").tobytes()
 
     def decode(self, body: bytes | memoryview, out: Tensor) -> None:
         target = chunk_array(out)

@@ -32,6 +32,21 @@ class Sparsifier(Codec):
     def choose(self, values: Floats) -> Indices:
         """The coordinates of a chunk [size] to send: [up to k], strictly increasing."""
 
+    def take(self, values: Floats) -> tuple[Indices, Floats]:
+        """The coordinates of a chunk [size] to send, and what is sent of them: [up to k] each.
+
+        Where a value is not finite that may not have been chosen, nothing that is sent is.
+        """
+        chosen = self.choose(values)
+        kept, gains = values[chosen], self.gains(values.size)
+        with np.errstate(over="ignore", invalid="ignore"):  # infinite is what does not decode
+            if gains is not None:
+                kept *= gains
+            # A NaN passes through both reductions.
+            if not self.indices_travel and values.size and not np.isfinite(values.max() - values.min()):
+                kept[:] = np.nan
+        return chosen, kept
+
     def gains(self, size: int) -> Floats | None:
         """What the chosen values are multiplied by before they are sent, [k]; None for 1."""
         return None

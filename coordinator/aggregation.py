@@ -241,15 +241,15 @@ def _apply(
             plan.reduce(chunk, aggregate_chunk)
             state = {name: reader.read(start, stop) for name, reader in readers.items()}
             optimizer.step(base.vector[start:stop], aggregate_chunk, state, new_chunk)
+            if not all_finite(new_chunk):  # before a codec sees it
+                raise AggregationRefused(
+                    "the aggregate or the server's step gives values that are not finite"
+                )
             _keep_scale(optimizer, state)
             if isinstance(down, downlink.Replayed):
                 down.take(base.vector[start:stop], new_chunk, source.terms(start, shares))
             elif down is not None:
                 down.take(base.vector[start:stop], new_chunk, state)
-            if not all_finite(new_chunk):
-                raise AggregationRefused(
-                    "the aggregate or the server's step gives values that are not finite"
-                )
             writer.write_chunk(start // CHUNK_COORDINATES, new_chunk)
             if learnt:
                 state |= zip(learnt, source.following(start, chunk), strict=True)

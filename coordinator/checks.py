@@ -114,6 +114,8 @@ def _wrong_warm_up(spec: RunSpec) -> str | None:
     import compressors
 
     feedback = compressors.build_feedback(spec.compression.feedback)
+    if feedback.receiver_state_names and compressors.build(spec.compression.up).spelling == "identity":
+        return f"{feedback.spelling} sends differences because a codec loses something: compression.up loses nothing"
     if spec.compression.warm_up_rounds and feedback.receiver_state_names:
         return f"{feedback.spelling} needs no compression.warm_up_rounds: it begins with what it sends first"
     return None

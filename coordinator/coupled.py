@@ -32,6 +32,12 @@ def wrong_masha(spec: RunSpec) -> str | None:
             f"{MASHA} needs of each peer its operator and no more: train.steps 1, train.lr 1, optimizer sgd without "
             "momentum and weight_decay, and a batch_size that takes in all examples"
         )
+    if spec.sampling.policy != "uniform" or spec.sampling.fraction not in (None, 1) or spec.sampling.count is not None:
+        return (
+            f"{MASHA} compares each peer with its own anchor, so every round asks all: leave out [sampling]"
+        )
+    if spec.round.quorum != 1:
+        return f"{MASHA} compares each peer with its own anchor, so every round waits for all: round.quorum 1"
     if train.worker_momentum:
         return f"{MASHA} extrapolates at the server, and train.worker_momentum would do so too: 0"
     return None
@@ -50,6 +56,8 @@ def wrong_one_bit_adam(spec: RunSpec) -> str | None:
         return None
     if not isinstance(feedback, LocalMomentum) or feedback.beta != spec.server.beta1:
         return f"{ONEBIT_ADAM} needs compression.feedback momentum:{spec.server.beta1!r}, of its own beta1"
+    if compressors.build(table.up).spelling == "identity":
+        return f"{ONEBIT_ADAM} takes what goes up without loss for its warm-up: compression.up sign, say"
     if not table.warm_up_rounds:
         return f"{ONEBIT_ADAM} needs compression.warm_up_rounds, in which its second moment is learnt"
     return None

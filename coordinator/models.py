@@ -55,6 +55,8 @@ class ModelsServicer:
             return pb.PlanModelResponse()
         states = await coordinator.store.optimizer_states(request.run_id, wanted.version)
         scale = states.get(SCALE, "")
+        if scale and not blobs.has(scale):
+            return pb.PlanModelResponse()
         return pb.PlanModelResponse(base_digest=base.digest, deltas=deltas, scale_digest=scale)
 
     async def fetch_model(

@@ -226,7 +226,7 @@ class UpdatesServicer:
 
         if run.model is None or not links.sends_differences(run.spec):
             return None
-        states = await self._coordinator.store.optimizer_states(run.run_id, run.model.version)
+        states = await self._coordinator.store.optimizer_states(run.run_id, assignment.base_version)
         digest = states.get(links.state_name(assignment.peer_id))
         return None if digest is None else self._coordinator.blobs.path(digest)
 

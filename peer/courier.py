@@ -16,8 +16,6 @@ from muster.errors import (
     DeadlineError,
     InternalError,
     MusterError,
-    TaskError,
-    TransferError,
     UnreachableError,
 )
 from muster.transfer import fetch, upload
@@ -137,7 +135,11 @@ class Courier:
                 if digest == offer.base_digest:
                     return True
                 log.warning("model.rebuilt_wrong", run_id=offer.run_id, version=offer.base_version)
-            except (TransferError, TaskError) as error:
+            except PASSING:
+                raise
+            except (
+                MusterError
+            ) as error:  # gone, damaged or of another size: whatever it is, the version is whole
                 log.warning("model.not_rebuilt", run_id=offer.run_id, error=str(error))
             finally:
                 for path in paths:

@@ -114,7 +114,7 @@ class WorkerPool:
     async def rebuild(self, base: Path, deltas: Sequence[Path], target: Path, scale: Path | None) -> str:
         """Makes a model version of an older one and the deltas that follow it; see `peer.rebuild`.
 
-        Raises `TaskError`: the version has to be fetched whole then.
+        Raises `MusterError`: the version has to be fetched whole then.
         """
         order = {
             "base": str(base),

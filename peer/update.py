@@ -95,7 +95,10 @@ def write_update(
                 forgery.forge(rows, update, start)
             kept = {name: state.read(name, start, stop) for name in feedback.state_names}
             seed = derive_seed(order.seed, "codec", index)
-            body = feedback.encode(codec.at(compressors.Place(*places.facts(index))), update, kept, seed)
+            try:
+                body = feedback.encode(codec.at(compressors.Place(*places.facts(index))), update, kept, seed)
+            except compressors.DecodeError as error:  # too large for its codec, though finite
+                raise _not_finite(order) from error
             state.write({**kept, **dict(zip(momenta, rows, strict=False))})
             writer.append("params", body)
         info = writer.finish()

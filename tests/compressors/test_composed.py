@@ -118,7 +118,6 @@ def test_an_unscaled_random_mask_loses_what_it_declares() -> None:
 def test_what_is_not_finite_is_never_dropped(spelling: str, bad: float) -> None:
     x = torch.randn(SIZE, generator=torch.Generator().manual_seed(1))
     codec = compressors.build(spelling)
-    x[:] = bad if spelling.startswith("randk") else x  # a random mask may miss a single one
     x[5] = bad
     body, out = codec.encode(x, 0), torch.zeros(SIZE)
     if spelling == "bf16+zstd":

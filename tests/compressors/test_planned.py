@@ -178,8 +178,8 @@ def test_wrong_choices_say_what_is_wrong(spelling: str, why: str) -> None:
 
 def test_a_choice_is_what_all_of_its_codecs_are() -> None:
     mixed, good = planned("int8|terngrad"), planned("int8|topk:0.01|e3m0")
-    assert (mixed.contractive, mixed.unbiased) == (False, False)
+    assert not mixed.contractive
+    assert not planned("terngrad|qsgd:4").unbiased  # the plan looks at how their draws came out
     assert good.contractive
     assert good.delta(1 << 18) == compressors.build("topk:0.01").delta(1 << 18)
-    assert planned("terngrad|int8:stochastic").omega(1000) == compressors.build("terngrad").omega(1000)
     assert compressors.build(good.spelling).spelling == good.spelling

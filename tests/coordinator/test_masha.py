@@ -170,10 +170,9 @@ def test_the_coin_is_common_and_as_likely_as_said() -> None:
     assert tosses[0]
     assert not any(before and after for before, after in pairwise(tosses))
     assert 0.085 < sum(tosses) / tosses.count(False) < 0.115
-    assert [is_anchor(0.0, version) for version in range(9)] == [True, False] * 4 + [True]
 
 
-@pytest.mark.parametrize("wrong", ["masha", "masha:1", "masha:-0.1", "masha:nan", "masha:often"])
+@pytest.mark.parametrize("wrong", ["masha", "masha:1", "masha:0", "masha:nan", "masha:often"])
 def test_a_chance_that_is_none(wrong: str) -> None:
     with pytest.raises(CodecError, match="tau"):
         compressors.build_feedback(wrong)
@@ -182,6 +181,7 @@ def test_a_chance_that_is_none(wrong: str) -> None:
 GOOD: dict[str, Any] = {
     "aggregation": {"rule": "mean"},
     "train": {"steps": 1, "lr": 1.0},
+    "round": {"quorum": 1.0},
     "server": {"optimizer": "masha", "lr": 0.1},
     "compression": {"up": "topk:0.1", "feedback": "masha:0.9"},
 }
@@ -196,6 +196,9 @@ GOOD: dict[str, Any] = {
         ({"compression": {"up": "identity", "feedback": "masha:0.9"}}, "identity does not"),
         ({"compression": {**GOOD["compression"], "warm_up_rounds": 3}}, "no compression.warm_up_rounds"),
         ({"compression": {**GOOD["compression"], "down": "replay"}}, "masha makes more of it"),
+        ({"round": {"quorum": 0.8}}, "every round waits for all"),
+        ({"sampling": {"fraction": 0.5}}, "every round asks all"),
+        ({"sampling": {"count": 3}}, "every round asks all"),
         ({"train": {"steps": 2, "lr": 1.0}}, "its operator and no more"),
         ({"train": {"steps": 1}}, "its operator and no more"),
         ({"train": {"steps": 1, "lr": 1.0, "momentum": 0.9}}, "its operator and no more"),
