@@ -300,3 +300,16 @@ def test_refusals_tell_why(spelling: str, body: bytes, why: str) -> None:
 
 def test_the_run_spec_knows_what_stands_for_no_codec() -> None:
     assert {*CODINGS, "zstd"} == relations.CODINGS
+
+
+@pytest.mark.parametrize("junk", [b"", b"junk" * 9])
+def test_a_frame_of_nothing_is_refused(junk: bytes) -> None:
+    frame = zstandard.ZstdCompressor().compress(b"")
+    with pytest.raises(compressors.DecodeError, match="a zstd frame of 0 bytes"):
+        compressors.build("int8+zstd").decode(_dense(frame + junk), torch.empty(0))
+
+
+@pytest.mark.parametrize("spelling", ["kmeans:" + "9" * 5000, "int8+zstd:" + "9" * 5000])
+def test_numbers_that_are_none_are_refused_in_a_sentence(spelling: str) -> None:
+    with pytest.raises(compressors.CodecError):
+        compressors.build(spelling)

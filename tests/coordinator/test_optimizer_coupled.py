@@ -96,6 +96,8 @@ def test_settings_that_go_together(make_spec: MakeSpec, tables: dict[str, Any]) 
             {"compression": {"up": "topk:0.1", "feedback": "ef21", "warm_up_rounds": 1}},
             "needs no compression.warm_up_rounds",
         ),
+        (ONE_BIT, {"compression": {"up": "identity"}}, "without loss for its warm-up"),
+        ({}, {"compression": {"up": "identity", "feedback": "ef21"}}, "compression.up loses nothing"),
         ({}, {"compression": {"up": "terngrad", "feedback": "ef14"}}, "contractive"),
         ({}, {"compression": {"up": "topk:0.01", "feedback": "econtrol:0.5"}}, "diverges"),
     ],

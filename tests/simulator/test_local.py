@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,21 @@ async def test_a_compressed_downlink_moves_the_same_model_with_fewer_bytes(tmp_p
     # The first version goes whole to each peer, the four that follow as deltas of a byte a coordinate.
     assert small.bytes_down < 0.5 * dense.bytes_down
     assert small.metrics["accuracy"] > 0.9 * dense.metrics["accuracy"] > 0.8
+
+
+@pytest.mark.timeout(120)
+async def test_a_delta_that_is_gone_means_only_that_the_version_is_fetched_whole(tmp_path: Path) -> None:
+    async with start_local(tmp_path, peers=3, allow=["examples.digits:*"], task_folders=[ROOT]) as federation:
+        store = federation._running.coordinator.store
+
+        async def gone(run_id: str, names: Sequence[str], digest: str) -> None:
+            return None
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(store, "model_by_state", gone)
+            run = await federation.run_to_end(spec(compression={"down": "int8"}))
+    assert run.state == "FINISHED", run.reason
+    assert run.bytes_down > 0.9 * run.bytes_up_dense  # a model to each peer for each update of theirs
 
 
 @pytest.mark.timeout(120)
