@@ -32,7 +32,11 @@ def wrong_masha(spec: RunSpec) -> str | None:
             f"{MASHA} needs of each peer its operator and no more: train.steps 1, train.lr 1, optimizer sgd without "
             "momentum and weight_decay, and a batch_size that takes in all examples"
         )
-    if spec.sampling.policy != "uniform" or spec.sampling.fraction not in (None, 1) or spec.sampling.count is not None:
+    if (
+        spec.sampling.policy != "uniform"
+        or spec.sampling.fraction not in (None, 1)
+        or spec.sampling.count is not None
+    ):
         return (
             f"{MASHA} compares each peer with its own anchor, so every round asks all: leave out [sampling]"
         )
