@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import sys
@@ -11,8 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-from cli import interruptible
 
 BROKEN_PIPE = 141  # as a shell reports a process that SIGPIPE ended
 TIMEOUT_SECONDS = 10.0  # a coordinator near by answers in milliseconds; a busy disk may take seconds
@@ -107,7 +106,7 @@ def command(
             try:
                 result = function(_collect(context, common), **values)
                 if inspect.iscoroutine(result):
-                    result = interruptible.run(result)
+                    result = asyncio.run(result)
                 sys.stdout.flush()
             except BrokenPipeError:
                 # The reader has gone (`| head`). Python would complain once more on flushing at exit.
