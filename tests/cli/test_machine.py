@@ -337,12 +337,17 @@ def command(*arguments: str) -> list[str]:
 
 
 def test_ctrl_c_is_exit_130(federation: Any, at_home: Path) -> None:
-    process = subprocess.Popen(
-        command("run", "watch", "text", "--json", "--address", federation.address),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=ROOT,
-    )
+    # Tests that a shell runs in the background ignore the signal, and what they start would do so too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            command("run", "watch", "text", "--json", "--address", federation.address),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     assert json.loads(process.stdout.readline())["kind"] == "run.submitted"
     process.send_signal(signal.SIGINT)
