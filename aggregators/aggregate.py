@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aggregators.entrance import enter, kept_vectors, named, room, trusted_row
 from aggregators.options import RuleError
-from aggregators.pipeline import build, checked_weights
+from aggregators.pipeline import Pipeline, build, checked_weights
 from aggregators.plan import Plan
 from aggregators.sources import Behind, Chosen, Source
 from aggregators.survey import Survey
@@ -82,9 +82,7 @@ def aggregate(
     names, trusted = named(keys, n), trusted_row(trusted, accepted)
     if len(rows) < n:
         source, names = Chosen(source, rows), [names[row] for row in rows.tolist()]
-    if refusal := pipeline.refuse(len(rows)):
-        lost = f", as {n - len(rows)} of {n} updates are not finite" if len(rows) < n else ""
-        raise RuleError(f"{refusal}{lost}")
+    _check_bound(pipeline, len(rows), n)
     kept = pipeline.state_names(names)
     vectors = kept_vectors({} if state is None else state, kept, size)
     target = None if out is None else room(out, size, entered, vectors)
@@ -99,11 +97,7 @@ def aggregate(
     _sweep(whole, plan, following, vector)
     if vector.dtype != entered.dtype:
         vector = vector.to(entered.dtype) if target is None else target.copy_(vector)
-    if not _all_finite(vector):
-        unless = ", or an update that was said to be admitted is not finite" if admitted else ""
-        raise RuleError(
-            f"the aggregate has values that are not finite: sums of these updates overflow {vector.dtype}{unless}"
-        )
+    _check_finite(vector, admitted)
     return Aggregate(
         vector=vector if out is None else out,
         weights=_spread(plan.weights, rows, n, 0.0),
@@ -122,6 +116,20 @@ def _finite(source: Source) -> Tensor:
         least, greatest = torch.aminmax(X, dim=1)  # a NaN goes through both
         accepted &= (least.isfinite() & greatest.isfinite()).cpu()
     return accepted
+
+
+def _check_bound(pipeline: Pipeline, left: int, n: int) -> None:
+    if refusal := pipeline.refuse(left):
+        lost = f", as {n - left} of {n} updates are not finite" if left < n else ""
+        raise RuleError(f"{refusal}{lost}")
+
+
+def _check_finite(vector: Tensor, admitted: bool) -> None:
+    if not _all_finite(vector):
+        unless = ", or an update that was said to be admitted is not finite" if admitted else ""
+        raise RuleError(
+            f"the aggregate has values that are not finite: sums of these updates overflow {vector.dtype}{unless}"
+        )
 
 
 def _all_finite(vector: Tensor) -> bool:

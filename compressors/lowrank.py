@@ -27,14 +27,13 @@ from torch import Tensor
 from compressors._compiled import compiled
 from compressors._scratch import scratch
 from compressors.codec import Codec, CodecError, DecodeError, check_length, chunk_array
-from compressors.place import Place
+from compressors.place import NOWHERE, Place
 from compressors.powersgd import Slot, Slots, orthonormal
 from compressors.sparsifier import Floats
 
 ITERATIONS = 2
 RANK_MAX = 128  # of a matrix that fills a chunk of 2^18 more would not gain
 MAGNITUDE_MAX = 2.0**126
-NOWHERE = Place(common=0, own=0)
 
 
 class LowRank(Codec):

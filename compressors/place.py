@@ -19,3 +19,6 @@ class Place(NamedTuple):
     own: int
     pieces: tuple[tuple[int, int, int], ...] = ()
     layers: tuple[tuple[int, int], ...] = ()
+
+
+NOWHERE = Place(common=0, own=0)  # of a codec that was not asked for the one at a place

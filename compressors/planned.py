@@ -23,13 +23,12 @@ from torch import Tensor
 from compressors._scratch import scratch
 from compressors.codec import Codec, CodecError, DecodeError, chunk_array
 from compressors.lgreco import Table, choose
-from compressors.place import Place
+from compressors.place import NOWHERE, Place
 from compressors.varint import VARINT_BYTES_MAX, read_varint, varint
 
 LAYER_MIN = 1024
 CODECS_MAX = 8
 SPELLING_MAX = 256
-NOWHERE = Place(common=0, own=0)
 
 
 @dataclass(frozen=True)

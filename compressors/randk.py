@@ -20,10 +20,8 @@ from numpy.random import PCG64DXSM
 from torch import Tensor
 
 from compressors.codec import CodecError, DecodeError, check_length, chunk_array
-from compressors.place import Place
+from compressors.place import NOWHERE, Place
 from compressors.sparsifier import Floats, Indices, Sparsifier, fraction_of, kept_count
-
-NOWHERE = Place(common=0, own=0)
 
 
 class RandK(Sparsifier):

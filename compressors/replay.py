@@ -23,11 +23,10 @@ from torch import Tensor
 
 from compressors._scratch import scratch
 from compressors.codec import Codec, DecodeError, chunk_array
-from compressors.place import Place
+from compressors.place import NOWHERE, Place
 from compressors.varint import read_varint, varint
 
 PREFIX = "replay:"  # and the spelling of the bodies' codec: what a replayed step's manifest names
-NOWHERE = Place(common=0, own=0)
 _HEAD = struct.Struct("<dQ")
 
 

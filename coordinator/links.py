@@ -4,7 +4,8 @@
 
 H_i is kept beside each version as a server's state, and changes only with a committed round, as the peer's own copy
 does. So any rule goes with it, and any cohort. A body that is encoded with `identity` instead of the run's codec begins
-anew: H_i = m_i; a peer sends one when it has lost its own copy.
+anew: H_i = m_i; a peer sends one when it has lost its own copy. Under `masha` only such bodies move H_i, its anchor:
+the update is H_i + m_i, and H_i stays.
 """
 
 from __future__ import annotations
