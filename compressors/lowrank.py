@@ -13,6 +13,10 @@ updates far more is kept, see PowerSGD.
 A matrix is one of `Place.pieces`; one whose factors are not at least 2 times smaller than itself is sent as it is, and
 without a place the chunk is. Senders of a round begin alike (`Place.common`), decoding takes no randomness.
 Body: for each matrix in turn its factors [rows, r] and [r, columns], or itself; float32.
+
+With "common" it is PowerSGD with one exchange, `compressors.powersgd`: all senders of a round have one factor in common
+(`Place.factor`; without one, random directions), so that the bodies hold but the other and add up; the steps so far are
+where each iteration begins. Body: what is sent as it is; then the factors; float32.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from compressors._compiled import compiled
 from compressors._scratch import scratch
 from compressors.codec import Codec, CodecError, DecodeError, check_length, chunk_array
 from compressors.place import NOWHERE, Place
-from compressors.powersgd import Slot, Slots, orthonormal
+from compressors.powersgd import OneExchange, Slot, Slots, factor_size, first_factor, orthonormal
 from compressors.sparsifier import Floats
 
 ITERATIONS = 2
@@ -38,29 +42,41 @@ MAGNITUDE_MAX = 2.0**126
 
 class LowRank(Codec):
     example = "powersgd:4"
-    source = "Vogels, Karimireddy, Jaggi 2019"
+    source = "Vogels, Karimireddy, Jaggi 2019, 2020"
     unbiased = False
     contractive = True
-    linear = False
 
-    def __init__(self, rank: int, place: Place = NOWHERE) -> None:
+    def __init__(self, rank: int, *, common: bool = False, place: Place = NOWHERE) -> None:
+        """The rank; then "common", for one factor that all senders of a round share and that is not sent."""
         if not 1 <= rank <= RANK_MAX:
             raise CodecError(f"powersgd has a rank from 1 to {RANK_MAX}, not {rank}")
         self.rank = rank
-        self.spelling = f"powersgd:{rank}"
+        self.common = self.linear = common
+        self.spelling = f"powersgd:{rank}" + ":common" * common
         self._place = place
 
     @classmethod
     def parse(cls, argument: str | None) -> Self:
-        if argument is None or not (argument.isascii() and argument.isdecimal()):
+        rank, colon, option = (argument or "").partition(":")
+        if not (rank.isascii() and rank.isdecimal()):
             raise CodecError(f"powersgd needs its rank, such as powersgd:4, not {argument!r}")
-        return cls(int(argument[:9]))
+        if colon and option != "common":
+            raise CodecError(
+                f"powersgd takes its rank and then common, such as powersgd:4:common, not {argument!r}"
+            )
+        return cls(int(rank[:9]), common=bool(colon))
 
     def at(self, place: Place) -> LowRank:
-        return LowRank(self.rank, place)
+        return LowRank(self.rank, common=self.common, place=place)
 
     def delta(self, size: int) -> float:
-        """Of the worst matrix that a chunk of this size may hold; on average over `Place.common`."""
+        """Of the worst matrix that a chunk of this size may hold; on average over `Place.common`.
+
+        With a common factor that is of the first turn. A later one keeps what the steps before it spanned, which is
+        more of real updates, and may be nothing of one that is made to be orthogonal to them.
+        """
+        if self.common:  # all of one side may be lost but r of its columns; the other has more than 2 r
+            return min(1.0, self.rank * (2 * self.rank + 1) / max(1, size))
         longest = isqrt(size)  # a matrix's shorter side
         # r (m + n) 2 <= m n wants m n >= 16 r^2: below that, all is sent as it is.
         return self.rank / longest if longest >= 4 * self.rank else 1.0
@@ -70,6 +86,8 @@ class LowRank(Codec):
 
     def encode(self, x: Tensor, seed: int) -> bytes:  # the place says where iterations begin
         values = chunk_array(x)
+        if self.common:
+            return self.exchange(values.size).message(x.detach()).numpy().tobytes()
         generator = torch.Generator().manual_seed(self._place.common % (1 << 64))
         parts: list[bytes] = []
         for slot in self._slots(values.size).all:
@@ -81,6 +99,9 @@ class LowRank(Codec):
 
     def decode(self, body: bytes | memoryview, out: Tensor) -> None:
         target = chunk_array(out)
+        if self.common:
+            self._decode_common(body, out)
+            return
         slots = self._slots(target.size)
         check_length(body, 4 * (slots.plain_size + slots.left_size + slots.right_size))
         numbers = np.frombuffer(body, dtype="<f4").copy()  # writeable, aligned: one type to compile for
@@ -99,6 +120,27 @@ class LowRank(Codec):
                 multiply(part[:cut], part[cut:], slot.rank, slot.columns, whole)
             else:
                 whole[:] = part
+
+    def exchange(self, size: int) -> OneExchange:
+        """With the factor of the place that the codec is bound to. Raises `ValueError` if that is for another chunk."""
+        slots, place = self._slots(size), self._place
+        factor = place.factor
+        if factor is None:
+            factor = first_factor(slots, place.turn, place.common)
+        if factor.numel() != factor_size(slots, place.turn):
+            raise ValueError(f"a factor of {factor.numel()} numbers, not {factor_size(slots, place.turn)}")
+        return OneExchange(slots, factor, place.turn)
+
+    def _decode_common(self, body: bytes | memoryview, out: Tensor) -> None:
+        exchange = self.exchange(out.numel())
+        check_length(body, 4 * exchange.message_size)
+        numbers = np.frombuffer(body, dtype="<f4").copy()
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            peak = float(np.abs(numbers).max(initial=0.0))
+        # A factor's columns have length 1, so no product of a row with one is larger than this.
+        if not peak * self.rank <= MAGNITUDE_MAX:
+            raise DecodeError("a value is not finite, or too large")
+        exchange.estimate(torch.from_numpy(numbers), out.detach())
 
     def _slots(self, size: int) -> Slots:
         shapes = [(rows, columns) for _, rows, columns in self._place.pieces] or [(1, size)]

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 import compressors
 
-SPELLINGS = ["identity", "bf16", "int8", "topk:0.001", "topk:0.01", "topk:0.3", "topk:1.0", "powersgd:2"]
+SPELLINGS = [
+    "identity",
+    "bf16",
+    "int8",
+    "topk:0.001",
+    "topk:0.01",
+    "topk:0.3",
+    "topk:1.0",
+    "powersgd:2",
+    "powersgd:2:common",
+]
 EVERY = [*SPELLINGS, "ferret:512"]  # which is no contraction
 PROPERTY = settings(derandomize=True, database=None, deadline=None, max_examples=40)
 

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 import compressors
 
-SPELLINGS = ["identity", "bf16", "int8", "topk:0.05", "topk:1.0", "ferret:40", "powersgd:2"]
+SPELLINGS = [
+    "identity",
+    "bf16",
+    "int8",
+    "topk:0.05",
+    "topk:1.0",
+    "ferret:40",
+    "powersgd:2",
+    "powersgd:2:common",
+]
 SIZE = 700  # two whole int8 blocks and a part
 PROPERTY = settings(derandomize=True, database=None, deadline=None, max_examples=300)
 

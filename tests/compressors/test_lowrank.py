@@ -132,6 +132,19 @@ def test_contraction_on_average_over_the_start(kind: str, rank: int) -> None:
     assert max(errors) <= 1 + 1e-6  # a projection, whatever the start
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(7, 60), (60, 7), (20, 20)])
+def test_a_common_factor_keeps_what_is_declared_on_average_over_the_start(rows: int, columns: int) -> None:
+    """Of the worst matrix for it, whose rows are one and the same."""
+    x = normal(columns).repeat(rows)
+    codec, out, kept = compressors.build("powersgd:2:common"), torch.empty(x.numel()), 0.0
+    for common in range(400):
+        bound = codec.at(matrix_place(rows, columns, common))
+        bound.decode(bound.encode(x, 0), out)
+        kept += 1 - relative_error(x, out)
+    assert kept / 400 == pytest.approx(2 / columns, rel=0.2)
+    assert kept / 400 >= codec.delta(rows * columns)
+
+
 @PROPERTY
 @given(
     shapes=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=6),
@@ -193,6 +206,13 @@ def test_the_start_is_common_to_all_senders_of_a_round() -> None:
 def test_flags_constants_and_spellings() -> None:
     codec = compressors.build("powersgd:04")
     assert codec.spelling == "powersgd:4"
+    assert not codec.linear
+    common = compressors.build("powersgd:04:common")
+    assert common.spelling == "powersgd:4:common"
+    assert common.linear
+    for wrong in ("powersgd:4:", "powersgd:4:shared", "powersgd:4:common:common"):
+        with pytest.raises(compressors.CodecError, match="powersgd:4:common"):
+            compressors.build(wrong)
     assert (codec.unbiased, codec.contractive, codec.linear) == (False, True, False)
     assert codec.delta(1 << 18) == 4 / 512
     assert codec.delta(16 * 16 - 1) == codec.delta(0) == 1.0  # no matrix so small is factored
