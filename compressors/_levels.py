@@ -48,14 +48,14 @@ class LevelCodec(PlainCodec):
     def bytes_max(self, size: int) -> int:
         return SCALE_BYTES * block_count(size, self.block) + -(-size // 2)
 
-    def encode(self, x: Tensor, seed: int) -> bytes:  # deterministic
+    def encode_host(self, x: Tensor, seed: int) -> bytes:  # deterministic
         values = chunk_array(x)
         stored, inverses = round_scales(block_peaks(values, self.block))
         packed = scratch("levels.packed", -(-values.size // 2), torch.uint8).numpy()
         pack_nearest(values, inverses, _tables(self.levels)[1], packed, self.block)
         return stored.tobytes() + packed.tobytes()
 
-    def decode(self, body: bytes | memoryview, out: Tensor) -> None:
+    def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         values = chunk_array(out)
         check_length(body, self.bytes_max(values.size))
         count = block_count(values.size, self.block)

@@ -25,13 +25,13 @@ class Bf16(PlainCodec):
     def bytes_max(self, size: int) -> int:
         return 2 * size
 
-    def encode(self, x: Tensor, seed: int) -> bytes:  # deterministic
+    def encode_host(self, x: Tensor, seed: int) -> bytes:  # deterministic
         size = chunk_array(x).size
         halves = scratch("bf16", size, torch.bfloat16)
         halves.copy_(x.detach())
         return halves.view(torch.int16).numpy().tobytes()
 
-    def decode(self, body: bytes | memoryview, out: Tensor) -> None:
+    def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         size = chunk_array(out).size
         check_length(body, 2 * size)
         halves = scratch("bf16", size, torch.bfloat16)

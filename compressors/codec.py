@@ -29,10 +29,11 @@ class DecodeError(ValueError):
 
 
 class Codec(ABC):
-    """A pure function from chunks to bytes and back.
+    """A pure function from chunks to bytes and back: `encode` and `decode`.
 
-    It keeps nothing between calls and may be shared by threads. All randomness comes from `seed`. Hosts are
-    little-endian, as all that torch is built for are.
+    A codec of one's own says how on the CPU, in `encode_host` and `decode_host`. It keeps nothing between calls and
+    may be shared by threads. All randomness comes from `seed`. Hosts are little-endian, as all that torch is built
+    for are.
     """
 
     unbiased: bool
@@ -72,20 +73,43 @@ class Codec(ABC):
     def bytes_max(self, size: int) -> int:
         """No body of a chunk of this size is longer."""
 
-    @abstractmethod
     def encode(self, x: Tensor, seed: int) -> bytes:
-        """Encodes a chunk: x [size] float32, contiguous, on the CPU; never changed.
+        """Encodes a chunk: x [size] float32, contiguous, on any device; never changed.
 
         A value that is not finite is never dropped: the body carries it, or does not decode.
         """
+        check_chunk(x)
+        return self.encode_host(x, seed) if x.is_cpu else self.encode_device(x, seed)
 
-    @abstractmethod
     def decode(self, body: bytes | memoryview, out: Tensor) -> None:
-        """Fills out [size] float32, contiguous, from a body that nobody vouches for.
+        """Fills out [size] float32, contiguous, on any device, from a body that nobody vouches for.
 
         Raises `DecodeError`, and then leaves `out` as it was. Only identity and bf16 let values through that
         are not finite.
         """
+        check_chunk(out)
+        if out.is_cpu:
+            self.decode_host(body, out)
+        else:
+            self.decode_device(body, out)
+
+    @abstractmethod
+    def encode_host(self, x: Tensor, seed: int) -> bytes:
+        """`encode` for a chunk on the CPU."""
+
+    @abstractmethod
+    def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
+        """`decode` for a chunk on the CPU."""
+
+    def encode_device(self, x: Tensor, seed: int) -> bytes:
+        """`encode` for a chunk elsewhere: a codec that has nothing better copies it to the host, encodes it there."""
+        return self.encode_host(x.detach().cpu(), seed)
+
+    def decode_device(self, body: bytes | memoryview, out: Tensor) -> None:
+        """`decode` for a chunk elsewhere: a codec that has nothing better decodes on the host and copies that."""
+        decoded = torch.empty(out.numel())
+        self.decode_host(body, decoded)
+        out.detach().copy_(decoded)
 
 
 class PlainCodec(Codec):
@@ -99,10 +123,14 @@ class PlainCodec(Codec):
         return codec
 
 
-def chunk_array(chunk: Tensor) -> NDArray[np.float32]:
-    """The chunk's memory as numpy sees it. Raises `ValueError` if it is not flat, contiguous float32."""
+def check_chunk(chunk: Tensor) -> None:
+    """Raises `ValueError` if it is not flat, contiguous float32."""
     if chunk.dtype != torch.float32 or chunk.dim() != 1 or not chunk.is_contiguous():
         raise ValueError(f"a chunk is flat, contiguous float32, not {chunk.dtype} {tuple(chunk.shape)}")
+
+
+def chunk_array(chunk: Tensor) -> NDArray[np.float32]:
+    """The memory of a chunk on the CPU as numpy sees it."""
     return chunk.detach().numpy()
 
 

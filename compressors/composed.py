@@ -109,7 +109,7 @@ class Composed(Codec):
         rice, varint = coding.rice_bytes_max(k, size), coding.varint_bytes_max(k, size)
         return {"rice": rice, "varint": varint}.get(self.parts.coding, min(rice, varint))
 
-    def encode(self, x: Tensor, seed: int) -> bytes:
+    def encode_host(self, x: Tensor, seed: int) -> bytes:
         values, sparsifier = chunk_array(x), self.parts.sparsifier
         if sparsifier is None:
             flag, body = self._shorter(self.parts.values.encode(x, seed), _VALUES_ZSTD)
@@ -142,7 +142,7 @@ class Composed(Codec):
         framed = self.parts.zstd.compress(raw)
         return (flag, framed) if len(framed) < len(raw) else (0, raw)
 
-    def decode(self, body: bytes | memoryview, out: Tensor) -> None:
+    def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         target, sparsifier = chunk_array(out), self.parts.sparsifier
         flags, rest = self._flags(body)
         if sparsifier is None:

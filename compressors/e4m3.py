@@ -48,14 +48,14 @@ class E4m3(PlainCodec):
     def bytes_max(self, size: int) -> int:
         return SCALE_BYTES * block_count(size, BLOCK) + size
 
-    def encode(self, x: Tensor, seed: int) -> bytes:  # deterministic
+    def encode_host(self, x: Tensor, seed: int) -> bytes:  # deterministic
         values = chunk_array(x)
         stored, inverses = round_scales(block_peaks(values, BLOCK))
         codes = scratch("e4m3.codes", values.size, torch.uint8).numpy()
         to_codes(values, inverses, codes)
         return stored.tobytes() + codes.tobytes()
 
-    def decode(self, body: bytes | memoryview, out: Tensor) -> None:
+    def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         values = chunk_array(out)
         check_length(body, self.bytes_max(values.size))
         count = block_count(values.size, BLOCK)

@@ -79,7 +79,7 @@ class Ferret(Codec):
     def bytes_max(self, size: int) -> int:
         return 2 * self._blocks(size)[1] + 4 * min(self.k, size)
 
-    def encode(self, x: Tensor, seed: int) -> bytes:  # what is random both ends derive
+    def encode_host(self, x: Tensor, seed: int) -> bytes:  # what is random both ends derive
         values = chunk_array(x)
         width, blocks = self._blocks(values.size)
         norms = np.empty(blocks, dtype=np.float64)
@@ -91,7 +91,7 @@ class Ferret(Codec):
             project(values, counts, width, self._key, sums)
         return counts.astype("<u2").tobytes() + sums.tobytes()
 
-    def decode(self, body: bytes | memoryview, out: Tensor) -> None:
+    def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         target = chunk_array(out)
         width, blocks = self._blocks(target.size)
         if len(body) < 2 * blocks:

@@ -38,7 +38,7 @@ class Fp16(PlainCodec):
     def bytes_max(self, size: int) -> int:
         return 2 + 2 * size
 
-    def encode(self, x: Tensor, seed: int) -> bytes:  # deterministic
+    def encode_host(self, x: Tensor, seed: int) -> bytes:  # deterministic
         values = chunk_array(x)
         size = values.size
         exponent = _exponent(values)
@@ -48,7 +48,7 @@ class Fp16(PlainCodec):
             halves.copy_(torch.mul(x.detach(), 2.0**-exponent, out=scaled))
         return exponent.to_bytes(2, "little", signed=True) + halves.view(torch.int16).numpy().tobytes()
 
-    def decode(self, body: bytes | memoryview, out: Tensor) -> None:
+    def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         size = chunk_array(out).size
         check_length(body, self.bytes_max(size))
         exponent = int.from_bytes(body[:2], "little", signed=True)

@@ -23,10 +23,10 @@ class Identity(PlainCodec):
     def bytes_max(self, size: int) -> int:
         return 4 * size
 
-    def encode(self, x: Tensor, seed: int) -> bytes:  # deterministic
+    def encode_host(self, x: Tensor, seed: int) -> bytes:  # deterministic
         return chunk_array(x).tobytes()
 
-    def decode(self, body: bytes | memoryview, out: Tensor) -> None:
+    def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         values = chunk_array(out)
         check_length(body, values.nbytes)
         np.copyto(values, np.frombuffer(body, dtype="<f4"))

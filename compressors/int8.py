@@ -51,7 +51,7 @@ class Int8(Codec):
     def bytes_max(self, size: int) -> int:
         return size + 4 * -(-size // BLOCK)
 
-    def encode(self, x: Tensor, seed: int) -> bytes:
+    def encode_host(self, x: Tensor, seed: int) -> bytes:
         size = chunk_array(x).size
         if self.unbiased and size:
             # Only here, since who never asks for it need not load the compiler.
@@ -75,7 +75,7 @@ class Int8(Codec):
                 )
         return body.numpy().tobytes()
 
-    def decode(self, body: bytes | memoryview, out: Tensor) -> None:
+    def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         size = chunk_array(out).size
         check_length(body, self.bytes_max(size))
         blocks = -(-size // BLOCK)

@@ -52,7 +52,7 @@ class KMeans(Codec):
     def bytes_max(self, size: int) -> int:
         return 4 * self.centroids + -(-size // self._width)
 
-    def encode(self, x: Tensor, seed: int) -> bytes:  # deterministic
+    def encode_host(self, x: Tensor, seed: int) -> bytes:  # deterministic
         values = chunk_array(x)
         finite = bool((np.abs(values) < MAGNITUDE_MAX).all())
         if not values.size or not finite:
@@ -64,7 +64,7 @@ class KMeans(Codec):
         packed = padded.reshape(-1, self._width) @ self._powers
         return centroids.astype("<f4").tobytes() + packed.astype(np.uint8).tobytes()
 
-    def decode(self, body: bytes | memoryview, out: Tensor) -> None:
+    def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         target = chunk_array(out)
         check_length(body, self.bytes_max(target.size))
         centroids = np.frombuffer(body, dtype="<f4", count=self.centroids)

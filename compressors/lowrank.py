@@ -84,7 +84,7 @@ class LowRank(Codec):
     def bytes_max(self, size: int) -> int:
         return 4 * size
 
-    def encode(self, x: Tensor, seed: int) -> bytes:  # the place says where iterations begin
+    def encode_host(self, x: Tensor, seed: int) -> bytes:  # the place says where iterations begin
         values = chunk_array(x)
         if self.common:
             return self.exchange(values.size).message(x.detach()).numpy().tobytes()
@@ -97,7 +97,7 @@ class LowRank(Codec):
                 parts.append(values[slot.start : slot.stop].tobytes())
         return b"".join(parts)
 
-    def decode(self, body: bytes | memoryview, out: Tensor) -> None:
+    def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         target = chunk_array(out)
         if self.common:
             self._decode_common(body, out)

@@ -41,7 +41,7 @@ class Natural(PlainCodec):
     def bytes_max(self, size: int) -> int:
         return 1 + size
 
-    def encode(self, x: Tensor, seed: int) -> bytes:
+    def encode_host(self, x: Tensor, seed: int) -> bytes:
         values = chunk_array(x)
         bits = values.view(np.uint32)
         peak = np.zeros(1, dtype=np.uint32)
@@ -53,7 +53,7 @@ class Natural(PlainCodec):
         to_powers(bits, dither(seed, values.size), base, codes)
         return bytes([base]) + codes.tobytes()
 
-    def decode(self, body: bytes | memoryview, out: Tensor) -> None:
+    def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         values = chunk_array(out)
         check_length(body, self.bytes_max(values.size))
         if body[0] > EXPONENTS:

@@ -105,7 +105,7 @@ class OneByte(Codec):
         draw(words, self._key, group, 0)
         return torch.from_numpy(words.view(np.uint8)[:size])
 
-    def encode(self, x: Tensor, seed: int) -> bytes:  # what is random both ends derive
+    def encode_host(self, x: Tensor, seed: int) -> bytes:  # what is random both ends derive
         values = chunk_array(x)
         if not values.size:
             return b""
@@ -119,7 +119,7 @@ class OneByte(Codec):
         products = _inner_products(signs, self.count, values.size)
         return to_bytes(np.linalg.lstsq(products, sums, rcond=SINGULAR)[0]).tobytes()
 
-    def decode(self, body: bytes | memoryview, out: Tensor) -> None:
+    def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         target = chunk_array(out)
         check_length(body, self.bytes_max(target.size))
         codes = np.frombuffer(body, dtype=np.uint8)

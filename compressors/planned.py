@@ -94,7 +94,7 @@ class Planned(Codec):
         )
         return Stretch(layer, start, stop, Place(place.common + number, place.own + number, pieces))
 
-    def encode(self, x: Tensor, seed: int) -> bytes:
+    def encode_host(self, x: Tensor, seed: int) -> bytes:
         parts: list[bytes] = []
         for number, stretch in enumerate(self.stretches(chunk_array(x).size)):
             choice = self.plan[stretch.layer] if stretch.layer < len(self.plan) else 0
@@ -103,7 +103,7 @@ class Planned(Codec):
             parts += [bytes([choice]), varint(len(part)), part]
         return b"".join(parts)
 
-    def decode(self, body: bytes | memoryview, out: Tensor) -> None:
+    def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         size = chunk_array(out).size
         decoded, rest = scratch("planned.decoded", size, torch.float32), memoryview(body)
         for stretch in self.stretches(size):
@@ -137,7 +137,7 @@ class Planner(Planned):
     def at(self, place: Place) -> Planner:
         return Planner(self, len(self._errors), (self._errors, self._sizes), place)
 
-    def encode(self, x: Tensor, seed: int) -> bytes:
+    def encode_host(self, x: Tensor, seed: int) -> bytes:
         for number, stretch in enumerate(self.stretches(chunk_array(x).size)):
             layer = x[stretch.start : stretch.stop]
             decoded = scratch("planner.decoded", layer.numel(), torch.float32)
@@ -151,7 +151,7 @@ class Planner(Planned):
                     continue
                 self._errors[stretch.layer, column] += float(decoded.sub_(layer).double().square_().sum())
                 self._sizes[stretch.layer, column] += len(part)
-        return super().encode(x, seed)
+        return super().encode_host(x, seed)
 
     def choice(self) -> tuple[int, ...]:
         """The plan, from all chunks that were encoded."""

@@ -61,7 +61,7 @@ class Qsgd(Codec):
     def bytes_max(self, size: int) -> int:
         return 4 * block_count(size, BUCKET) + self.planes * -(-size // 8)
 
-    def encode(self, x: Tensor, seed: int) -> bytes:
+    def encode_host(self, x: Tensor, seed: int) -> bytes:
         values = chunk_array(x)
         norms = np.empty(block_count(values.size, BUCKET), dtype=np.float32)
         planes = scratch("qsgd.planes", self.planes * -(-values.size // 8), torch.uint8).numpy()
@@ -72,7 +72,7 @@ class Qsgd(Codec):
         to_planes(values, inverses, dither(seed, values.size), self.levels, planes)
         return norms.tobytes() + planes.tobytes()
 
-    def decode(self, body: bytes | memoryview, out: Tensor) -> None:
+    def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         values = chunk_array(out)
         check_length(body, self.bytes_max(values.size))
         norms = np.frombuffer(body, dtype="<f4", count=block_count(values.size, BUCKET))

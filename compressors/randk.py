@@ -89,10 +89,10 @@ class RandK(Sparsifier):
         drawn = words * np.diff(strata).astype(np.uint64) >> np.uint64(32)
         return strata[:-1] + drawn.astype(np.intp)
 
-    def encode(self, x: Tensor, seed: int) -> bytes:  # what is random both ends derive
+    def encode_host(self, x: Tensor, seed: int) -> bytes:  # what is random both ends derive
         return self.take(chunk_array(x))[1].astype("<f4").tobytes()
 
-    def decode(self, body: bytes | memoryview, out: Tensor) -> None:
+    def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         target = chunk_array(out)
         check_length(body, self.bytes_max(target.size))
         values = np.frombuffer(body, dtype="<f4")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from compressors._scratch import scratch
-from compressors.codec import Codec, DecodeError, chunk_array
+from compressors.codec import Codec, DecodeError, check_chunk
 from compressors.place import NOWHERE, Place
 from compressors.varint import read_varint, varint
 
@@ -48,7 +48,8 @@ class Replay:
 
     def decode(self, body: bytes | memoryview, out: Tensor) -> None:
         """Fills out [size]. Raises `DecodeError`, and then leaves `out` as it was."""
-        size, rest = chunk_array(out).size, memoryview(body)
+        check_chunk(out)
+        size, rest = out.numel(), memoryview(body)
         total = scratch("replay.total", size, torch.float32).zero_()
         term = scratch("replay.term", size, torch.float32)
         while rest:

@@ -47,14 +47,14 @@ class Sign(PlainCodec):
     def bytes_max(self, size: int) -> int:
         return SCALE_BYTES * block_count(size, BLOCK) + -(-size // 8)
 
-    def encode(self, x: Tensor, seed: int) -> bytes:  # deterministic
+    def encode_host(self, x: Tensor, seed: int) -> bytes:  # deterministic
         values = chunk_array(x)
         means = np.empty(block_count(values.size, BLOCK), dtype=np.float32)
         packed = scratch("sign.packed", -(-values.size // 8), torch.uint8).numpy()
         pack_signs(values, means, packed)
         return round_scales(means.view(np.uint32))[0].tobytes() + packed.tobytes()
 
-    def decode(self, body: bytes | memoryview, out: Tensor) -> None:
+    def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         values = chunk_array(out)
         check_length(body, self.bytes_max(values.size))
         count = block_count(values.size, BLOCK)

@@ -53,14 +53,14 @@ class TernGrad(PlainCodec):
     def bytes_max(self, size: int) -> int:
         return SCALE_BYTES * block_count(size, BLOCK) + -(-size // 5)
 
-    def encode(self, x: Tensor, seed: int) -> bytes:
+    def encode_host(self, x: Tensor, seed: int) -> bytes:
         values = chunk_array(x)
         stored, inverses = round_scales(block_peaks(values, BLOCK))
         packed = scratch("terngrad.packed", -(-values.size // 5), torch.uint8).numpy()
         pack_trits(values, inverses, dither(seed, values.size), packed)
         return stored.tobytes() + packed.tobytes()
 
-    def decode(self, body: bytes | memoryview, out: Tensor) -> None:
+    def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         values = chunk_array(out)
         check_length(body, self.bytes_max(values.size))
         count = block_count(values.size, BLOCK)

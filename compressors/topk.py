@@ -57,14 +57,14 @@ class TopK(Sparsifier):
     def choose(self, values: Floats) -> Indices:
         return _select(values, self.k(values.size))
 
-    def encode(self, x: Tensor, seed: int) -> bytes:  # deterministic
+    def encode_host(self, x: Tensor, seed: int) -> bytes:  # deterministic
         values = chunk_array(x)
         kept = self.choose(values)
         ends = np.searchsorted(kept, np.arange(SEGMENT, values.size + SEGMENT, SEGMENT))
         counts = np.diff(ends, prepend=0).astype("<u4")
         return b"".join((counts.tobytes(), values[kept].tobytes(), kept.astype("<u2").tobytes()))
 
-    def decode(self, body: bytes | memoryview, out: Tensor) -> None:
+    def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         target = chunk_array(out)
         indices, values = _read(body, target.size, self.k(target.size))
         out.detach().zero_()

@@ -145,10 +145,10 @@ def plugged_in(monkeypatch: pytest.MonkeyPatch) -> None:
         def bytes_max(self, size: int) -> int:
             return 2 * size
 
-        def encode(self, x: Any, seed: int) -> bytes:
+        def encode_host(self, x: Any, seed: int) -> bytes:
             raise NotImplementedError
 
-        def decode(self, body: Any, out: Any) -> None:
+        def decode_host(self, body: Any, out: Any) -> None:
             raise NotImplementedError
 
     class Mine(Feedback):
