@@ -8,22 +8,23 @@ messages are linear: the mean of the messages is the message of the mean, so the
 biased and wants EF14: M_i = update + residual.
 
 Only the receiver orthonormalises, and sends down the factor that all senders of the next round use; so no sender's
-arithmetic has to agree with another's. For the next factor any estimate will do that the receiver makes: behind a robust
-rule it is the step that the model took, so no liar chooses its directions alone. Where it is the messages' mean,
-estimate F is mean p.
+arithmetic has to agree with another's. Any estimate will do that the receiver makes: behind a robust rule it is the
+step that the model took, so no liar chooses its directions alone. Where it is the messages' mean, estimate F is mean p.
 
 A tensor with one dimension, or too small to gain, is exchanged as it is. `Slots` says where all lies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
 
 import torch
 from torch import Tensor
+
+from compressors.place import Place
 
 Pieces = Sequence[tuple[int, int, int]]  # start, rows, columns
 
@@ -172,6 +173,7 @@ class Factors:
         """For each chunk the matrices that make it up, as in `Place.pieces`."""
         shapes = ([(rows, columns) for _, rows, columns in pieces] for pieces in chunks)
         sizes = (factor_size(Slots(each, rank), turn) for each in shapes)
+        self.turn = turn
         self._stops = [0, *accumulate(sizes)]
 
     @property
@@ -181,3 +183,8 @@ class Factors:
     def bounds(self, index: int) -> tuple[int, int]:
         """Of chunk `index`, counted from 0."""
         return self._stops[index], self._stops[index + 1]
+
+    def at(self, place: Place, index: int, read: Callable[[int, int], Tensor] | None) -> Place:
+        """The place of chunk `index` with its factor, if there is a vector: `read` gives [start, stop) of it."""
+        factor = None if read is None else read(*self.bounds(index))
+        return place._replace(turn=self.turn, factor=factor)

@@ -8,6 +8,7 @@ the update.
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 import compressors
 from coordinator import links
 from coordinator.engine.state import UpdateFacts
+from coordinator.factors import CommonFactor
 from muster.errors import UpdateRejected
 from muster.layout import CHUNK_COORDINATES, ParameterLayout
 from muster.payload import PayloadReader
@@ -37,6 +39,7 @@ class Expected:
     layout: ParameterLayout
     spec: RunSpec
     estimate: Path | None = None  # what is held of the peer's link, where its feedback sends differences
+    factor: Path | None = None  # the version's, where the senders of a round share one
 
 
 def update_bytes_max(spec: RunSpec, layout: ParameterLayout, version: int) -> int:
@@ -115,11 +118,15 @@ def _measure(reader: PayloadReader, expected: Expected) -> float:
         round=expected.round,
         peer_id=expected.peer_id,
     )
-    link = links.Link(expected.spec, reader.manifest.groups[0].codec, expected.estimate, places)
-    try:
+    with ExitStack() as stack:
+        factor = None
+        if expected.spec.compression.common_factor:
+            factor = CommonFactor(expected.spec, layout, expected.base_version, expected.factor)
+            stack.callback(factor.close)
+        spelling = reader.manifest.groups[0].codec
+        link = links.Link(expected.spec, spelling, places, estimate=expected.estimate, factor=factor)
+        stack.callback(link.close)
         return _norm(reader, layout, link)
-    finally:
-        link.close()
 
 
 def _norm(reader: PayloadReader, layout: ParameterLayout, link: links.Link) -> float:

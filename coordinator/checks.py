@@ -31,6 +31,7 @@ def check_spec(spec: RunSpec) -> Schedule:
             _wrong_warm_up,
             coupled.wrong_one_bit_adam,
             coupled.wrong_masha,
+            coupled.wrong_common_factor,
         ):
             if refusal := wrong(spec):
                 raise compressors.CodecError(refusal)

@@ -99,6 +99,31 @@ def wrong_one_byte(spec: RunSpec) -> str | None:
     return None
 
 
+def wrong_common_factor(spec: RunSpec) -> str | None:
+    """A codec whose bodies do not stand alone: they go with the factor of the round."""
+    import compressors
+    from compressors.lowrank import LowRank
+
+    table = spec.compression
+    if _shares_factor(table.down):
+        return f"{table.down} has senders share a factor, and down there is one sender: leave out common"
+    if not _shares_factor(table.up):
+        return None
+    codec = compressors.build(table.up)
+    if not isinstance(codec, LowRank):
+        return f"{codec.spelling} has a part whose factor all senders share: that one goes alone, powersgd:4:common"
+    if table.down == "replay":
+        return (
+            f"{codec.spelling} makes bodies that are read with a factor, and compression.down replay has none"
+        )
+    return None
+
+
+def _shares_factor(spelling: str) -> bool:
+    parts = (part.split(":") for choice in spelling.split("|") for part in choice.split("+"))
+    return any(part[0] == "powersgd" and "common" in part for part in parts)
+
+
 def _codec_names(spelling: str) -> set[str]:
     """The codecs of a composition, or of a choice of several."""
     return {part.partition(":")[0] for choice in spelling.split("|") for part in choice.split("+")}

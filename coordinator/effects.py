@@ -132,7 +132,7 @@ class EffectRunner:
     # -- aggregation --------------------------------------------------------------------------------------------------
 
     async def _aggregate(self, effect: Aggregate) -> None:
-        from coordinator.aggregation import AggregationRefused
+        from coordinator.recipe import AggregationRefused
 
         coordinator = self._coordinator
         while True:

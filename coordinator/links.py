@@ -15,6 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 import compressors
+from coordinator.factors import CommonFactor
 from coordinator.statefile import StateReader
 from muster.layout import ParameterLayout
 from muster.places import Places
@@ -49,9 +50,19 @@ def places(spec: RunSpec, layout: ParameterLayout, *, base_digest: str, round: i
 class Link:
     """One peer's uplink in one round: decodes its chunks to its update."""
 
-    def __init__(self, spec: RunSpec, spelling: str, estimate: Path | None, places: Places) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        spelling: str,
+        places: Places,
+        *,
+        estimate: Path | None,
+        factor: CommonFactor | None,
+    ) -> None:
+        """`factor` is that of all links of the round; who opened it closes it."""
         self._codec = compressors.build(spelling)
         self.places = places
+        self._factor = factor
         self._estimate: StateReader | None = None
         self._follows = True
         if sends_differences(spec):
@@ -61,7 +72,10 @@ class Link:
 
     def decode(self, body: memoryview, out: Tensor, index: int) -> None:
         """Fills `out` [c], chunk `index`. Raises `DecodeError`."""
-        self._codec.at(compressors.Place(*self.places.facts(index))).decode(body, out)
+        place = compressors.Place(*self.places.facts(index))
+        if self._factor is not None:
+            place = self._factor.at(place, index)
+        self._codec.at(place).decode(body, out)
         if self._estimate is not None:
             start = self.places.layout.chunk_bounds(index)[0]
             out += self._estimate.read(start, start + len(out))

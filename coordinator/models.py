@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from coordinator.store.tables import DELTA, SCALE
+from coordinator.store.tables import DELTA, FACTOR, SCALE
 from muster.errors import NotFoundError
 from muster.transfer import read_chunks
 from muster.transport.base import CallContext, Encoded, Route
@@ -30,34 +30,38 @@ class ModelsServicer:
         ]
 
     async def plan_model(self, request: pb.PlanModelRequest, context: CallContext) -> pb.PlanModelResponse:
-        """The deltas from the newest version that is held, where all are here and shorter than the version."""
+        """The deltas from the newest version that is held, where all are here and shorter than the version; and the
+        factor that goes with the wanted version, whatever is held."""
         coordinator = self._coordinator
         coordinator.members.authenticate(request.credentials.peer_id, request.credentials.secret)
         wanted = await coordinator.store.model_by_digest(request.run_id, request.digest)
         if wanted is None:
             raise _not_found(request.run_id, request.digest)
+        states = await coordinator.store.optimizer_states(request.run_id, wanted.version)
+        plan = pb.PlanModelResponse(factor_digest=states.get(FACTOR, ""))
         found = [
             await coordinator.store.model_by_digest(request.run_id, digest)
             for digest in request.held_digests[:HELD_MAX]
         ]
         held = [model for model in found if model is not None and model.version < wanted.version]
         if not held:
-            return pb.PlanModelResponse()
+            return plan
         base = max(held, key=lambda model: model.version)
         digests = await coordinator.store.deltas(request.run_id, base.version, wanted.version)
         blobs = coordinator.blobs
         if len(digests) < wanted.version - base.version or not all(map(blobs.has, digests)):
-            return pb.PlanModelResponse()
+            return plan
         deltas = [
             pb.ModelDelta(digest=digest, size_bytes=blobs.path(digest).stat().st_size) for digest in digests
         ]
         if sum(delta.size_bytes for delta in deltas) >= wanted.size_bytes:
-            return pb.PlanModelResponse()
-        states = await coordinator.store.optimizer_states(request.run_id, wanted.version)
+            return plan
         scale = states.get(SCALE, "")
         if scale and not blobs.has(scale):
-            return pb.PlanModelResponse()
-        return pb.PlanModelResponse(base_digest=base.digest, deltas=deltas, scale_digest=scale)
+            return plan
+        plan.base_digest, plan.scale_digest = base.digest, scale
+        plan.deltas.extend(deltas)
+        return plan
 
     async def fetch_model(
         self, requests: AsyncIterator[pb.FetchModelRequest], context: CallContext
@@ -68,7 +72,9 @@ class ModelsServicer:
         path = coordinator.blobs.path(request.digest)
         model = await coordinator.store.model_by_digest(request.run_id, request.digest)
         if model is None:
-            model = await coordinator.store.model_by_state(request.run_id, (DELTA, SCALE), request.digest)
+            model = await coordinator.store.model_by_state(
+                request.run_id, (DELTA, SCALE, FACTOR), request.digest
+            )
         if model is None or not coordinator.blobs.has(request.digest):
             raise _not_found(request.run_id, request.digest)
         yield pb.FetchModelResponse(

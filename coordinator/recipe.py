@@ -15,6 +15,10 @@ COHORT_ANY = 1_000  # of a run that is not told: whatever the share, some of so 
 RULE_STATE = "rule/"  # how the vectors that a rule keeps are named among a server's states
 
 
+class AggregationRefused(Exception):
+    """The round cannot be aggregated: the rule's bound does not hold, or the result is not finite."""
+
+
 def pipeline(spec: RunSpec, cohort: int) -> aggregators.Pipeline:
     """For a round whose cohort, all that were asked, has so many peers. Raises `RuleError`."""
     table = spec.aggregation

@@ -17,12 +17,12 @@ import torch
 from coordinator import recipe
 from coordinator.aggregation import (
     AggregationJob,
-    AggregationRefused,
     AggregationResult,
     UpdateInput,
     aggregate,
     state_names,
 )
+from coordinator.recipe import AggregationRefused
 from muster.errors import ConfigError, MusterError, NotFoundError, StateError
 from muster.layout import CHUNK_COORDINATES
 from muster.modelfile import ModelFile

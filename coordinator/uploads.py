@@ -26,6 +26,7 @@ from coordinator.engine.state import (
     UpdateRefused,
 )
 from coordinator.room import Room
+from coordinator.store.tables import FACTOR
 from muster.errors import (
     NotAllowedError,
     NotFoundError,
@@ -208,7 +209,7 @@ class UpdatesServicer:
                 base_digest=run.models[assignment.base_version].digest,
                 layout=await coordinator.effects.layout(run),
                 spec=run.spec,
-                estimate=await self._estimate(run, assignment),
+                **await self._beside(run, assignment),
             )
             facts = await loop.run_in_executor(coordinator.pool, admit, path, digest, expected)
         except UpdateRejected as error:
@@ -221,14 +222,21 @@ class UpdatesServicer:
         body.remove()
         return facts
 
-    async def _estimate(self, run: RunState, assignment: AssignmentState) -> Path | None:
+    async def _beside(self, run: RunState, assignment: AssignmentState) -> dict[str, Path]:
+        """The files beside the base version without which the update cannot be read."""
         from coordinator import links
 
-        if run.model is None or not links.sends_differences(run.spec):
-            return None
+        names = (
+            {"estimate": links.state_name(assignment.peer_id)} if links.sends_differences(run.spec) else {}
+        )
+        if run.spec.compression.common_factor:
+            names["factor"] = FACTOR
+        if not names:
+            return {}
         states = await self._coordinator.store.optimizer_states(run.run_id, assignment.base_version)
-        digest = states.get(links.state_name(assignment.peer_id))
-        return None if digest is None else self._coordinator.blobs.path(digest)
+        return {
+            what: self._coordinator.blobs.path(states[name]) for what, name in names.items() if name in states
+        }
 
     async def _check_header(self, run: RunState, assignment: AssignmentState, header: BlobHeader) -> None:
         if (header.run_id, header.round) != (assignment.run_id, assignment.round):

@@ -65,6 +65,18 @@ class Courier:
         async with self._models.use(offer, deadline_at) as path:
             yield path
 
+    @asynccontextmanager
+    async def factor(self, offer: Assignment, *, deadline_at: DeadlineAt) -> AsyncGenerator[Path | None]:
+        """The factor that goes with the base version of the offer, if there is one yet. Raises as `base` does."""
+        digest = (await self._plan(offer, [], deadline_at)).factor_digest
+        if not digest:
+            yield None
+            return
+        async with self._models.companion(
+            checked_digest(digest), lambda path: self._fetch_blob(offer.run_id, digest, path, deadline_at)
+        ) as path:
+            yield path
+
     async def deliver(
         self, offer: Assignment, update: Path, digest: str, *, deadline_at: DeadlineAt
     ) -> Receipt:
@@ -123,7 +135,7 @@ class Courier:
         async with self._models.newest(offer.run_id) as held:
             if held is None:
                 return False
-            plan = await self._plan(offer, held.name, deadline_at)
+            plan = await self._plan(offer, [held.name], deadline_at)
             if not plan.deltas or plan.base_digest != held.name:
                 return False
             paths = [target.with_name(f"{target.name}.{number}") for number in range(len(plan.deltas))]
@@ -157,11 +169,13 @@ class Courier:
             lambda target: self._fetch_blob(offer.run_id, digest, target, deadline_at),
         )
 
-    async def _plan(self, offer: Assignment, held: str, deadline_at: DeadlineAt) -> PlanModelResponse:
+    async def _plan(
+        self, offer: Assignment, held: Sequence[str], deadline_at: DeadlineAt
+    ) -> PlanModelResponse:
         request = PlanModelRequest(
             run_id=offer.run_id,
             digest=offer.base_digest,
-            held_digests=[held],
+            held_digests=held,
             credentials=self._line.credentials,
         )
         return await self._persist(

@@ -80,6 +80,21 @@ class ModelCache:
             self._users[digest] -= 1
             self._remove_unused(digest)
 
+    @asynccontextmanager
+    async def companion(self, digest: str, fetch: Callable[[Path], Awaitable[None]]) -> AsyncGenerator[Path]:
+        """A file that goes with one version, fetched if need be; it stays until the caller is done."""
+        self._users[digest] += 1
+        try:
+            async with self._locks.setdefault(digest, asyncio.Lock()):
+                path = self._whole / digest
+                if not path.exists():
+                    await fetch(self._arriving / digest)
+                    (self._arriving / digest).replace(path)
+            yield path
+        finally:
+            self._users[digest] -= 1
+            self._remove_unused(digest)
+
     async def beside(self, run_id: str, digest: str, fetch: Callable[[Path], Awaitable[None]]) -> Path:
         """A file that goes with the run's versions, fetched if need be; it stays until there is another."""
         path = self._whole / digest

@@ -49,6 +49,7 @@ class TrainOrder(Order):
     state: Mapping[str, str]
     staged: str
     warm_up_rounds: int = 0  # the run spec's
+    factor: str | None = None  # the file of what all updates of the round share; none before the first step
     attack: Mapping[str, Any] | None = None  # {"name": ..., "options": {...}}: a drill, see `peer.drill`
     aggregation: Mapping[str, Any] | None = None  # the run's table, for a drill
 
@@ -115,6 +116,7 @@ def train_order(
     base: Path,
     stem: Path,
     state: Mapping[str, Path],
+    factor: Path | None = None,
 ) -> TrainOrder:
     """The files that it makes begin with `stem`."""
     return TrainOrder(
@@ -132,6 +134,7 @@ def train_order(
         update=f"{stem}.update",
         state={key: str(path) for key, path in state.items()},
         staged=f"{stem}.state",
+        factor=None if factor is None else str(factor),
         attack=site.attack,
         aggregation=None if site.attack is None else spec.aggregation.model_dump(mode="json"),
     )

@@ -35,6 +35,7 @@ from muster.places import Places
 from muster.seeds import derive_seed
 from muster.task import FitReport
 from peer.drill import Drill
+from peer.factor import CommonFactor
 from peer.orders import TrainOrder
 from peer.statefile import StateReader, StateWriter
 
@@ -76,6 +77,8 @@ def write_update(
     beta = float(order.train["worker_momentum"])
     momenta = _momenta(1 + len(views)) if beta else []
     with ExitStack() as stack:
+        factor = CommonFactor(order, codec, layout)
+        stack.callback(factor.close)
         state = _StateFiles(order, [*feedback.state_names, *momenta], layout.size, stack)
         honest = _Honest(model, base, views, state, beta)
         stack.callback(honest.close)
@@ -95,8 +98,9 @@ def write_update(
                 forgery.forge(rows, update, start)
             kept = {name: state.read(name, start, stop) for name in feedback.state_names}
             seed = derive_seed(order.seed, "codec", index)
+            place = factor.at(compressors.Place(*places.facts(index)), index)
             try:
-                body = feedback.encode(codec.at(compressors.Place(*places.facts(index))), update, kept, seed)
+                body = feedback.encode(codec.at(place), update, kept, seed)
             except compressors.DecodeError as error:  # too large for its codec, though finite
                 raise _not_finite(order) from error
             state.write({**kept, **dict(zip(momenta, rows, strict=False))})

@@ -73,7 +73,10 @@ class Workbench:
         `NotAllowedError` (the policy has changed), what `Courier.base` and `WorkerHost.run` raise.
         """
         spec, data = self._spec_and_data(offer)
-        async with self._ready(offer, deadline_at, on_start) as (base, desk):
+        async with (
+            self._factor(offer, spec, deadline_at) as factor,
+            self._ready(offer, deadline_at, on_start) as (base, desk),
+        ):
             order = train_order(
                 self.site,
                 offer,
@@ -83,6 +86,7 @@ class Workbench:
                 base=base,
                 stem=stem,
                 state=await state(),
+                factor=factor,
             )
             return Path(order.update), Trained(**await self._run(desk, "train", order, deadline_at))
 
@@ -98,6 +102,16 @@ class Workbench:
     def has_time(self, deadline_at: float) -> bool:
         """Whether another attempt could still be made before the deadline."""
         return deadline_at - self.clock.now() > 2.0 * HANG_MARGIN_SECONDS
+
+    @asynccontextmanager
+    async def _factor(
+        self, offer: Assignment, spec: RunSpec, deadline_at: DeadlineAt
+    ) -> AsyncGenerator[Path | None]:
+        if not spec.compression.common_factor:
+            yield None
+            return
+        async with self.courier.factor(offer, deadline_at=deadline_at) as path:
+            yield path
 
     @asynccontextmanager
     async def _ready(

@@ -154,6 +154,12 @@ class CompressionTable(Table):
     )
     down_feedback: str = Field("ef14", description="error feedback kept on the coordinator: none, ef14")
 
+    @property
+    def common_factor(self) -> bool:
+        """Whether all senders of a round share a factor, which goes down beside the model: "powersgd:4:common"."""
+        name, _, argument = self.up.partition(":")
+        return name == "powersgd" and argument.endswith(":common")
+
 
 class ServerTable(Table):
     """How the aggregate moves the model."""

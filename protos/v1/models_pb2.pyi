@@ -60,10 +60,13 @@ class PlanModelResponse(_message.Message):
     BASE_DIGEST_FIELD_NUMBER: _builtins.int
     DELTAS_FIELD_NUMBER: _builtins.int
     SCALE_DIGEST_FIELD_NUMBER: _builtins.int
+    FACTOR_DIGEST_FIELD_NUMBER: _builtins.int
     base_digest: _builtins.str
     """one of those held"""
     scale_digest: _builtins.str
     """of the vector that some of these steps are still to be multiplied by"""
+    factor_digest: _builtins.str
+    """of what the codec of all updates that are made against the wanted version reads, if any"""
     @_builtins.property
     def deltas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelDelta]: ...
     def __init__(
@@ -72,10 +75,11 @@ class PlanModelResponse(_message.Message):
         base_digest: _builtins.str = ...,
         deltas: _abc.Iterable[Global___ModelDelta] | None = ...,
         scale_digest: _builtins.str = ...,
+        factor_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_digest", b"base_digest", "deltas", b"deltas", "scale_digest", b"scale_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_digest", b"base_digest", "deltas", b"deltas", "factor_digest", b"factor_digest", "scale_digest", b"scale_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -115,7 +119,7 @@ class FetchModelRequest(_message.Message):
     CREDENTIALS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     digest: _builtins.str
-    """of a version, or of a delta"""
+    """of a version, or of what a plan names"""
     offset: _builtins.int
     @_builtins.property
     def credentials(self) -> _membership_pb2.Credentials: ...

@@ -15,13 +15,13 @@ from torch import Tensor
 from coordinator import links
 from coordinator.aggregation import (
     AggregationJob,
-    AggregationRefused,
     AggregationResult,
     UpdateInput,
     aggregate,
     state_names,
 )
 from coordinator.checks import check_spec
+from coordinator.recipe import AggregationRefused
 from coordinator.store.tables import DELTA, SCALE
 from muster.digests import digest_file
 from muster.errors import ConfigError, TransferError

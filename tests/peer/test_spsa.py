@@ -164,7 +164,7 @@ def test_the_coordinator_moves_by_what_the_peer_found(
     base.close()
     assert np.count_nonzero(wanted) == 10
     assert bodies(made) == [wanted.tobytes()] * -(-layout.size // CHUNK_COORDINATES)
-    link = links.Link(spec, links.codecs(spec, ROUND)[0], None, places)
+    link = links.Link(spec, links.codecs(spec, ROUND)[0], places, estimate=None, factor=None)
     decoded = torch.empty(layout.size)
     for index, body in enumerate(bodies(made)):
         link.decode(memoryview(body), decoded[slice(*layout.chunk_bounds(index))], index)

@@ -1,0 +1,63 @@
+"""The factor that all senders of a round have in common, where the uplink's codec asks for one: "powersgd:4:common".
+
+It is made of the step that led to a version, is kept beside that version, and peers fetch it before they train from it;
+version 0 has none, and all begin with the same random directions. Which side it belongs to changes with the version.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+import compressors
+from compressors.lowrank import LowRank
+from compressors.powersgd import Factors
+from coordinator.statefile import StateReader, StateWriter
+from muster.layout import ParameterLayout
+from muster.places import Places, pieces
+from muster.spec.model import RunSpec
+
+
+class CommonFactor:
+    """The one that goes with a version; `path` is its file, None for version 0."""
+
+    def __init__(self, spec: RunSpec, layout: ParameterLayout, version: int, path: Path | None) -> None:
+        codec = compressors.build(spec.compression.up)
+        assert isinstance(codec, LowRank)  # see `coordinator.coupled`
+        self.codec = codec
+        chunks = (pieces(layout, index)[0] for index in range(layout.chunk_count))
+        self._factors = Factors(codec.rank, chunks, version % 2)
+        self._reader = None if path is None else StateReader(path, self._factors.size)
+
+    def at(self, place: compressors.Place, index: int) -> compressors.Place:
+        """The place of chunk `index`, with its factor."""
+        return self._factors.at(place, index, None if self._reader is None else self._reader.read)
+
+    def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+
+
+class NextFactor:
+    """The one that goes with the version that a round makes, chunk by chunk in order."""
+
+    def __init__(self, present: CommonFactor, places: Places, out: Path) -> None:
+        self._present = present
+        self._places = places
+        self._index = 0
+        self._writer = StateWriter(out)
+
+    def take(self, base: Tensor, new: Tensor) -> None:
+        """The next chunk, [c] each: what the version was, and what it is now."""
+        place = compressors.Place(*self._places.facts(self._index))
+        bound = self._present.codec.at(self._present.at(place, self._index))
+        self._writer.write(bound.exchange(len(new)).next_factor(new - base))
+        self._index += 1
+
+    def finish(self) -> str:
+        """The file's digest."""
+        return self._writer.finish()
+
+    def close(self) -> None:
+        self._writer.close()
