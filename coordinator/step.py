@@ -80,10 +80,11 @@ class _Step:
         delta, new = self._delta[:width], self._moved[:width]
         self._plan.reduce(chunk, delta)
         state = {name: reader.read(start, start + width) for name, reader in self._readers.items()}
-        self._optimizer.step(base, delta, state, new)
+        scale = self._optimizer.step(base, delta, state, new)
         if not all_finite(new):  # before a codec sees it
             raise AggregationRefused("the aggregate or the server's step gives values that are not finite")
-        _keep_scale(self._optimizer, state)
+        if scale is not None and SCALE in state:  # for the peers: the downlink leaves it out of the step
+            state[SCALE].copy_(scale)
         if isinstance(self._down, downlink.Replayed):
             self._down.take(base, new, self._source.terms(start, self._shares))
         elif self._down is not None:
@@ -107,13 +108,6 @@ class _Step:
         if self._factor is not None:
             digests[FACTOR] = self._factor.finish()
         return self._model.finish(), digests
-
-
-def _keep_scale(optimizer: optimizers.ServerOptimizer, state: dict[str, Tensor]) -> None:
-    """For the peers, where the downlink leaves it out of the step."""
-    scale = optimizer.scale(state) if SCALE in state else None
-    if scale is not None:
-        state[SCALE].copy_(scale)
 
 
 def _downlink(

@@ -29,13 +29,10 @@ class ServerOptimizer(ABC):
         self.warming_up = False  # whether the round is one of the spec's compression.warm_up_rounds
         self.version = 0  # of the model that the round began with
 
-    def scale(self, state: Mapping[str, Tensor]) -> Tensor | None:
-        """By what each coordinate [c] of the aggregate is multiplied in this round's step, where that is all."""
-        return None
-
     @abstractmethod
-    def step(self, base: Tensor, delta: Tensor, state: Mapping[str, Tensor], out: Tensor) -> None:
-        """Writes the new model chunk [c] into `out`.
+    def step(self, base: Tensor, delta: Tensor, state: Mapping[str, Tensor], out: Tensor) -> Tensor | None:
+        """Writes the new model chunk [c] into `out`. Where the step is the aggregate times a vector [c], and no more,
+        gives that vector.
 
         `delta` [c] is the aggregate (trained minus base: it is *added*, a step of +1 is plain averaging) and may be
         overwritten; `state` is updated in place; `base` is only read.

@@ -18,32 +18,30 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from compressors.onebit_adam import FLOOR, adam_moments
 from coordinator.optimizers.base import ServerOptimizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+FLOOR = 1e-3  # of the mean of v where it is not zero
+
 
 class OneBitAdam(ServerOptimizer):
     state_names: ClassVar[tuple[str, ...]] = ("first_moment", "second_moment")
 
-    def step(self, base: Tensor, delta: Tensor, state: Mapping[str, Tensor], out: Tensor) -> None:
+    def step(self, base: Tensor, delta: Tensor, state: Mapping[str, Tensor], out: Tensor) -> Tensor | None:
         table, second = self.table, state["second_moment"]
         if self.warming_up:
-            first = state["first_moment"]
-            adam_moments(first, second, delta, beta1=table.beta1, beta2=table.beta2)
+            first = state["first_moment"].mul_(table.beta1).add_(delta, alpha=1 - table.beta1)
+            second.mul_(table.beta2).addcmul_(delta, delta, value=1 - table.beta2)
             torch.sqrt(second, out=out).add_(table.tau)
             torch.div(first, out, out=out).mul_(table.lr).add_(base)
-            return
-        scale = self.scale(state)
-        assert scale is not None
-        torch.mul(delta, scale, out=out).add_(base)
-
-    def scale(self, state: Mapping[str, Tensor]) -> Tensor | None:
-        if self.warming_up:
             return None
-        second = state["second_moment"]
+        scale = self._scale(second)
+        torch.mul(delta, scale, out=out).add_(base)
+        return scale
+
+    def _scale(self, second: Tensor) -> Tensor:
         alive = second > 0
         floor = FLOOR * float(second.double().sum()) / max(1, int(alive.sum()))
         root = torch.clamp(second, min=floor).sqrt_().add_(self.table.tau)
