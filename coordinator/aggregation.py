@@ -134,11 +134,13 @@ def _weights(job: AggregationJob) -> Tensor | None:
     return torch.tensor(counts, dtype=torch.float64)
 
 
-def state_names(spec: RunSpec, updates: Sequence[UpdateInput], cohort: int) -> tuple[str, ...]:
+def state_names(
+    spec: RunSpec, updates: Sequence[UpdateInput], *, cohort: int, base_version: int
+) -> tuple[str, ...]:
     """What a round with these updates keeps beside the version that it makes: each a place in `states_out`."""
     return (
         *optimizers.build(spec.server).state_names,
-        *downlink.state_names(spec),
+        *downlink.state_names(spec, base_version),
         *((DELTA,) if downlink.compresses(spec) else ()),
         *((FACTOR,) if spec.compression.common_factor else ()),
         *((links.state_name(update.peer_id) for update in updates) if links.sends_differences(spec) else ()),

@@ -35,13 +35,17 @@ from muster.spec.model import RunSpec
 ONEBIT_ADAM = "onebit-adam"
 
 
-def state_names(spec: RunSpec) -> tuple[str, ...]:
-    """The vectors [d] that the downlink keeps from version to version."""
+def state_names(spec: RunSpec, base_version: int) -> tuple[str, ...]:
+    """The vectors [d] that the downlink keeps from this version to the next."""
     if not compresses(spec) or replays(spec):
         return ()
     names = compressors.build_feedback(spec.compression.down_feedback).state_names
-    scales = (SCALE,) if spec.server.optimizer == ONEBIT_ADAM else ()
-    return (*(f"down/{name}" for name in names), *scales)
+    return (*(f"down/{name}" for name in names), *((SCALE,) if _scales(spec, base_version) else ()))
+
+
+def _scales(spec: RunSpec, base_version: int) -> bool:
+    """Whether the step from this version goes down without its scale."""
+    return spec.server.optimizer == ONEBIT_ADAM and base_version >= spec.compression.warm_up_rounds
 
 
 def compresses(spec: RunSpec) -> bool:
@@ -103,9 +107,8 @@ class Downlink(Delta):
         base_version: int,
     ) -> None:
         table = spec.compression
-        begins = base_version < table.warm_up_rounds
-        self._scaled = spec.server.optimizer == ONEBIT_ADAM and not begins
-        whole = spec.server.optimizer == ONEBIT_ADAM and begins
+        self._scaled = _scales(spec, base_version)
+        whole = spec.server.optimizer == ONEBIT_ADAM and not self._scaled
         self._codec = compressors.build(LOSSLESS if whole else table.down)
         self._feedback = compressors.build_feedback(table.down_feedback)
         self._seed = derive_seed(spec.seed, "down", round)

@@ -179,7 +179,7 @@ class EffectRunner:
             if assignment.update is not None
         ]
         cohort = len(run.rounds[effect.round].cohort)
-        names = aggregation.state_names(run.spec, updates, cohort)
+        names = aggregation.state_names(run.spec, updates, cohort=cohort, base_version=effect.base.version)
         model_out = blobs.temporary()
         states_out = {name: blobs.temporary() for name in names}
         job = aggregation.AggregationJob(

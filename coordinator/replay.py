@@ -185,7 +185,7 @@ async def _job(coordinator: Coordinator, run_id: str, number: int) -> tuple[Aggr
 
 
 def _places(coordinator: Coordinator, job: AggregationJob) -> AggregationJob:
-    names = state_names(job.spec, job.updates, job.cohort)
+    names = state_names(job.spec, job.updates, cohort=job.cohort, base_version=job.base_version)
     return replace(
         job,
         model_out=coordinator.blobs.temporary(),

@@ -58,7 +58,7 @@ class _Step:
         if source.factor is not None:
             places = Places(layout=layout, base_digest=job.base_digest, round=job.round)
             self._factor = NextFactor(source.factor, places, job.states_out[FACTOR])
-        names = (*self._optimizer.state_names, *downlink.state_names(spec))
+        names = (*self._optimizer.state_names, *downlink.state_names(spec, job.base_version))
         self._learnt: tuple[str, ...] = ()
         if links.sends_differences(spec):
             self._learnt = tuple(links.state_name(update.peer_id) for update in job.updates)
