@@ -1,0 +1,92 @@
+"""A factor that all senders of a round share: what it goes with, and what lies in its file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import compressors
+from coordinator.checks import check_spec
+from coordinator.factors import CommonFactor, NextFactor
+from muster.errors import ConfigError
+from muster.layout import CHUNK_COORDINATES, ParameterLayout, TensorSpec
+from muster.places import Places
+from muster.spec.model import RunSpec
+
+UP = "powersgd:2:common"
+LAYOUT = ParameterLayout(
+    tensors=(
+        TensorSpec(name="wide", shape=(600, 700), dtype="F32"),  # goes on in the second chunk
+        TensorSpec(name="bias", shape=(50,), dtype="F32"),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    "compression",
+    [
+        {"up": UP, "feedback": "ef14"},
+        {"up": UP, "feedback": "ef21", "down": "int8"},
+        {"up": UP, "feedback": "none", "down": "powersgd:2"},
+    ],
+)
+def test_settings_that_go_together(make_spec: Callable[..., RunSpec], compression: dict[str, Any]) -> None:
+    check_spec(make_spec(compression=compression))
+
+
+@pytest.mark.parametrize(
+    ("compression", "said"),
+    [
+        ({"up": "int8", "down": UP}, "down there is one sender"),
+        ({"up": f"{UP}+zstd"}, "that one goes alone, powersgd:4:common"),
+        ({"up": f"topk:0.1+{UP}"}, "that one goes alone"),
+        ({"up": f"int8|{UP}"}, "that one goes alone"),
+        ({"up": UP, "down": "replay"}, "are read with a factor, and compression.down replay has none"),
+    ],
+)
+def test_settings_that_do_not_are_refused(
+    make_spec: Callable[..., RunSpec], compression: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match="the run spec asks for what cannot be done here") as caught:
+        check_spec(make_spec(compression=compression, aggregation={"rule": "mean"}))
+    assert said in str(caught.value)
+
+
+def test_the_next_factor_spans_what_the_step_did(make_spec: Callable[..., RunSpec], tmp_path: Path) -> None:
+    """Over two versions and two chunks: first the left sides of what the step was along the right ones, then back."""
+    spec = make_spec(compression={"up": UP})
+    steps = [torch.randn(LAYOUT.size, generator=torch.Generator().manual_seed(version)) for version in (0, 1)]
+    present = CommonFactor(spec, LAYOUT, 0, None)
+    for version, step in enumerate(steps):
+        places = Places(layout=LAYOUT, base_digest="b" * 64, round=version + 1)
+        bounds = [LAYOUT.chunk_bounds(index) for index in range(LAYOUT.chunk_count)]
+        bound = [
+            present.codec.at(present.at(compressors.Place(*places.facts(index)), index))
+            for index in range(LAYOUT.chunk_count)
+        ]
+        wanted = [
+            codec.exchange(stop - start).next_factor(step[start:stop])
+            for codec, (start, stop) in zip(bound, bounds, strict=True)
+        ]
+        path = tmp_path / f"factor{version}"
+        following = NextFactor(present, places, path)
+        base = torch.ones(LAYOUT.size)
+        for start, stop in bounds:
+            following.take(base[start:stop], base[start:stop] + step[start:stop])
+        following.finish()
+        following.close()
+        present.close()
+        written = np.fromfile(path, dtype="<f4")
+        np.testing.assert_allclose(written, torch.cat(wanted).numpy(), atol=1e-5)
+        present = CommonFactor(spec, LAYOUT, version + 1, path)
+        place = present.at(compressors.Place(*places.facts(1)), 1)
+        assert place.turn == (version + 1) % 2
+        assert place.factor is not None
+        torch.testing.assert_close(place.factor, wanted[1], atol=1e-5, rtol=0)
+    present.close()
+    assert LAYOUT.size > CHUNK_COORDINATES
