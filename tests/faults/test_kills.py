@@ -109,7 +109,8 @@ async def _exit_or_end(
 @pytest.mark.parametrize(
     ("seed", "compression"),
     [
-        (1, {"up": "topk:0.1", "feedback": "ef14"}),
+        # A residual, and a factor that the coordinator makes and hands to all.
+        (1, {"up": "powersgd:2:common", "feedback": "ef14"}),
         # What both ends keep of a link, a codec for each layer, masks that both derive, and the step down.
         (2, {"up": "topk:0.1+int8+rice|topk:0.03+int8|int4+zstd", "feedback": "ef21", "down": "randk:0.5:unscaled"}),
     ],
