@@ -88,6 +88,7 @@ SETTINGS = (
     _up("randk:0.05"),
     _up("ferret:4096"),
     _up("powersgd:2", feedback="ef14"),
+    _up("powersgd:4:common", feedback="ef14"),
     Setting(
         name="topk:0.001 with dgc up, int8 down",
         compression={"up": "topk:0.001", "feedback": "dgc:0.9", "warm_up_rounds": 5, "down": "int8"},
