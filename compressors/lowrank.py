@@ -8,7 +8,7 @@ projection: |C(M) - M|^2 = |M|^2 - |M^T P|^2. The matrix is taken with its short
 over the start: with A = M^T M and U an orthonormal basis of what Q spans, |M^T P|^2 = tr((U^T A U)^-1 U^T A^2 U), and
 U^T A^2 U >= (U^T A U)^2, so no less than tr(U^T A U), which is r / n tr(A) on average as U has no direction that it
 prefers; and a power iteration never loses. No more is true of every matrix: all that are orthogonal meet it. Of real
-updates far more is kept, see PowerSGD.
+updates far more is kept.
 
 A matrix is one of `Place.pieces`; one whose factors are not at least 2 times smaller than itself is sent as it is, and
 without a place the chunk is. Senders of a round begin alike (`Place.common`), decoding takes no randomness.
