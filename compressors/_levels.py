@@ -29,11 +29,14 @@ from compressors._blocks import (
 from compressors._compiled import compiled
 from compressors._scratch import scratch
 from compressors.codec import DecodeError, PlainCodec, check_length, chunk_array
+from compressors.device import levels as device
+from compressors.device.codec import DeviceCodec
+from compressors.device.transfer import upload
 
 INDICES = 16
 
 
-class LevelCodec(PlainCodec):
+class LevelCodec(PlainCodec, DeviceCodec):
     """A codec that is its levels [15 or 16], ascending from -1 to 1 with 0 among them, and its block."""
 
     unbiased = False
@@ -57,12 +60,28 @@ class LevelCodec(PlainCodec):
 
     def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         values = chunk_array(out)
-        check_length(body, self.bytes_max(values.size))
-        count = block_count(values.size, self.block)
+        scales, packed = self._read(body, values.size)
+        unpack(packed, scales, _tables(self.levels)[0], values, self.block)
+
+    def pack(self, x: Tensor, seed: int) -> Tensor:
+        thresholds = _tables(self.levels)[1]
+        zero = int(np.searchsorted(thresholds, 0.0, side="right"))
+        return device.pack(x, upload(thresholds, x.device), zero, self.block)
+
+    def check(self, body: bytes | memoryview, size: int) -> None:
+        self._read(body, size)
+
+    def unpack(self, body: Tensor, out: Tensor) -> None:
+        device.unpack(body, out, upload(_tables(self.levels)[0], out.device), self.block)
+
+    def _read(self, body: bytes | memoryview, size: int) -> tuple[Floats, Codes]:
+        """The scales and indices of a body, checked. Raises `DecodeError`."""
+        check_length(body, self.bytes_max(size))
+        count = block_count(size, self.block)
         scales, packed = read_scales(body, count), read_codes(body, SCALE_BYTES * count)
         if len(self.levels) < INDICES and has_zero_half(packed):
             raise DecodeError("an index has no level")
-        unpack(packed, scales, _tables(self.levels)[0], values, self.block)
+        return scales, packed
 
 
 @lru_cache(maxsize=16)

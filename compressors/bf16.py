@@ -11,9 +11,10 @@ from torch import Tensor
 
 from compressors._scratch import scratch
 from compressors.codec import PlainCodec, check_length, chunk_array
+from compressors.device.codec import DeviceCodec
 
 
-class Bf16(PlainCodec):
+class Bf16(PlainCodec, DeviceCodec):
     unbiased = False
     contractive = True
     linear = False
@@ -33,7 +34,16 @@ class Bf16(PlainCodec):
 
     def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         size = chunk_array(out).size
-        check_length(body, 2 * size)
+        self.check(body, size)
         halves = scratch("bf16", size, torch.bfloat16)
         np.copyto(halves.view(torch.int16).numpy(), np.frombuffer(body, dtype="<i2"))
         out.copy_(halves)
+
+    def pack(self, x: Tensor, seed: int) -> Tensor:
+        return x.to(torch.bfloat16).view(torch.uint8)
+
+    def check(self, body: bytes | memoryview, size: int) -> None:
+        check_length(body, 2 * size)
+
+    def unpack(self, body: Tensor, out: Tensor) -> None:
+        out.copy_(body.view(torch.bfloat16))

@@ -30,7 +30,7 @@ from compressors._scratch import scratch
 from compressors.codec import Codec, CodecError, DecodeError, chunk_array
 from compressors.entropy import Zstd, decompress
 from compressors.place import Place
-from compressors.sparsifier import Floats, Indices, Sparsifier
+from compressors.sparsifier import Floats, Indices, Sparsifier, put_device, put_host
 from compressors.varint import VARINT_BYTES_MAX, read_varint, varint
 
 CODINGS = ("auto", "rice", "varint")
@@ -110,14 +110,25 @@ class Composed(Codec):
         return {"rice": rice, "varint": varint}.get(self.parts.coding, min(rice, varint))
 
     def encode_host(self, x: Tensor, seed: int) -> bytes:
-        values, sparsifier = chunk_array(x), self.parts.sparsifier
-        if sparsifier is None:
-            flag, body = self._shorter(self.parts.values.encode(x, seed), _VALUES_ZSTD)
-            return bytes([flag]) + body
-        chosen, kept = sparsifier.take(values)
+        if self.parts.sparsifier is None:
+            return self._dense(self.parts.values.encode_host(x, seed))
+        return self._sparse(*self.parts.sparsifier.take_host(x), x.numel(), seed)
+
+    def encode_device(
+        self, x: Tensor, seed: int
+    ) -> bytes:  # what is sent of a sparse chunk is quantised on the host
+        if self.parts.sparsifier is None:
+            return self._dense(self.parts.values.encode_device(x, seed))
+        return self._sparse(*self.parts.sparsifier.take_device(x), x.numel(), seed)
+
+    def _dense(self, raw: bytes) -> bytes:
+        flag, body = self._shorter(raw, _VALUES_ZSTD)
+        return bytes([flag]) + body
+
+    def _sparse(self, chosen: Indices, kept: Floats, size: int, seed: int) -> bytes:
         flags, head, section = _DERIVED, varint(chosen.size), b""
-        if sparsifier.indices_travel:
-            flags, raw = self._code(chosen, values.size)
+        if self.parts.sparsifier is not None and self.parts.sparsifier.indices_travel:
+            flags, raw = self._code(chosen, size)
             flag, section = self._shorter(raw, _INDICES_ZSTD)
             flags |= flag
             head += varint(len(section))
@@ -143,24 +154,36 @@ class Composed(Codec):
         return (flag, framed) if len(framed) < len(raw) else (0, raw)
 
     def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
-        target, sparsifier = chunk_array(out), self.parts.sparsifier
+        if self.parts.sparsifier is None:
+            self.parts.values.decode_host(self._raw(body, out.numel()), out)
+        else:
+            put_host(*self._read(self.parts.sparsifier, body, out.numel()), out)
+
+    def decode_device(self, body: bytes | memoryview, out: Tensor) -> None:
+        if self.parts.sparsifier is None:
+            self.parts.values.decode_device(self._raw(body, out.numel()), out)
+        else:
+            put_device(*self._read(self.parts.sparsifier, body, out.numel()), out)
+
+    def _raw(self, body: bytes | memoryview, size: int) -> bytes | memoryview:
         flags, rest = self._flags(body)
-        if sparsifier is None:
-            raw = self._opened(rest, flags & _VALUES_ZSTD, self.parts.values.bytes_max(target.size))
-            self.parts.values.decode(raw, out)
-            return
+        return self._opened(rest, flags & _VALUES_ZSTD, self.parts.values.bytes_max(size))
+
+    def _read(self, sparsifier: Sparsifier, body: bytes | memoryview, size: int) -> tuple[Indices, Floats]:
+        """Strictly increasing indices within the chunk and finite values; scratch."""
+        flags, rest = self._flags(body)
         count, rest = read_varint(rest)
-        k = sparsifier.k(target.size)
+        k = sparsifier.k(size)
         if count > k or (count < k and not sparsifier.indices_travel):
             raise DecodeError(f"the body claims {count} values where {k} are due")
-        chosen, rest = self._chosen(sparsifier, flags, rest, count, target)
+        chosen, rest = self._chosen(sparsifier, flags, rest, count, size)
         raw = self._opened(rest, flags & _VALUES_ZSTD, self.parts.values.bytes_max(count))
         kept = scratch("composed.values", count, torch.float32)
         self.parts.values.decode(raw, kept)
-        if not bool(np.isfinite(kept.numpy()).all()):
+        values = chunk_array(kept)
+        if not bool(np.isfinite(values).all()):
             raise DecodeError("a value is not finite")
-        out.detach().zero_()
-        target[chosen] = kept.numpy()
+        return chosen, values
 
     def _flags(self, body: bytes | memoryview) -> tuple[int, memoryview]:
         if not len(body):
@@ -178,16 +201,16 @@ class Composed(Codec):
         return flags, memoryview(body)[1:]
 
     def _chosen(
-        self, sparsifier: Sparsifier, flags: int, rest: memoryview, count: int, target: Floats
+        self, sparsifier: Sparsifier, flags: int, rest: memoryview, count: int, size: int
     ) -> tuple[Indices, memoryview]:
         if not sparsifier.indices_travel:
-            return sparsifier.choose(target), rest
+            return sparsifier.derived(size), rest
         length, rest = read_varint(rest)
         if length > len(rest):
             raise DecodeError("the indices end too early")
-        raw = self._opened(rest[:length], flags & _INDICES_ZSTD, self._indices_bytes_max(target.size))
+        raw = self._opened(rest[:length], flags & _INDICES_ZSTD, self._indices_bytes_max(size))
         read = coding.decode_rice if flags & _CODING == _RICE else coding.decode_varint
-        return read(raw, count, target.size), rest[length:]
+        return read(raw, count, size), rest[length:]
 
     @staticmethod
     def _opened(section: memoryview, framed: int, size_max: int) -> bytes | memoryview:

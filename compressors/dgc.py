@@ -78,8 +78,8 @@ class Dgc(Feedback):
 
     def encode(self, codec: Codec, x: Tensor, state: dict[str, Tensor], seed: int) -> bytes:
         size = x.numel()
-        velocity = scratch("dgc.velocity", size, torch.float32).copy_(state["velocity"])
-        pending = scratch("dgc.pending", size, torch.float32)
+        velocity = scratch("dgc.velocity", size, torch.float32, x.device).copy_(state["velocity"])
+        pending = scratch("dgc.pending", size, torch.float32, x.device)
         if self.nesterov:
             velocity.add_(x.detach()).mul_(self.momentum)
             torch.add(state["residual"], velocity, out=pending).add_(x.detach())
@@ -88,7 +88,7 @@ class Dgc(Feedback):
             torch.add(state["residual"], velocity, out=pending)
         body = codec.encode(pending, seed)
         if is_bounded(pending) and is_bounded(velocity):
-            sent = scratch("dgc.sent", size, torch.float32)
+            sent = scratch("dgc.sent", size, torch.float32, x.device)
             codec.decode(body, sent)
             torch.sub(pending, sent, out=state["residual"])
             state["velocity"].copy_(velocity.masked_fill_(sent.bool(), 0.0))

@@ -27,6 +27,8 @@ from compressors._blocks import (
 from compressors._compiled import compiled
 from compressors._scratch import scratch
 from compressors.codec import DecodeError, PlainCodec, check_length, chunk_array
+from compressors.device import e4m3 as device
+from compressors.device.codec import DeviceCodec
 
 BLOCK = 256
 LARGEST = np.float32(448)
@@ -35,7 +37,7 @@ ALIGNED = np.float32(2.0**14)  # a float32 here counts in steps of 2^-9
 ALIGNED_BITS = np.uint32(0x46800000)
 
 
-class E4m3(PlainCodec):
+class E4m3(PlainCodec, DeviceCodec):
     unbiased = False
     contractive = True
     linear = False
@@ -57,12 +59,26 @@ class E4m3(PlainCodec):
 
     def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         values = chunk_array(out)
-        check_length(body, self.bytes_max(values.size))
-        count = block_count(values.size, BLOCK)
+        scales, codes = self._read(body, values.size)
+        from_codes(codes, scales, _TABLE, values)
+
+    def pack(self, x: Tensor, seed: int) -> Tensor:
+        return device.pack(x, BLOCK)
+
+    def check(self, body: bytes | memoryview, size: int) -> None:
+        self._read(body, size)
+
+    def unpack(self, body: Tensor, out: Tensor) -> None:
+        device.unpack(body, out, BLOCK)
+
+    def _read(self, body: bytes | memoryview, size: int) -> tuple[Floats, Codes]:
+        """The scales and codes of a body, checked. Raises `DecodeError`."""
+        check_length(body, self.bytes_max(size))
+        count = block_count(size, BLOCK)
         scales, codes = read_scales(body, count), read_codes(body, SCALE_BYTES * count)
         if has_nan(codes):
             raise DecodeError("a code is not a number")
-        from_codes(codes, scales, _TABLE, values)
+        return scales, codes
 
 
 def _table() -> Floats:

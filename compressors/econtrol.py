@@ -68,12 +68,12 @@ class EControl(Ef21):
     def encode(self, codec: Codec, x: Tensor, state: dict[str, Tensor], seed: int) -> bytes:
         estimate, error = state["estimate"], state["error"]
         eta = codec.delta(x.numel()) if self.eta is None else self.eta
-        gap = scratch("econtrol.gap", x.numel(), torch.float32)
+        gap = scratch("econtrol.gap", x.numel(), torch.float32, x.device)
         torch.sub(x.detach(), estimate, out=gap)
-        pending = scratch("econtrol.pending", x.numel(), torch.float32).copy_(gap)
+        pending = scratch("econtrol.pending", x.numel(), torch.float32, x.device).copy_(gap)
         if eta:  # not only for speed: adding a zero would change the sign of another
             pending.add_(error, alpha=eta)
-        sent = scratch("econtrol.sent", x.numel(), torch.float32)
+        sent = scratch("econtrol.sent", x.numel(), torch.float32, x.device)
         body = encode_bounded(codec, pending, sent, seed)
         if is_bounded(pending):
             estimate.add_(sent)

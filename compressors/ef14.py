@@ -27,11 +27,11 @@ class Ef14(Feedback):
 
     def encode(self, codec: Codec, x: Tensor, state: dict[str, Tensor], seed: int) -> bytes:
         residual = state["residual"]
-        pending = scratch("ef14.pending", x.numel(), torch.float32)
+        pending = scratch("ef14.pending", x.numel(), torch.float32, x.device)
         torch.add(x.detach(), residual, out=pending)
         body = codec.encode(pending, seed)
         if is_bounded(pending):
-            decoded = scratch("ef14.decoded", x.numel(), torch.float32)
+            decoded = scratch("ef14.decoded", x.numel(), torch.float32, x.device)
             codec.decode(body, decoded)
             torch.sub(pending, decoded, out=residual)
         return body

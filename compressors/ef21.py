@@ -33,9 +33,9 @@ class Ef21(Feedback):
 
     def encode(self, codec: Codec, x: Tensor, state: dict[str, Tensor], seed: int) -> bytes:
         estimate = state["estimate"]
-        gap = scratch("ef21.gap", x.numel(), torch.float32)
+        gap = scratch("ef21.gap", x.numel(), torch.float32, x.device)
         torch.sub(x.detach(), estimate, out=gap)
-        sent = scratch("ef21.sent", x.numel(), torch.float32)
+        sent = scratch("ef21.sent", x.numel(), torch.float32, x.device)
         body = encode_bounded(codec, gap, sent, seed)
         if is_bounded(gap):
             estimate.add_(sent)

@@ -19,6 +19,8 @@ from torch import Tensor
 from compressors._blocks import Floats, find_peaks
 from compressors._scratch import scratch
 from compressors.codec import DecodeError, PlainCodec, check_length, chunk_array
+from compressors.device import fp16 as device
+from compressors.device.codec import DeviceCodec
 
 EXPONENT_MIN, EXPONENT_MAX = -126, 112  # float32 holds these powers, their reciprocals and 65504 times them
 NOT_FINITE = 0x7FFF
@@ -26,7 +28,7 @@ INFINITE_HALF = 0x7C00
 MAGNITUDE_MAX = 2.0**127
 
 
-class Fp16(PlainCodec):
+class Fp16(PlainCodec, DeviceCodec):
     unbiased = False
     contractive = True
     linear = False
@@ -49,7 +51,21 @@ class Fp16(PlainCodec):
         return exponent.to_bytes(2, "little", signed=True) + halves.view(torch.int16).numpy().tobytes()
 
     def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
-        size = chunk_array(out).size
+        halves, exponent = self._read(body, out.numel())
+        out.copy_(halves)
+        out.mul_(2.0**exponent)
+
+    def pack(self, x: Tensor, seed: int) -> Tensor:
+        return device.pack(x, EXPONENT_MIN, EXPONENT_MAX, NOT_FINITE)
+
+    def check(self, body: bytes | memoryview, size: int) -> None:
+        self._read(body, size)
+
+    def unpack(self, body: Tensor, out: Tensor) -> None:
+        device.unpack(body, out)
+
+    def _read(self, body: bytes | memoryview, size: int) -> tuple[Tensor, int]:
+        """The halves, scratch, and the exponent of a body, checked. Raises `DecodeError`."""
         check_length(body, self.bytes_max(size))
         exponent = int.from_bytes(body[:2], "little", signed=True)
         if not EXPONENT_MIN <= exponent <= EXPONENT_MAX:
@@ -59,8 +75,7 @@ class Fp16(PlainCodec):
         np.copyto(bits, np.frombuffer(body, dtype="<i2", offset=2))
         if size and _largest(bits) >= INFINITE_HALF:
             raise DecodeError("a value is not finite")
-        out.copy_(halves)
-        out.mul_(2.0**exponent)
+        return halves, exponent
 
 
 def _exponent(values: Floats) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from compressors.codec import PlainCodec, check_length, chunk_array
+from compressors.device.codec import DeviceCodec
 
 
-class Identity(PlainCodec):
+class Identity(PlainCodec, DeviceCodec):
     unbiased = True
     contractive = True
     linear = True
@@ -28,5 +30,14 @@ class Identity(PlainCodec):
 
     def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         values = chunk_array(out)
-        check_length(body, values.nbytes)
+        self.check(body, values.size)
         np.copyto(values, np.frombuffer(body, dtype="<f4"))
+
+    def pack(self, x: Tensor, seed: int) -> Tensor:
+        return x.view(torch.uint8)
+
+    def check(self, body: bytes | memoryview, size: int) -> None:
+        check_length(body, 4 * size)
+
+    def unpack(self, body: Tensor, out: Tensor) -> None:
+        out.copy_(body.view(torch.float32))

@@ -18,7 +18,10 @@ import torch
 from torch import Tensor
 
 from compressors._scratch import scratch
-from compressors.codec import Codec, CodecError, DecodeError, check_length, chunk_array
+from compressors.codec import CodecError, DecodeError, check_length, chunk_array
+from compressors.device import int8 as device
+from compressors.device.codec import DeviceCodec
+from compressors.device.transfer import noise
 
 BLOCK = 256
 LOSS = 0.004  # of |x|^2, at most, by a whole block
@@ -27,7 +30,7 @@ SCALE_MIN = 2.0**-126  # smallest normal float32: its reciprocal is finite
 SCALE_MAX = 2.0**120  # 127 of these are finite
 
 
-class Int8(Codec):
+class Int8(DeviceCodec):
     contractive = True
     linear = False
 
@@ -76,7 +79,26 @@ class Int8(Codec):
         return body.numpy().tobytes()
 
     def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
-        size = chunk_array(out).size
+        size = out.numel()
+        scales, levels = self._read(body, size)
+        whole = size - size % BLOCK
+        torch.mul(
+            levels[:whole].view(-1, BLOCK), scales[: whole // BLOCK, None], out=out[:whole].view(-1, BLOCK)
+        )
+        if whole < size:
+            torch.mul(levels[whole:], scales[-1], out=out[whole:])
+
+    def pack(self, x: Tensor, seed: int) -> Tensor:
+        return device.pack(x, noise(seed, x) if self.unbiased else None, BLOCK, SCALE_MIN)
+
+    def check(self, body: bytes | memoryview, size: int) -> None:
+        self._read(body, size)
+
+    def unpack(self, body: Tensor, out: Tensor) -> None:
+        device.unpack(body, out, BLOCK)
+
+    def _read(self, body: bytes | memoryview, size: int) -> tuple[Tensor, Tensor]:
+        """The scales and levels of a body, checked; scratch. Raises `DecodeError`."""
         check_length(body, self.bytes_max(size))
         blocks = -(-size // BLOCK)
         scales = scratch("int8.scales", blocks, torch.float32)
@@ -87,12 +109,7 @@ class Int8(Codec):
             raise DecodeError("a scale is negative, too large or not a number")
         if size and int(levels.amin()) < -LEVEL_MAX:
             raise DecodeError(f"a level is below {-LEVEL_MAX}")
-        whole = size - size % BLOCK
-        torch.mul(
-            levels[:whole].view(-1, BLOCK), scales[: whole // BLOCK, None], out=out[:whole].view(-1, BLOCK)
-        )
-        if whole < size:
-            torch.mul(levels[whole:], scales[-1], out=out[whole:])
+        return scales, levels
 
 
 def _encode_blocks(x: Tensor, scales: Tensor, levels: Tensor, work: Tensor) -> None:

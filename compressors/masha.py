@@ -76,11 +76,11 @@ class Masha(Feedback):
             if is_bounded(x):
                 state["anchor"].copy_(x.detach())
             return codec.encode(x.detach(), seed)
-        moved = scratch("masha.moved", x.numel(), torch.float32)
+        moved = scratch("masha.moved", x.numel(), torch.float32, x.device)
         torch.sub(x.detach(), state["anchor"], out=moved)
         if not codec.unbiased:
             moved.add_(state["residual"])
-        sent = scratch("masha.sent", x.numel(), torch.float32)
+        sent = scratch("masha.sent", x.numel(), torch.float32, x.device)
         body = encode_bounded(codec, moved, sent, seed)
         if is_bounded(moved) and not codec.unbiased:
             torch.sub(moved, sent, out=state["residual"])

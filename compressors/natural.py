@@ -20,12 +20,15 @@ from compressors._compiled import compiled
 from compressors._dither import dither
 from compressors._scratch import scratch
 from compressors.codec import DecodeError, PlainCodec, check_length, chunk_array
+from compressors.device import natural as device
+from compressors.device.codec import DeviceCodec
+from compressors.device.transfer import noise
 
 EXPONENTS = 127  # codes of a magnitude that is not zero
 NO_BASE = 255
 
 
-class Natural(PlainCodec):
+class Natural(PlainCodec, DeviceCodec):
     unbiased = True
     contractive = True
     linear = False
@@ -55,10 +58,19 @@ class Natural(PlainCodec):
 
     def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         values = chunk_array(out)
-        check_length(body, self.bytes_max(values.size))
+        self.check(body, values.size)
+        from_powers(read_codes(body, 1), _table(body[0]), values)
+
+    def pack(self, x: Tensor, seed: int) -> Tensor:
+        return device.pack(x, noise(seed, x), EXPONENTS, NO_BASE)
+
+    def check(self, body: bytes | memoryview, size: int) -> None:
+        check_length(body, self.bytes_max(size))
         if body[0] > EXPONENTS:
             raise DecodeError(f"the base is {body[0]}, which is above {EXPONENTS}")
-        from_powers(read_codes(body, 1), _table(body[0]), values)
+
+    def unpack(self, body: Tensor, out: Tensor) -> None:
+        device.unpack(body, out)
 
 
 def _table(base: int) -> Floats:

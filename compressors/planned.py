@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from compressors._scratch import scratch
-from compressors.codec import Codec, CodecError, DecodeError, chunk_array
+from compressors.codec import Codec, CodecError, DecodeError
 from compressors.lgreco import Table, choose
 from compressors.place import NOWHERE, Place
 from compressors.varint import VARINT_BYTES_MAX, read_varint, varint
@@ -96,17 +96,20 @@ class Planned(Codec):
 
     def encode_host(self, x: Tensor, seed: int) -> bytes:
         parts: list[bytes] = []
-        for number, stretch in enumerate(self.stretches(chunk_array(x).size)):
+        for number, stretch in enumerate(self.stretches(x.numel())):
             choice = self.plan[stretch.layer] if stretch.layer < len(self.plan) else 0
             codec = self.codecs[choice].at(stretch.place)
             part = codec.encode(x[stretch.start : stretch.stop], seed + number)
             parts += [bytes([choice]), varint(len(part)), part]
         return b"".join(parts)
 
+    def encode_device(self, x: Tensor, seed: int) -> bytes:
+        return self.encode_host(x, seed)  # each layer's codec sees where it lies
+
     def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
-        size = chunk_array(out).size
-        decoded, rest = scratch("planned.decoded", size, torch.float32), memoryview(body)
-        for stretch in self.stretches(size):
+        decoded = scratch("planned.decoded", out.numel(), torch.float32, out.device)
+        rest = memoryview(body)
+        for stretch in self.stretches(out.numel()):
             if not rest or rest[0] >= len(self.codecs):
                 raise DecodeError("a layer has no codec, or one that is not among those of the run")
             codec = self.codecs[rest[0]].at(stretch.place)
@@ -118,6 +121,9 @@ class Planned(Codec):
         if rest:
             raise DecodeError("there are bytes behind the last layer")
         out.detach().copy_(decoded)
+
+    def decode_device(self, body: bytes | memoryview, out: Tensor) -> None:
+        self.decode_host(body, out)
 
 
 class Planner(Planned):
@@ -138,9 +144,9 @@ class Planner(Planned):
         return Planner(self, len(self._errors), (self._errors, self._sizes), place)
 
     def encode_host(self, x: Tensor, seed: int) -> bytes:
-        for number, stretch in enumerate(self.stretches(chunk_array(x).size)):
+        for number, stretch in enumerate(self.stretches(x.numel())):
             layer = x[stretch.start : stretch.stop]
-            decoded = scratch("planner.decoded", layer.numel(), torch.float32)
+            decoded = scratch("planner.decoded", layer.numel(), torch.float32, x.device)
             for column, each in enumerate(self.codecs):
                 codec = each.at(stretch.place)
                 part = codec.encode(layer, seed + number)

@@ -24,7 +24,10 @@ from compressors._blocks import Codes, Floats, block_count, read_codes
 from compressors._compiled import compiled
 from compressors._dither import dither
 from compressors._scratch import scratch
-from compressors.codec import Codec, CodecError, DecodeError, check_length, chunk_array
+from compressors.codec import CodecError, DecodeError, check_length, chunk_array
+from compressors.device import qsgd as device
+from compressors.device.codec import DeviceCodec
+from compressors.device.transfer import noise
 
 BUCKET = 512
 LANES = BUCKET // 8
@@ -33,7 +36,7 @@ NORM_MIN, NORM_MAX = 2.0**-120, 2.0**120  # LEVELS divided by these is finite an
 UNIT = np.float32(2.0**-16)
 
 
-class Qsgd(Codec):
+class Qsgd(DeviceCodec):
     example = "qsgd:7"
     source = "Alistarh et al. 2017"
     unbiased = True
@@ -74,17 +77,31 @@ class Qsgd(Codec):
 
     def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         values = chunk_array(out)
-        check_length(body, self.bytes_max(values.size))
-        norms = np.frombuffer(body, dtype="<f4", count=block_count(values.size, BUCKET))
+        norms, codes = self._read(body, values.size)
+        steps: Floats = np.divide(norms, self.levels, dtype=np.float32)
+        to_values(codes, steps, self.levels, values)
+
+    def pack(self, x: Tensor, seed: int) -> Tensor:
+        return device.pack(x, noise(seed, x), self.levels, BUCKET, NORM_MIN)
+
+    def check(self, body: bytes | memoryview, size: int) -> None:
+        self._read(body, size)
+
+    def unpack(self, body: Tensor, out: Tensor) -> None:
+        device.unpack(body, out, self.levels, BUCKET)
+
+    def _read(self, body: bytes | memoryview, size: int) -> tuple[Floats, Codes]:
+        """The norms and levels of a body, checked; scratch. Raises `DecodeError`."""
+        check_length(body, self.bytes_max(size))
+        norms: Floats = np.frombuffer(body, dtype="<f4", count=block_count(size, BUCKET))
         planes = read_codes(body, norms.nbytes)
         if not bool(((norms >= 0) & (norms <= NORM_MAX)).all()):
             raise DecodeError("a norm is negative, too large or not a number")
-        codes = scratch("qsgd.codes", values.size, torch.uint8).numpy()
+        codes = scratch("qsgd.codes", size, torch.uint8).numpy()
         from_planes(planes, codes)
         if codes.size and codes.max() > 2 * self.levels:
             raise DecodeError(f"a level is above {self.levels}")
-        steps: Floats = np.divide(norms, self.levels, dtype=np.float32)
-        to_values(codes, steps, self.levels, values)
+        return norms, codes
 
 
 @compiled

@@ -20,6 +20,8 @@ from numpy.random import PCG64DXSM
 from torch import Tensor
 
 from compressors.codec import CodecError, DecodeError, check_length, chunk_array
+from compressors.device import sparse
+from compressors.device.transfer import download, upload
 from compressors.place import NOWHERE, Place
 from compressors.sparsifier import Floats, Indices, Sparsifier, fraction_of, kept_count
 
@@ -72,31 +74,45 @@ class RandK(Sparsifier):
     def bytes_max(self, size: int) -> int:
         return 4 * self.k(size)
 
-    def choose(self, values: Floats) -> Indices:
-        return self._mask(values.size)
+    def take_host(self, x: Tensor) -> tuple[Indices, Floats]:
+        values, chosen = chunk_array(x), self.derived(x.numel())
+        with np.errstate(over="ignore", invalid="ignore"):
+            spread = values.max() - values.min() if values.size else np.float32(0)
+        return chosen, self._sent(values[chosen], spread, values.size)
 
-    def gains(self, size: int) -> Floats | None:
-        return None if self.unscaled else np.diff(self._strata(size)).astype(np.float32)
+    def take_device(self, x: Tensor) -> tuple[Indices, Floats]:
+        if not x.numel():
+            return super().take_device(x)
+        chosen = self.derived(x.numel())
+        kept = download(sparse.gather(x.detach(), upload(chosen.astype(np.int32), x.device)))
+        return chosen, self._sent(kept[:-1], kept[-1], x.numel())
+
+    def _sent(self, kept: Floats, spread: np.float32, size: int) -> Floats:
+        """`spread` is the largest value of the chunk less the smallest: a NaN passes through both reductions."""
+        if not self.unscaled:
+            with np.errstate(over="ignore", invalid="ignore"):  # infinite is what does not decode
+                kept *= np.diff(self._strata(size)).astype(np.float32)
+        if not np.isfinite(spread):
+            kept[:] = np.nan
+        return kept
 
     def _strata(self, size: int) -> Indices:
         k = self.k(size)
         return np.arange(k + 1, dtype=np.intp) * size // max(1, k)
 
-    def _mask(self, size: int) -> Indices:
+    def derived(self, size: int) -> Indices:
         strata = self._strata(size)
         # numpy promises that the words of a bit generator never change; 32 bits of each are enough.
         words = PCG64DXSM(self._seed).random_raw(strata.size - 1) >> np.uint64(32)
         drawn = words * np.diff(strata).astype(np.uint64) >> np.uint64(32)
         return strata[:-1] + drawn.astype(np.intp)
 
-    def encode_host(self, x: Tensor, seed: int) -> bytes:  # what is random both ends derive
-        return self.take(chunk_array(x))[1].astype("<f4").tobytes()
+    def write(self, indices: Indices, values: Floats, size: int) -> bytes:
+        return values.astype("<f4").tobytes()
 
-    def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
-        target = chunk_array(out)
-        check_length(body, self.bytes_max(target.size))
+    def read(self, body: bytes | memoryview, size: int) -> tuple[Indices, Floats]:
+        check_length(body, self.bytes_max(size))
         values = np.frombuffer(body, dtype="<f4")
         if not bool(np.isfinite(values).all()):
             raise DecodeError("a value is not finite")
-        out.detach().zero_()
-        target[self._mask(target.size)] = values
+        return self.derived(size), values

@@ -50,8 +50,8 @@ class Replay:
         """Fills out [size]. Raises `DecodeError`, and then leaves `out` as it was."""
         check_chunk(out)
         size, rest = out.numel(), memoryview(body)
-        total = scratch("replay.total", size, torch.float32).zero_()
-        term = scratch("replay.term", size, torch.float32)
+        total = scratch("replay.total", size, torch.float32, out.device).zero_()
+        term = scratch("replay.term", size, torch.float32, out.device)
         while rest:
             if len(rest) < _HEAD.size:
                 raise DecodeError("a replayed step ends within a term")

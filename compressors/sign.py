@@ -28,13 +28,15 @@ from compressors._blocks import (
 from compressors._compiled import compiled
 from compressors._scratch import scratch
 from compressors.codec import PlainCodec, check_length, chunk_array
+from compressors.device import sign as device
+from compressors.device.codec import DeviceCodec
 
 BLOCK = 256
 LANES = 32
 PART = np.float32(1 / BLOCK)
 
 
-class Sign(PlainCodec):
+class Sign(PlainCodec, DeviceCodec):
     unbiased = False
     contractive = True
     linear = False
@@ -56,10 +58,23 @@ class Sign(PlainCodec):
 
     def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         values = chunk_array(out)
-        check_length(body, self.bytes_max(values.size))
-        count = block_count(values.size, BLOCK)
-        scales, packed = read_scales(body, count), read_codes(body, SCALE_BYTES * count)
+        scales, packed = self._read(body, values.size)
         unpack_signs(packed, scales.view(np.uint32), values.view(np.uint32))
+
+    def pack(self, x: Tensor, seed: int) -> Tensor:
+        return device.pack(x, BLOCK)
+
+    def check(self, body: bytes | memoryview, size: int) -> None:
+        self._read(body, size)
+
+    def unpack(self, body: Tensor, out: Tensor) -> None:
+        device.unpack(body, out, BLOCK)
+
+    def _read(self, body: bytes | memoryview, size: int) -> tuple[Floats, Codes]:
+        """The scales and signs of a body, checked. Raises `DecodeError`."""
+        check_length(body, self.bytes_max(size))
+        count = block_count(size, BLOCK)
+        return read_scales(body, count), read_codes(body, SCALE_BYTES * count)
 
 
 @compiled

@@ -7,8 +7,11 @@ from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from compressors.codec import Codec, CodecError
+from compressors.codec import Codec, CodecError, chunk_array
+from compressors.device import sparse
+from compressors.device.transfer import upload
 from compressors.place import Place
 
 Floats = NDArray[np.float32]
@@ -29,27 +32,51 @@ class Sparsifier(Codec):
         """How many coordinates of a chunk of this size are sent at most."""
 
     @abstractmethod
-    def choose(self, values: Floats) -> Indices:
-        """The coordinates of a chunk [size] to send: [up to k], strictly increasing."""
+    def take_host(self, x: Tensor) -> tuple[Indices, Floats]:
+        """The coordinates to send of a chunk [size] on the CPU, strictly increasing, and what is sent of them.
 
-    def take(self, values: Floats) -> tuple[Indices, Floats]:
-        """The coordinates of a chunk [size] to send, and what is sent of them: [up to k] each.
-
-        Where a value is not finite that may not have been chosen, nothing that is sent is.
+        [up to k] each. Where a value is not finite that may not have been chosen, nothing that is sent is.
         """
-        chosen = self.choose(values)
-        kept, gains = values[chosen], self.gains(values.size)
-        with np.errstate(over="ignore", invalid="ignore"):  # infinite is what does not decode
-            if gains is not None:
-                kept *= gains
-            # A NaN passes through both reductions.
-            if not self.indices_travel and values.size and not np.isfinite(values.max() - values.min()):
-                kept[:] = np.nan
-        return chosen, kept
 
-    def gains(self, size: int) -> Floats | None:
-        """What the chosen values are multiplied by before they are sent, [k]; None for 1."""
-        return None
+    def take_device(self, x: Tensor) -> tuple[Indices, Floats]:
+        """`take_host` for a chunk elsewhere: what has nothing better copies all of it to the host."""
+        return self.take_host(x.detach().cpu())
+
+    def derived(self, size: int) -> Indices:
+        """The coordinates [k] that both ends derive, where no indices travel."""
+        raise TypeError(f"the indices of {self.spelling} travel")
+
+    @abstractmethod
+    def write(self, indices: Indices, values: Floats, size: int) -> bytes:
+        """The body of what `take_host` gives."""
+
+    @abstractmethod
+    def read(self, body: bytes | memoryview, size: int) -> tuple[Indices, Floats]:
+        """What was written: strictly increasing indices within the chunk and finite values. Raises `DecodeError`."""
+
+    def encode_host(self, x: Tensor, seed: int) -> bytes:  # what is random both ends derive
+        return self.write(*self.take_host(x), x.numel())
+
+    def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
+        put_host(*self.read(body, out.numel()), out)
+
+    def encode_device(self, x: Tensor, seed: int) -> bytes:
+        return self.write(*self.take_device(x), x.numel())
+
+    def decode_device(self, body: bytes | memoryview, out: Tensor) -> None:
+        put_device(*self.read(body, out.numel()), out)
+
+
+def put_host(indices: Indices, values: Floats, out: Tensor) -> None:
+    """out [size] becomes zero, but the values at the indices."""
+    out.detach().zero_()
+    chunk_array(out)[indices] = values
+
+
+def put_device(indices: Indices, values: Floats, out: Tensor) -> None:
+    """`put_host` for a chunk elsewhere; 8 bytes a value cross."""
+    there = out.device
+    sparse.scatter(upload(indices.astype(np.int32), there), upload(values, there), out.detach())
 
 
 def fraction_of(name: str, argument: str | None) -> float:

@@ -32,6 +32,9 @@ from compressors._compiled import compiled
 from compressors._dither import dither
 from compressors._scratch import scratch
 from compressors.codec import DecodeError, PlainCodec, check_length, chunk_array
+from compressors.device import terngrad as device
+from compressors.device.codec import DeviceCodec
+from compressors.device.transfer import noise
 
 BLOCK = 320
 WIDTH = BLOCK // 5
@@ -40,7 +43,7 @@ STEPS = np.float32(1 << 16)
 HALF = np.float32(0.5)
 
 
-class TernGrad(PlainCodec):
+class TernGrad(PlainCodec, DeviceCodec):
     unbiased = True
     contractive = False
     linear = False
@@ -62,12 +65,26 @@ class TernGrad(PlainCodec):
 
     def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
         values = chunk_array(out)
-        check_length(body, self.bytes_max(values.size))
-        count = block_count(values.size, BLOCK)
+        scales, packed = self._read(body, values.size)
+        unpack_trits(packed, scales, values)
+
+    def pack(self, x: Tensor, seed: int) -> Tensor:
+        return device.pack(x, noise(seed, x), BLOCK)
+
+    def check(self, body: bytes | memoryview, size: int) -> None:
+        self._read(body, size)
+
+    def unpack(self, body: Tensor, out: Tensor) -> None:
+        device.unpack(body, out, BLOCK)
+
+    def _read(self, body: bytes | memoryview, size: int) -> tuple[Floats, Codes]:
+        """The scales and trits of a body, checked. Raises `DecodeError`."""
+        check_length(body, self.bytes_max(size))
+        count = block_count(size, BLOCK)
         scales, packed = read_scales(body, count), read_codes(body, SCALE_BYTES * count)
         if packed.size and packed.max() >= BYTES:
             raise DecodeError(f"a byte is above {BYTES - 1}")
-        unpack_trits(packed, scales, values)
+        return scales, packed
 
 
 @compiled

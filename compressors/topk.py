@@ -21,6 +21,8 @@ from torch import Tensor
 
 from compressors._scratch import scratch
 from compressors.codec import DecodeError, chunk_array
+from compressors.device import sparse
+from compressors.device.transfer import download
 from compressors.sparsifier import Floats, Indices, Sparsifier, fraction_of, kept_count
 
 SEGMENT = 1 << 16
@@ -54,21 +56,27 @@ class TopK(Sparsifier):
     def bytes_max(self, size: int) -> int:
         return 4 * -(-size // SEGMENT) + VALUE_BYTES * self.k(size)
 
-    def choose(self, values: Floats) -> Indices:
-        return _select(values, self.k(values.size))
-
-    def encode_host(self, x: Tensor, seed: int) -> bytes:  # deterministic
+    def take_host(self, x: Tensor) -> tuple[Indices, Floats]:
         values = chunk_array(x)
-        kept = self.choose(values)
-        ends = np.searchsorted(kept, np.arange(SEGMENT, values.size + SEGMENT, SEGMENT))
-        counts = np.diff(ends, prepend=0).astype("<u4")
-        return b"".join((counts.tobytes(), values[kept].tobytes(), kept.astype("<u2").tobytes()))
+        kept = _select(values, self.k(values.size))
+        return kept, values[kept]
 
-    def decode_host(self, body: bytes | memoryview, out: Tensor) -> None:
-        target = chunk_array(out)
-        indices, values = _read(body, target.size, self.k(target.size))
-        out.detach().zero_()
-        target[indices] = values
+    def take_device(self, x: Tensor) -> tuple[Indices, Floats]:
+        k = self.k(x.numel())
+        if not k:
+            return super().take_device(x)
+        indices, bits = download(sparse.largest(x.detach(), k))
+        values = bits.view(np.float32)
+        sent = values != 0  # a NaN is not
+        return indices[sent].astype(np.intp), values[sent]
+
+    def write(self, indices: Indices, values: Floats, size: int) -> bytes:
+        ends = np.searchsorted(indices, np.arange(SEGMENT, size + SEGMENT, SEGMENT))
+        counts = np.diff(ends, prepend=0).astype("<u4")
+        return b"".join((counts.tobytes(), values.tobytes(), indices.astype("<u2").tobytes()))
+
+    def read(self, body: bytes | memoryview, size: int) -> tuple[Indices, Floats]:
+        return _read(body, size, self.k(size))
 
 
 def _select(values: Floats, k: int) -> Indices:
