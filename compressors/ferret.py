@@ -77,7 +77,8 @@ class Ferret(Codec):
         return (width - 1) / (1 + spare) + 1e-4  # float32
 
     def bytes_max(self, size: int) -> int:
-        return 2 * self._blocks(size)[1] + 4 * min(self.k, size)
+        sent = min(self.k, size)
+        return 2 * -(-sent // PER_BLOCK) + 4 * sent  # never fewer bytes for a larger chunk
 
     def encode_host(self, x: Tensor, seed: int) -> bytes:  # what is random both ends derive
         values = chunk_array(x)

@@ -170,6 +170,16 @@ def test_any_size_and_k(size: int, k: int, seed: int) -> None:
         assert codec.omega(size) == 0
 
 
+@pytest.mark.parametrize("k", [2, 3, 15, 16, 17, 100, 1000, 1025, 4096, 65_535])
+def test_the_bound_grows_with_the_chunk_and_holds(k: int) -> None:
+    """Bounds are taken of the largest chunk, also where the last one is smaller and in more blocks."""
+    codec = compressors.build(f"ferret:{k}")
+    bounds = [codec.bytes_max(size) for size in range(5001)]
+    assert bounds == sorted(bounds)
+    for size in range(0, 5001, 97):
+        assert len(codec.encode(normal(size), 0)) <= bounds[size]
+
+
 def test_one_pool_for_all_senders_of_a_round() -> None:
     x, codec = normal(5000), compressors.build("ferret:64")
     body = codec.at(Place(common=9, own=1)).encode(x, 5)
