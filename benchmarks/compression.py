@@ -6,6 +6,9 @@ cores, each with chunks of its own. GB/s are of float32 input. A codec pays on a
     (1 - 1 / r) / (1 / E + 1 / D)        r times fewer bytes, E and D the speeds of one thread
 
 since then encoding, sending and decoding one after the other take less time than sending float32.
+
+With --device cuda the vector lies there, and bodies are made from it and for it by one thread; their way to the host
+and back counts.
 """
 
 from __future__ import annotations
@@ -62,13 +65,20 @@ def _lengths(size: int) -> list[int]:
     return [min(CHUNK, size - start) for start in range(0, size, CHUNK)]
 
 
-def best(run: Callable[[], object], repeats: tuple[int, int] = REPEATS) -> float:
-    """Seconds of the quickest of several runs: these machines are shared, and noise only adds."""
+def best(
+    run: Callable[[], object], repeats: tuple[int, int] = REPEATS, settle: Callable[[], None] = lambda: None
+) -> float:
+    """Seconds of the quickest of several runs: these machines are shared, and noise only adds.
+
+    `settle` waits for what a run has begun.
+    """
     run()
+    settle()
     least, began, count = float("inf"), time.perf_counter(), 0
     while count < repeats[0] or (count < repeats[1] and time.perf_counter() - began < SECONDS_EACH):
         start = time.perf_counter()
         run()
+        settle()
         least = min(least, time.perf_counter() - start)
         count += 1
     return least
@@ -79,7 +89,9 @@ def speeds(
     chunks: Sequence[Tensor],
     outs: Sequence[Tensor],
     bodies: Sequence[bytes],
+    *,
     threads: int,
+    settle: Callable[[], None],
 ) -> Speeds:
     gigabytes = sum(map(len, chunks)) * FLOAT_BYTES / 1e9
     numbers = [range(first, len(chunks), threads) for first in range(threads)]
@@ -94,7 +106,8 @@ def speeds(
 
     if threads == 1:
         return Speeds(
-            gigabytes / best(lambda: encode(numbers[0])), gigabytes / best(lambda: decode(numbers[0]))
+            gigabytes / best(lambda: encode(numbers[0]), settle=settle),
+            gigabytes / best(lambda: decode(numbers[0]), settle=settle),
         )
     with ThreadPoolExecutor(threads) as pool:
         return Speeds(
@@ -126,21 +139,26 @@ def measure(spelling: str, x: Tensor, out: Tensor) -> dict[str, Any]:
     outs = [out[start : start + CHUNK] for start in range(0, size, CHUNK)]
     codecs = [codec.at(place(number, len(chunk))) for number, chunk in enumerate(chunks)]
     bodies = [bound.encode(chunks[number], number) for number, bound in enumerate(codecs)]
-    one = speeds(codecs, chunks, outs, bodies, 1)
-    every = speeds(codecs, chunks, outs, bodies, os.cpu_count() or 1)
+    settle = (lambda: None) if x.is_cpu else torch.cuda.synchronize
+    one = speeds(codecs, chunks, outs, bodies, threads=1, settle=settle)
+    # A device is busy with one chunk after the other, however many threads bring them.
+    every = (
+        speeds(codecs, chunks, outs, bodies, threads=os.cpu_count() or 1, settle=settle) if x.is_cpu else None
+    )
     lost = sum(float((chunk - out).double().square().sum()) for chunk, out in zip(chunks, outs, strict=True))
     length = sum(float(chunk.double().square().sum()) for chunk in chunks)
     bits = 8 * sum(map(len, bodies)) / size
-    naive = naive_speeds(spelling, x)
+    naive = naive_speeds(spelling, x) if x.is_cpu else None
     return {
         "codec": spelling,
         "coordinates": size,
+        "device": x.device.type,
         "bits": bits,
         "error": (lost / length) ** 0.5,
         "encode_gb_s": one.encode,
         "decode_gb_s": one.decode,
-        "all_encode_gb_s": every.encode,
-        "all_decode_gb_s": every.decode,
+        "all_encode_gb_s": every.encode if every else None,
+        "all_decode_gb_s": every.decode if every else None,
         "pays_below_gbit_s": 8 * (1 - bits / 32) / (1 / one.encode + 1 / one.decode),
         "naive_encode_gb_s": naive.encode if naive else None,
         "naive_decode_gb_s": naive.decode if naive else None,
@@ -151,11 +169,14 @@ def main() -> None:
     arguments = parser(__doc__ or "")
     arguments.add_argument("--codecs", help="spellings, separated by commas")
     arguments.add_argument("--coordinates", type=int, nargs="+", help="lengths of the vector")
+    arguments.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the vector lies")
     chosen = arguments.parse_args()
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        arguments.error("torch finds no CUDA device on this machine, so --device cuda has nothing to measure")
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for size in chosen.coordinates or (QUICK if chosen.quick else SIZES):
-        x, out = lognormal_tailed(size), torch.zeros(size)
+        x, out = lognormal_tailed(size).to(chosen.device), torch.zeros(size, device=chosen.device)
         for spelling in chosen.codecs.split(",") if chosen.codecs else SPELLINGS:
             say(f"{spelling}, {size} coordinates")
             rows.append(measure(spelling, x, out))
