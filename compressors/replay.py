@@ -7,8 +7,8 @@ directions (`compressors.one_byte`), 256 bytes and their shares. Nothing is lost
 needed. Each term is scaled and then added, two operations that every machine rounds in the same way, in the order in
 which they stand, so that all replicas have the same bytes.
 
-Body: for each term its share, float64; the sender's own seed for the chunk (`Place.own`), uint64; the length of the
-term's body as a varint; the body.
+Body: for each of at most 4096 terms its share, float64; the sender's own seed for the chunk (`Place.own`), uint64; the
+length of the term's body as a varint; the body.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from compressors.place import NOWHERE, Place
 from compressors.varint import read_varint, varint
 
 PREFIX = "replay:"  # and the spelling of the bodies' codec: what a replayed step's manifest names
+TERMS_MAX = 1 << 12  # a longer sum would keep the peers busier than a version costs that is sent whole
 _HEAD = struct.Struct("<dQ")
 
 
@@ -52,7 +53,11 @@ class Replay:
         size, rest = out.numel(), memoryview(body)
         total = scratch("replay.total", size, torch.float32, out.device).zero_()
         term = scratch("replay.term", size, torch.float32, out.device)
+        count = 0
         while rest:
+            count += 1
+            if count > TERMS_MAX:
+                raise DecodeError(f"a replayed step has more than {TERMS_MAX} terms")
             if len(rest) < _HEAD.size:
                 raise DecodeError("a replayed step ends within a term")
             share, own = _HEAD.unpack_from(rest)
@@ -66,6 +71,7 @@ class Replay:
 
 
 def write(terms: Sequence[Term]) -> bytes:
+    """The body of at most `TERMS_MAX` terms."""
     parts: list[bytes | memoryview] = []
     for share, own, body in terms:
         parts += [_HEAD.pack(share, own), varint(len(body)), body]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import aggregators
+from compressors.replay import TERMS_MAX
 from coordinator import downlink, links, optimizers
 from coordinator.decoded import Decoded
 from coordinator.factors import NextFactor
@@ -129,5 +130,7 @@ def _downlink(
         raise AggregationRefused(
             f"{job.spec.aggregation.rule} made no weighted sum, and only that is replayed"
         )
+    if plan.weights.count_nonzero() > TERMS_MAX:
+        raise AggregationRefused(f"a step of more than {TERMS_MAX} updates is not replayed")
     up = source.readers[0].manifest.groups[0].codec
     return downlink.Replayed(up, layout, out, base_digest=job.base_digest, round=job.round)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from coordinator import links
+from coordinator import links, step
 from coordinator.aggregation import (
     AggregationJob,
     AggregationResult,
@@ -179,6 +179,16 @@ def test_a_replayed_step_is_the_sum_that_the_rule_made(
     torch.testing.assert_close(moved, wanted, rtol=1e-4, atol=1e-6)
     used = [f"u{i}" for i, treated in enumerate(whole.treatments) if treated.selected]
     assert delta.stat().st_size < 200 + sum((bench.folder / name).stat().st_size for name in used)
+
+
+def test_a_step_of_too_many_updates_is_not_replayed(
+    bench: Any, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "TERMS_MAX", 2)
+    spec = make_spec(aggregation={"rule": "mean"}, compression={"down": "replay"})
+    run(bench, spec, vectors(bench, 2))
+    with pytest.raises(AggregationRefused, match="more than 2 updates is not replayed"):
+        run(bench, spec, vectors(bench, 3))
 
 
 @pytest.mark.parametrize(
