@@ -3,7 +3,10 @@
     x = sum_s a_s z_s, s = 1 .. P;   z_s [size] of +-1, from the sender's own key;   a_s on a grid
 
 It is made for the algorithm `spsa`, whose updates are such sums: their coefficients are found again by least squares,
-and the bytes are those that the algorithm chose. Of any other x it sends the projection on the P directions, with
+and the bytes are those that the algorithm chose. That takes directions that are independent, which of P + 64
+coordinates all but surely are (the odds against it are below 2^-60) and of fewer than P never. Such a chunk, a model's
+last or a small model's only one, is sent as another sum, the shortest that makes it, whose coefficients are rounded
+once more. Of any other x it sends the projection on the P directions, with
 E|x - Z x|^2 = (1 - rank / size) |x|^2, next to nothing for a chunk of many coordinates.
 
 The grid is logarithmic, in steps of 1/8 nat: a = +-e^(level / 8 - 18), level 1 .. 127, from 1.7e-8 to 0.119. These are

@@ -151,6 +151,27 @@ def test_a_chunk_of_fewer_coordinates_than_directions_is_carried_whole(size: int
     assert sum(errors) / 40 < 0.05
 
 
+@pytest.mark.parametrize("count", [1, 2, 4, 8, 16])
+def test_the_bytes_come_back_where_the_directions_are_independent(count: int) -> None:
+    """And elsewhere another sum of about the same."""
+    returned, changed = 0, 0
+    for own in range(20):
+        codec, body = at(count, own), gradients(count, own).tobytes()
+        for size in (*range(1, 2 * count + 2), count + 64):
+            x = decoded(codec, body, size)
+            again = codec.encode(x, seed=0)
+            drawn = directions(own, count, size)
+            if np.linalg.cond(drawn @ drawn.T) < 1e6:
+                assert again == body
+                returned += 1
+            else:
+                assert size < count + 64
+                changed += again != body
+                assert float((decoded(codec, again, size) - x).norm()) <= 0.2 * float(x.norm()) + 1e-9
+    assert returned > 20
+    assert changed > 20 or count == 1
+
+
 @pytest.mark.parametrize(("count", "size"), [(4, 64), (16, 256), (30, 1000)])
 def test_of_any_other_chunk_the_share_of_the_directions_is_kept(count: int, size: int) -> None:
     """E|x - C(x)|^2 = (1 - P / size) |x|^2, and what rounding adds to it."""
