@@ -95,7 +95,7 @@ def test_what_a_device_draws_is_unbiased_and_comes_from_the_seed(spelling):
     codec, size, draws = compressors.build(spelling), 1500, 400
     x = torch.randn(size, generator=seeded()).cuda()
     assert codec.encode(x, 2**62) == codec.encode(x, 2**62)
-    assert codec.encode(x, 2**62) != codec.encode(x, 0)
+    assert codec.encode(x, 2**62) != codec.encode(x, 2**62 + 1)
     mean, variance, out = torch.zeros(size).double().cuda(), 0.0, torch.empty_like(x)
     for seed in range(draws):
         codec.decode(codec.encode(x, seed), out)
@@ -126,7 +126,7 @@ def test_a_hostile_body_leaves_the_device_as_it_was(spelling):
     good = codec.encode(torch.randn(1000, generator=seeded()), 0)
     out = torch.full((1000,), 7.0, device="cuda")
     bodies = [good[:-1], good + b"\0", b""]
-    if spelling not in {"identity", "bf16"}:
+    if spelling not in {"identity", "bf16", "one-byte:8"}:
         bodies.append(b"\xff" * len(good))
     for body in bodies:
         with pytest.raises(compressors.DecodeError):
