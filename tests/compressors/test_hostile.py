@@ -1,6 +1,7 @@
 """Bodies that nobody vouches for: each decodes to something sane or raises DecodeError, nothing else."""
 
 import struct
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ SPELLINGS = [
     "powersgd:2:common",
 ]
 SIZE = 700  # two whole int8 blocks and a part
+Decode = Callable[[str, bytes, int], torch.Tensor | None]  # see conftest
 PROPERTY = settings(derandomize=True, database=None, deadline=None, max_examples=300)
 
 
@@ -28,25 +30,14 @@ def _body(spelling: str, size: int = SIZE) -> bytes:
     return compressors.build(spelling).encode(x, 0)
 
 
-def _decode(spelling: str, body: bytes, size: int = SIZE) -> torch.Tensor | None:
-    """The decoded chunk; None if it was refused, and then the output must be untouched."""
-    out = torch.full((size,), 7.0)
-    try:
-        compressors.build(spelling).decode(body, out)
-    except compressors.DecodeError:
-        assert torch.equal(out, torch.full((size,), 7.0))
-        return None
-    return out
-
-
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_any_other_length_is_refused(spelling: str) -> None:
+def test_any_other_length_is_refused(decode: Decode, spelling: str) -> None:
     body = _body(spelling)
-    assert _decode(spelling, body) is not None
+    assert decode(spelling, body, SIZE) is not None
     for cut in range(len(body)):
-        assert _decode(spelling, body[:cut]) is None
+        assert decode(spelling, body[:cut], SIZE) is None
     for extra in (b"\0", b"\0" * 6, body):
-        assert _decode(spelling, body + extra) is None
+        assert decode(spelling, body + extra, SIZE) is None
     # A top-k body tells of the chunk's size only that its indices lie within it: near sizes may do as well.
     near = set() if not spelling.startswith("topk") else {SIZE - 1, SIZE + 1, SIZE + 256}
     if spelling.startswith(
@@ -54,44 +45,40 @@ def test_any_other_length_is_refused(spelling: str) -> None:
     ):  # and Ferret's only that its blocks have as many coordinates as inner products
         near = {SIZE - 1, SIZE + 1, SIZE + 256, 1 << 18}
     for size in {0, 1, SIZE - 1, SIZE + 1, SIZE + 256, 1 << 18} - near:
-        assert _decode(spelling, body, size) is None
+        assert decode(spelling, body, size) is None
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @PROPERTY
 @given(data=st.data())
-def test_flipped_bits_never_crash(spelling: str, data: st.DataObject) -> None:
+def test_flipped_bits_never_crash(decode: Decode, spelling: str, data: st.DataObject) -> None:
     body = bytearray(_body(spelling))
     for _ in range(data.draw(st.integers(1, 8))):
         at = data.draw(st.integers(0, 8 * len(body) - 1))
         body[at // 8] ^= 1 << at % 8
-    out = _decode(spelling, bytes(body))
-    if out is not None and spelling not in {"identity", "bf16"}:
-        assert bool(torch.isfinite(out).all())
+    decode(spelling, bytes(body), SIZE)
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @PROPERTY
 @given(body=st.binary(max_size=6000))
-def test_random_bytes_never_crash(spelling: str, body: bytes) -> None:
-    out = _decode(spelling, body)
-    if out is not None and spelling not in {"identity", "bf16"}:
-        assert bool(torch.isfinite(out).all())
+def test_random_bytes_never_crash(decode: Decode, spelling: str, body: bytes) -> None:
+    decode(spelling, body, SIZE)
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf"), -1.0, 3e38, 2.0**121])
-def test_int8_refuses_scales_that_are_none(scale: float) -> None:
+def test_int8_refuses_scales_that_are_none(decode: Decode, scale: float) -> None:
     body = bytearray(_body("int8"))
     struct.pack_into("<f", body, 4, scale)
-    assert _decode("int8", bytes(body)) is None
+    assert decode("int8", bytes(body), SIZE) is None
 
 
-def test_int8_refuses_the_level_that_no_encoder_writes() -> None:
+def test_int8_refuses_the_level_that_no_encoder_writes(decode: Decode) -> None:
     body = bytearray(_body("int8"))
     body[-1] = 0x80
-    assert _decode("int8", bytes(body)) is None
+    assert decode("int8", bytes(body), SIZE) is None
     body[-1] = 0x81
-    assert _decode("int8", bytes(body)) is not None
+    assert decode("int8", bytes(body), SIZE) is not None
 
 
 def _topk(counts: list[int], values: list[float], low: list[int]) -> bytes:
