@@ -46,25 +46,28 @@ class StateReader:
 
 
 class StateWriter:
-    """Appends chunks in order to a new file. Raises `StorageError`."""
+    """A new file, its chunks written in any order and by any thread. Raises `StorageError`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = path.open("xb")
+            self._file = path.open("xb", buffering=0)
         except OSError as error:
             raise storage_error(path, error) from error
 
-    def write(self, chunk: Tensor) -> None:
+    def write(self, chunk: Tensor, start: int) -> None:
+        """Coordinates [start, start + c)."""
+        rest, at = chunk.contiguous().numpy().data.cast("B"), 4 * start
         try:
-            self._file.write(chunk.contiguous().numpy().data.cast("B"))
+            while rest:
+                done = os.pwrite(self._file.fileno(), rest, at)
+                rest, at = rest[done:], at + done
         except OSError as error:
             raise storage_error(self.path, error) from error
 
     def finish(self) -> None:
         """Makes the file durable."""
         try:
-            self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
             raise storage_error(self.path, error) from error

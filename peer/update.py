@@ -7,13 +7,15 @@
 Worker momentum: Karimireddy, He, Jaggi, Learning from History for Byzantine Robust Optimization, ICML 2021;
 it lowers the variance among honest updates, which is what a robust rule lives on.
 
-Memory: a few chunks, whatever the model's size. State arrays are read from their present files and written to
+Chunks are encoded on as many threads as torch may use, and appended in their order; memory: a few chunks for each
+thread, whatever the model's size. State arrays are read from their present files and written to
 new ones, which count only once the coordinator has given its receipt.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,11 +26,12 @@ import torch
 from torch import Tensor, nn
 
 import compressors
+from compressors.feedback import LOSSLESS, MAGNITUDE_MAX, is_bounded
 from compressors.planned import Planned, Planner
 from muster.errors import TaskError
 from muster.finite import all_finite
 from muster.hashedfile import BlobInfo
-from muster.layout import CHUNK_COORDINATES
+from muster.inorder import in_order
 from muster.modelfile import ModelFile, read_state
 from muster.payload import GroupSpec, Manifest, PayloadWriter
 from muster.places import Places
@@ -57,7 +60,7 @@ def write_update(
     drill: Drill | None,
     views: Sequence[Path],
 ) -> WrittenUpdate:
-    """Raises `TaskError` `task.not_finite`, `StorageError`, and of a drill `ConfigError`. The files are synced.
+    """Raises `TaskError` `task.not_finite` or `task.too_large`, `StorageError`, and of a drill `ConfigError`. The files are synced.
 
     `views` are files of `write_delta`: what else the drill sees. Each keeps a momentum of its own.
     """
@@ -87,11 +90,12 @@ def write_update(
             codec = codec.planned(_plan(codec, feedback, order, _Sources(honest, state, places)))
         writer = PayloadWriter(Path(order.update), manifest)
         stack.callback(writer.close)
-        for index in range(layout.chunk_count):
+
+        def encoded(index: int) -> bytes:
             start, stop = layout.chunk_bounds(index)
             rows = honest.chunk(index)
-            if forgery is None and not all_finite(rows[0]):
-                raise _not_finite(order)
+            if forgery is None:
+                _check(order, rows[0], codec)
             update = rows[0]
             if forgery is not None:
                 update = torch.empty_like(update)
@@ -101,9 +105,15 @@ def write_update(
             place = factor.at(compressors.Place(*places.facts(index)), index)
             try:
                 body = feedback.encode(codec.at(place), update, kept, seed)
-            except compressors.DecodeError as error:  # too large for its codec, though finite
-                raise _not_finite(order) from error
-            state.write({**kept, **dict(zip(momenta, rows, strict=False))})
+            except compressors.DecodeError as error:
+                raise _too_large(order, codec) from error
+            state.write({**kept, **dict(zip(momenta, rows, strict=False))}, start)
+            return body
+
+        threads = None if forgery is None else 1  # an attack's code need not bear more
+        bodies = in_order(encoded, layout.chunk_count, threads)
+        stack.callback(bodies.close)
+        for body in bodies:
             writer.append("params", body)
         info = writer.finish()
         _sync(Path(order.update))
@@ -127,7 +137,12 @@ def _plan(
         start, stop = layout.chunk_bounds(index)
         kept = {name: state.read(name, start, stop) for name in feedback.state_names}
         at = planner.at(compressors.Place(*places.facts(index)))
-        feedback.encode(at, honest.chunk(index)[0], kept, derive_seed(order.seed, "codec", index))
+        update = honest.chunk(index)[0]
+        _check(order, update, codec)
+        try:
+            feedback.encode(at, update, kept, derive_seed(order.seed, "codec", index))
+        except compressors.DecodeError as error:
+            raise _too_large(order, codec) from error
     return planner.choice()
 
 
@@ -149,7 +164,7 @@ def write_delta(model: nn.Module, base: ModelFile, path: Path) -> None:
             start, stop = base.layout.chunk_bounds(index)
             delta = torch.empty(stop - start)
             deltas.read(index, delta)
-            writer.write(delta)
+            writer.write(delta, start)
     finally:
         writer.close()
 
@@ -158,17 +173,29 @@ def _momenta(count: int) -> list[str]:
     return [MOMENTUM, *(f"{MOMENTUM}-{number}" for number in range(1, count))]
 
 
+class _Room(threading.local):
+    """Memory used again and again, each thread's own."""
+
+    def __init__(self) -> None:
+        self._held = torch.empty(0)
+
+    def of(self, size: int) -> Tensor:
+        if len(self._held) < size:
+            self._held = torch.empty(size)
+        return self._held[:size]
+
+
 class _Deltas:
     """What training changed: the model less the base as it really held it."""
 
     def __init__(self, model: nn.Module, base: ModelFile) -> None:
         self._trained = read_state(model)
         self._base = base
-        self._rounded = torch.empty(min(CHUNK_COORDINATES, base.layout.size))
+        self._room = _Room()
 
     def read(self, index: int, out: Tensor) -> None:
         self._trained.read(index, out)
-        rounded = self._rounded[: len(out)]
+        rounded = self._room.of(len(out))
         self._base.read_native(index, rounded)
         out -= rounded
 
@@ -187,12 +214,12 @@ class _Honest:
         self._views = [StateReader(path, self.size) for path in views]
         self._state = state
         self._beta = beta
-        self._room = torch.empty(self.n * min(CHUNK_COORDINATES, self.size))
+        self._room = _Room()
 
     def chunk(self, index: int) -> Tensor:
-        """[n, c] with the momentum folded in; the same memory every time."""
+        """[n, c] with the momentum folded in; the same memory every time that a thread asks."""
         start, stop = self._layout.chunk_bounds(index)
-        rows = self._room[: self.n * (stop - start)].view(self.n, -1)
+        rows = self._room.of(self.n * (stop - start)).view(self.n, -1)
         self._deltas.read(index, rows[0])
         for row, view in zip(rows[1:], self._views, strict=True):
             row.copy_(view.read(start, stop))
@@ -231,9 +258,9 @@ class _StateFiles:
     def read(self, name: str, start: int, stop: int) -> Tensor:
         return self._readers[name].read(start, stop)
 
-    def write(self, values: dict[str, Tensor]) -> None:
+    def write(self, values: dict[str, Tensor], start: int) -> None:
         for name, writer in self._writers.items():
-            writer.write(values[name])
+            writer.write(values[name], start)
 
     def finish(self) -> dict[str, Path]:
         for writer in self._writers.values():
@@ -257,10 +284,22 @@ def _sync(path: Path) -> None:
         os.close(fd)
 
 
-def _not_finite(order: TrainOrder) -> TaskError:
+def _check(order: TrainOrder, update: Tensor, codec: compressors.Codec) -> None:
+    if not all_finite(update):
+        raise TaskError(
+            "task.not_finite",
+            f"training {order.task} on this peer gave values that are not finite",
+            cause="the loss diverged, or the data hold NaN or infinity",
+            fix="lower [train] lr, set [train] clip_norm, or look at this site's data",
+        )
+    if codec.spelling != LOSSLESS and not is_bounded(update):
+        raise _too_large(order, codec)
+
+
+def _too_large(order: TrainOrder, codec: compressors.Codec) -> TaskError:
     return TaskError(
-        "task.not_finite",
-        f"training {order.task} on this peer gave values that are not finite",
-        cause="the loss diverged, or the data hold NaN or infinity",
+        "task.too_large",
+        f"training {order.task} on this peer gave values too large for the codec {codec.spelling}, though finite",
+        cause=f"the loss diverged; only identity carries values above {MAGNITUDE_MAX:.2g}, and some codecs carry less",
         fix="lower [train] lr, set [train] clip_norm, or look at this site's data",
     )
