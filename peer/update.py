@@ -60,7 +60,8 @@ def write_update(
     drill: Drill | None,
     views: Sequence[Path],
 ) -> WrittenUpdate:
-    """Raises `TaskError` `task.not_finite` or `task.too_large`, `StorageError`, and of a drill `ConfigError`. The files are synced.
+    """Raises `TaskError` `task.not_finite` or `task.too_large`, `StorageError`, and of a drill `ConfigError`. The files
+    are synced.
 
     `views` are files of `write_delta`: what else the drill sees. Each keeps a momentum of its own.
     """

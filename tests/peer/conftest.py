@@ -64,10 +64,10 @@ class Toy(muster.Task):
             Path(context.site.data["mischief"] + ".pid").write_text(str(os.getpid()))
             while True:
                 time.sleep(0.01)
-        if word == "own":
+        if word in ("own", "huge"):
             with torch.no_grad():
                 for parameter in model.parameters():
-                    parameter += 1.0
+                    parameter += 1.0 if word == "own" else 1e38
             return muster.FitReport(examples=5, steps=1, metrics={"own": 2.0})
         if word == "bad report":
             return {"examples": 5}

@@ -322,6 +322,22 @@ def test_training_that_diverges_is_told(order: Callable[..., TrainOrder]) -> Non
     assert caught.value.id == "task.not_finite"
 
 
+@pytest.mark.parametrize("feedback", ["none", "ef14"])
+@pytest.mark.parametrize("up", ["int8", "sign", "topk:0.5+int4", "powersgd:1", "int8|sign"])
+def test_values_that_no_codec_carries_are_told(
+    order: Callable[..., TrainOrder], tmp_path: Path, up: str, feedback: str
+) -> None:
+    (tmp_path / "mischief").write_text("huge")
+    compression = {"up": up, "feedback": feedback}
+    with pytest.raises(TaskError, match="too large for the codec") as caught:
+        train(order(spec={"compression": compression}, site_data={"mischief": str(tmp_path / "mischief")}))
+    assert caught.value.id == "task.too_large"
+    assert f"codec {up}" in str(caught.value)
+    dense = order(site_data={"mischief": str(tmp_path / "mischief")})
+    train(dense)
+    assert float(decoded(dense).max()) == pytest.approx(1e38)
+
+
 def test_a_training_loop_of_the_tasks_own(order: Callable[..., TrainOrder], tmp_path: Path) -> None:
     (tmp_path / "mischief").write_text("own")
     ordered = order(site_data={"mischief": str(tmp_path / "mischief")})
