@@ -12,6 +12,10 @@ see `compressors.replay`: the peers repeat the sum.
 
 1-bit Adam's step is a momentum times a scale that has stayed as it is since the warm-up. Divided by it, the step is as
 even as what comes up, and one bit will do (Tang et al. 2021); peers fetch the scale once. The warm-up goes down whole.
+There all senders go on from the momentum that went down, c; here each goes on from its own, whose mean is a. What this
+makes of the next mean is added to it:
+
+    m = a + drift;  c = C(m + e);  e = m + e - c;  drift = beta1 (c - a)
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from muster.seeds import derive_seed
 from muster.spec.model import RunSpec
 
 ONEBIT_ADAM = "onebit-adam"
+DRIFT = "down/drift"
 
 
 def state_names(spec: RunSpec, base_version: int) -> tuple[str, ...]:
@@ -40,7 +45,7 @@ def state_names(spec: RunSpec, base_version: int) -> tuple[str, ...]:
     if not compresses(spec) or replays(spec):
         return ()
     names = compressors.build_feedback(spec.compression.down_feedback).state_names
-    return (*(f"down/{name}" for name in names), *((SCALE,) if _scales(spec, base_version) else ()))
+    return (*(f"down/{name}" for name in names), *((SCALE, DRIFT) if _scales(spec, base_version) else ()))
 
 
 def _scales(spec: RunSpec, base_version: int) -> bool:
@@ -108,6 +113,7 @@ class Downlink(Delta):
     ) -> None:
         table = spec.compression
         self._scaled = _scales(spec, base_version)
+        self._beta = spec.server.beta1
         whole = spec.server.optimizer == ONEBIT_ADAM and not self._scaled
         self._codec = compressors.build(LOSSLESS if whole else table.down)
         self._feedback = compressors.build_feedback(table.down_feedback)
@@ -120,15 +126,18 @@ class Downlink(Delta):
         step = self._step[: len(new)]
         torch.sub(new, base, out=step)
         kept = {name: state[f"down/{name}"] for name in self._feedback.state_names}
-        scale = state[SCALE] if self._scaled else None
+        scale, mean = (state[SCALE] if self._scaled else None), step
         if scale is not None:
-            step.div_(scale).masked_fill_(scale == 0, 0.0)
+            mean = step.div_(scale).masked_fill_(scale == 0, 0.0).clone()
+            step.add_(state[DRIFT])
         codec = self._codec.at(self._place())
         body = self._feedback.encode(codec, step, kept, derive_seed(self._seed, "codec", self._index))
         codec.decode(body, step)
         if scale is not None:
+            torch.sub(step, mean, out=state[DRIFT]).mul_(self._beta)
             step.mul_(scale)
-            for left in kept.values():  # where nothing ever moves, nothing is left to be sent
+            # Where nothing ever moves, nothing is left to be sent.
+            for left in (*kept.values(), state[DRIFT]):
                 left.masked_fill_(scale == 0, 0.0)
         torch.add(base, step, out=new)
         self._append(body)
