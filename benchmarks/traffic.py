@@ -5,9 +5,9 @@
 
 A coordinator and five peers as processes that talk gRPC through a proxy. Each setting trains a task to its end; bytes
 are those that the rounds report (files, with their headers) and those that passed the proxy (with gRPC's and
-the session's own). A ratio is the dense run's bytes over the setting's, the first whole model included. Then a few
-rounds with each peer's link throttled tell the seconds a round. In attacked settings one of the five sends its
-update sign-flipped and ten times over, and the rule is arc+nnm+trimmed-mean.
+the session's own). A ratio is the dense run's bytes over the setting's; the first model, which peers draw
+themselves, is in neither. Then a few rounds with each peer's link throttled tell the seconds a round. In attacked
+settings one of the five sends its update sign-flipped and ten times over, and the rule is arc+nnm+trimmed-mean.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PEERS = 5
 LIAR = {"name": "sign-flip", "options": {"scale": 10}}
 LINKS_MBIT = (10, 100)
 ROUNDS_TIMED = 8
-WARM_UP_ROUNDS = 2  # the first fetches the whole model
+WARM_UP_ROUNDS = 2  # the first draws the model and has no step to fetch
 POINTS_NEAR = 0.5
 QUICK = 4  # so many of the first settings,
 QUICK_ROUNDS = 40  # each for so many rounds
@@ -46,7 +46,7 @@ class Trained:
     accuracy: float
     bytes_up: int
     bytes_down: int
-    first_down: int  # the whole model, to every peer
+    first_down: int  # in the first round: the whole model to every peer that did not draw it
     wire_up: int
     wire_down: int
     rounds: int

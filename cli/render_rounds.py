@@ -80,11 +80,16 @@ def round_view(round: pb.Round) -> RenderableType:
 
 def _round_bytes(round: pb.Round) -> str:
     up = f"{size(round.bytes_up)} up{_saved(round.bytes_up, round.bytes_up_dense)}"
-    return f"{up}, {size(round.bytes_down)} down{_saved(round.bytes_down, round.bytes_down_dense)}"
+    down = f"{size(round.bytes_down)} down"
+    # While the round is on, what has not been fetched may still be.
+    return f"{up}, {down}{_saved(round.bytes_down, round.bytes_down_dense) if round.ended_at else ''}"
 
 
 def _saved(sent: int, dense: int) -> str:
-    return f" ({size(dense - sent)} saved, {dense / sent:.1f} times fewer)" if 0 < sent < 0.99 * dense else ""
+    if sent >= 0.99 * dense:
+        return ""
+    fewer = f", {dense / sent:.1f} times fewer" if sent else ""
+    return f" ({size(dense - sent)} saved{fewer})"
 
 
 def round_explained(round: pb.Round) -> RenderableType:

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from muster.layout import ParameterLayout
-from muster.modelfile import ModelFile, layout_of, load_into, write_initial
+from muster.initial import draw_version
+from muster.modelfile import ModelFile, load_into
 from muster.task import Site
 from muster.tasks import load_task
 
@@ -21,11 +19,12 @@ def _site(args: dict[str, Any]) -> Site:
 def init_model(args: dict[str, Any], progress: Callable[[float], None]) -> dict[str, Any]:  # noqa: ARG001  # one step
     """Writes the initial model, drawn from the run's seed, to `args["path"]`."""
     task = load_task(args["task"], args["task_folders"], args["options"])
-    torch.manual_seed(args["seed"])
-    model = task.model()
-    layout: ParameterLayout = layout_of(model)
-    info = write_initial(Path(args["path"]), layout, model)
-    return {"digest": info.digest, "size_bytes": info.size_bytes, "layout_digest": layout.digest}
+    drawn = draw_version(task, args["seed"], Path(args["path"]))
+    return {
+        "digest": drawn.info.digest,
+        "size_bytes": drawn.info.size_bytes,
+        "layout_digest": drawn.layout.digest,
+    }
 
 
 def evaluate(args: dict[str, Any], progress: Callable[[float], None]) -> dict[str, Any]:  # noqa: ARG001  # one step

@@ -43,6 +43,8 @@ class ModelsServicer:
             await coordinator.store.model_by_digest(request.run_id, digest)
             for digest in request.held_digests[:HELD_MAX]
         ]
+        if request.draws_initial:
+            found.append(await coordinator.store.model(request.run_id, version=0))
         held = [model for model in found if model is not None and model.version < wanted.version]
         if not held:
             return plan

@@ -18,5 +18,10 @@ def assignment_seed(run_seed: int, role: str, round: int, peer_id: str) -> int:
     return derive_seed(run_seed, role, round, peer_id)
 
 
+def initial_seed(run_seed: int) -> int:
+    """Of a run's version 0. Peers are told it, and it tells nothing of what else derives from the run's seed."""
+    return derive_seed(run_seed, "model")
+
+
 def derive_random(*parts: str | int) -> random.Random:
     return random.Random(derive_seed(*parts))

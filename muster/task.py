@@ -70,7 +70,8 @@ class Task(ABC):
 
     @abstractmethod
     def model(self) -> nn.Module:
-        """A new model. Its initial values come from torch's generator, which is seeded by the run before the call."""
+        """A new model. Its initial values come from the global generators (torch, numpy, `random`), which are seeded by
+        the run before the call. Peers draw it too, and fetch it only if theirs comes out otherwise."""
 
     @abstractmethod
     def train_data(self, site: Site) -> Dataset[Any]:

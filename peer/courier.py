@@ -18,6 +18,7 @@ from muster.errors import (
     MusterError,
     UnreachableError,
 )
+from muster.failpoints import failpoint
 from muster.transfer import fetch, upload
 from muster.wire import FETCH_MODEL, GET_UPDATE_STATUS, PLAN_MODEL
 from peer.line import Line
@@ -38,6 +39,8 @@ PASSING = (UnreachableError, DeadlineError, InternalError)
 Result = TypeVar("Result")
 Rebuild = Callable[[Path, Sequence[Path], Path, Path | None], Awaitable[str]]
 """(an older version, the deltas that follow it, where to put the new one) -> its digest"""
+Draw = Callable[[Assignment, Path, DeadlineAt], Awaitable[str]]
+"""(an offer of the run, where to put version 0, until when) -> its digest"""
 
 
 class Courier:
@@ -47,9 +50,11 @@ class Courier:
     for.
     """
 
-    def __init__(self, folder: Path, line: Line, rebuild: Rebuild) -> None:
+    def __init__(self, folder: Path, line: Line, rebuild: Rebuild, draw: Draw) -> None:
         self._line = line
         self._rebuild = rebuild
+        self._draw = draw
+        self._undrawn: set[str] = set()  # runs whose version 0 does not come out here as it is
         self._models = ModelCache(folder, self._fetch)
 
     async def open(self, wanted: Iterable[str]) -> None:
@@ -122,28 +127,59 @@ class Courier:
     def forget(self, run_id: str) -> None:
         """A run is over, and its model versions are not needed any more."""
         self._models.forget(run_id)
+        self._undrawn.discard(run_id)
 
     async def _fetch(self, offer: Assignment, target: Path, deadline_at: DeadlineAt) -> None:
+        if offer.base_version == 0 and await self._drawn(offer, offer.base_digest, target, deadline_at):
+            return
         if not await self._follow(offer, target, deadline_at):
             await self._fetch_blob(offer.run_id, offer.base_digest, target, deadline_at)
 
+    def _draws(self, offer: Assignment) -> bool:
+        return offer.HasField("initial_seed") and offer.run_id not in self._undrawn
+
+    async def _drawn(self, offer: Assignment, digest: str, target: Path, deadline_at: DeadlineAt) -> bool:
+        """Whether version 0, whose digest is known, was made here. What did not come out once is not tried again."""
+        if not self._draws(offer):
+            return False
+        try:
+            if await self._draw(offer, target, deadline_at) == digest:
+                failpoint("peer.drawn")
+                log.info("model.drawn", run_id=offer.run_id)
+                return True
+            reason = (
+                "it came out otherwise: another version of torch or another kind of CPU than the "
+                "coordinator's, or a task whose model() takes values from elsewhere than its seed"
+            )
+        except MusterError as error:  # whatever it is, the version can be fetched
+            reason = str(error)
+        self._undrawn.add(offer.run_id)
+        log.warning("model.not_drawn", run_id=offer.run_id, reason=reason)
+        target.unlink(missing_ok=True)
+        return False
+
     async def _follow(self, offer: Assignment, target: Path, deadline_at: DeadlineAt) -> bool:
-        """Makes the version of the one that is held and the deltas between them, if that is cheaper.
+        """Makes the version of the one that is held, or else of version 0, and the deltas between them, if that is
+        cheaper.
 
         Whatever goes wrong with it only means that the version is fetched whole.
         """
         async with self._models.newest(offer.run_id) as held:
-            if held is None:
+            draws = held is None and self._draws(offer)
+            if held is None and not draws:
                 return False
-            plan = await self._plan(offer, [held.name], deadline_at)
-            if not plan.deltas or plan.base_digest != held.name:
+            plan = await self._plan(offer, [held.name] if held else [], deadline_at, draws=draws)
+            if not plan.deltas or (held is not None and plan.base_digest != held.name):
+                return False
+            first = target.with_name(f"{target.name}.first")
+            if held is None and not await self._drawn(offer, plan.base_digest, first, deadline_at):
                 return False
             paths = [target.with_name(f"{target.name}.{number}") for number in range(len(plan.deltas))]
             try:
                 for delta, path in zip(plan.deltas, paths, strict=True):
                     await self._fetch_blob(offer.run_id, delta.digest, path, deadline_at)
                 scale = await self._scale(offer, plan.scale_digest, deadline_at)
-                digest = await self._rebuild(held, paths, target, scale)
+                digest = await self._rebuild(held or first, paths, target, scale)
                 if digest == offer.base_digest:
                     return True
                 log.warning("model.rebuilt_wrong", run_id=offer.run_id, version=offer.base_version)
@@ -154,7 +190,7 @@ class Courier:
             ) as error:  # gone, damaged or of another size: whatever it is, the version is whole
                 log.warning("model.not_rebuilt", run_id=offer.run_id, error=str(error))
             finally:
-                for path in paths:
+                for path in (first, *paths):
                     path.unlink(missing_ok=True)
             target.unlink(missing_ok=True)
             return False
@@ -170,13 +206,14 @@ class Courier:
         )
 
     async def _plan(
-        self, offer: Assignment, held: Sequence[str], deadline_at: DeadlineAt
+        self, offer: Assignment, held: Sequence[str], deadline_at: DeadlineAt, *, draws: bool = False
     ) -> PlanModelResponse:
         request = PlanModelRequest(
             run_id=offer.run_id,
             digest=offer.base_digest,
             held_digests=held,
             credentials=self._line.credentials,
+            draws_initial=draws,
         )
         return await self._persist(
             lambda seconds: self._line.channel.unary(

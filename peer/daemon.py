@@ -16,6 +16,7 @@ from muster.transport.base import Transport
 from peer.assignments import Assignments
 from peer.courier import Courier
 from peer.devices import MakeWorker, WorkerPool, choose_devices, worker_maker
+from peer.drawing import Drawing
 from peer.line import Line
 from peer.orders import Site
 from peer.policy import load_policy
@@ -86,11 +87,11 @@ class Peer:
             clock=self._clock,
             random=self._random,
         )
-        courier = Courier(config.data_dir, line, workers.rebuild)
+        site = _site(config)
+        drawing = Drawing(site=site, policy=policy, workers=workers, clock=self._clock)
+        courier = Courier(config.data_dir, line, workers.rebuild, drawing.draw)
         await courier.open(pb.Assignment.FromString(one.offer).base_digest for one in held)
-        bench = Workbench(
-            site=_site(config), policy=policy, workers=workers, courier=courier, clock=self._clock
-        )
+        bench = Workbench(site=site, policy=policy, workers=workers, courier=courier, clock=self._clock)
         assignments = Assignments(
             bench=bench, store=store, courier=courier, clock=self._clock, tell=line.tell
         )

@@ -7,7 +7,6 @@ each job, so what a task wants to last from round to round belongs in its `state
 from __future__ import annotations
 
 import os
-import random
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -17,19 +16,20 @@ from typing import Any
 # cuBLAS is deterministic only with a fixed workspace, and reads this when it starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
 from muster.errors import TaskError
+from muster.initial import draw as draw_model
+from muster.initial import draw_version, seed_generators
 from muster.layout import ParameterLayout
 from muster.modelfile import ModelFile, load_into
-from muster.seeds import derive_seed
+from muster.seeds import derive_seed, initial_seed
 from muster.task import FitContext, FitReport, Site, Task
 from muster.tasks import load_task
 from peer.drill import Drill, bootstrap
-from peer.orders import Evaluated, EvaluateOrder, Order, Trained, TrainOrder
+from peer.orders import DrawOrder, Evaluated, EvaluateOrder, Order, Trained, TrainOrder
 from peer.rebuild import rebuild as follow
 from peer.training import build
 from peer.update import write_delta, write_update
@@ -54,7 +54,7 @@ class Place:
     def train_data(self, drill: Drill | None, drill_key: str) -> Dataset[Any]:
         """This site's examples, poisoned if the drill does that."""
         if "" not in self._data:
-            _seed(derive_seed(self.site.seed, "data", self.site.name))
+            seed_generators(derive_seed(self.site.seed, "data", self.site.name))
             self._data[""] = self.task.train_data(self.site)
         if drill is None or not drill.poisons:
             return self._data[""]
@@ -66,8 +66,7 @@ class Place:
         """The task's module on the device, holding the base. Raises `TransferError`
         `model.layout_mismatch`."""
         if self.model is None:
-            _seed(derive_seed(self.site.seed, "model"))
-            self.model = self.task.model()
+            self.model = draw_model(self.task, initial_seed(self.site.seed))
         self.model.to(device)
         load_into(self.model, base)
         return self.model
@@ -167,14 +166,14 @@ def _fit(
         codec=order.codec,
         places=order.places(layout),
     )
-    _seed(order.seed)
+    seed_generators(order.seed)
     report: Any = place.task.fit(model, context)
     if report is None:
         algorithm = build(order.train["algorithm"], order.train["options"])
         data = place.train_data(drill, repr(order.attack))
         if bootstrapped:
             data = bootstrap(data, order.seed)
-        _seed(order.seed)
+        seed_generators(order.seed)
         return algorithm.fit(place.task, model, data, context)
     if not isinstance(report, FitReport) or report.examples < 0 or report.steps < 0:
         raise TaskError(
@@ -197,12 +196,23 @@ def evaluate(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     finally:
         base.close()
     model.eval()
-    _seed(order.seed)
+    seed_generators(order.seed)
     with torch.no_grad():
         metrics = {name: float(value) for name, value in place.task.evaluate(model, place.site).items()}
     progress(1.0)
     examples = metrics.pop("examples", 0.0)
     return asdict(Evaluated(metrics=metrics, examples=max(0, int(examples))))
+
+
+def draw(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: ARG001  # every job's form
+    """`DrawOrder` to the digest of what was drawn. The module stays for the training that follows."""
+    order = DrawOrder(**args)
+    _prepare(order)
+    place = _place(order)
+    place.model = None  # never two at once
+    drawn = draw_version(place.task, order.seed, Path(order.base))
+    place.model = drawn.model
+    return {"digest": drawn.info.digest}
 
 
 def _prepare(order: Order) -> torch.device:
@@ -213,13 +223,6 @@ def _prepare(order: Order) -> torch.device:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
     torch.backends.cudnn.benchmark = False
     return torch.device(order.device)
-
-
-def _seed(seed: int) -> None:
-    """Seeds every global generator that a task may draw from."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def rebuild(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: ARG001  # every job's form
@@ -234,4 +237,4 @@ def rebuild(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa
     }
 
 
-JOBS = {"describe": describe, "train": train, "evaluate": evaluate, "rebuild": rebuild}
+JOBS = {"describe": describe, "train": train, "evaluate": evaluate, "draw": draw, "rebuild": rebuild}

@@ -64,6 +64,11 @@ class EvaluateOrder(Order):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DrawOrder(Order):
+    """Draw version 0 of the run from the seed, which is its own, and write it to the base."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trained:
     """The files are complete and synced."""
 
@@ -144,3 +149,11 @@ def evaluate_order(
     site: Site, offer: Assignment, spec: RunSpec, *, data: Mapping[str, Any], device: str, base: Path
 ) -> EvaluateOrder:
     return EvaluateOrder(**_common(site, offer, spec, data=data, device=device, base=base))
+
+
+def draw_order(
+    site: Site, offer: Assignment, spec: RunSpec, *, data: Mapping[str, Any], device: str, target: Path
+) -> DrawOrder:
+    common = _common(site, offer, spec, data=data, device=device, base=target)
+    common["seed"] = offer.initial_seed
+    return DrawOrder(**common)

@@ -28,9 +28,12 @@ class PlanModelRequest(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     HELD_DIGESTS_FIELD_NUMBER: _builtins.int
     CREDENTIALS_FIELD_NUMBER: _builtins.int
+    DRAWS_INITIAL_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     digest: _builtins.str
     """of the version that is wanted"""
+    draws_initial: _builtins.bool
+    """the peer can make version 0 itself, as if it held it"""
     @_builtins.property
     def held_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """of versions"""
@@ -44,10 +47,11 @@ class PlanModelRequest(_message.Message):
         digest: _builtins.str = ...,
         held_digests: _abc.Iterable[_builtins.str] | None = ...,
         credentials: _membership_pb2.Credentials | None = ...,
+        draws_initial: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials", "digest", b"digest", "held_digests", b"held_digests", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials", "digest", b"digest", "draws_initial", b"draws_initial", "held_digests", b"held_digests", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -62,7 +66,7 @@ class PlanModelResponse(_message.Message):
     SCALE_DIGEST_FIELD_NUMBER: _builtins.int
     FACTOR_DIGEST_FIELD_NUMBER: _builtins.int
     base_digest: _builtins.str
-    """one of those held"""
+    """one of those held, or version 0"""
     scale_digest: _builtins.str
     """of the vector that some of these steps are still to be multiplied by"""
     factor_digest: _builtins.str

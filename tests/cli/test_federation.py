@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from cli.main import execute
+from cli.render_rounds import round_view
+from protos.v1 import admin_pb2 as pb
 
 SPEC = 'task = "examples.digits:Digits"\nrounds = 3\nname = "{}"\n'
 
@@ -99,6 +102,26 @@ def test_round_list_and_show(ask: Callable[..., Any], ask_json: Callable[..., An
     assert [each["weight"] for each in data["assignments"]] == [1.0, 0.0]
     assert ask_json("round", "show", "digits")["number"] == 3
     assert [each["number"] for each in ask_json("round", "list", "digits")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("down", "ended_at", "told"),
+    [
+        (0, 9.0, "0 B down (8.0 kB saved)"),  # every peer drew the first version
+        (2000, 9.0, "2.0 kB down (6.0 kB saved, 4.0 times fewer)"),
+        (8100, 9.0, "8.1 kB down"),
+        (0, 0.0, "0 B down"),  # the round is on, and they may fetch it yet
+    ],
+)
+def test_a_round_tells_what_it_saved(down: int, ended_at: float, told: str) -> None:
+    round_ = pb.Round(
+        number=1, bytes_up=500, bytes_up_dense=500, bytes_down=down, bytes_down_dense=8000, ended_at=ended_at
+    )
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(round_view(round_))
+    (line,) = [line for line in shown.get().splitlines() if line.startswith("bytes")]
+    assert line.removeprefix("bytes").strip() == f"500 B up, {told}"
 
 
 def test_a_round_is_explained_update_by_update(ask: Callable[..., Any], ask_json: Callable[..., Any]) -> None:

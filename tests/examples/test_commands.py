@@ -33,7 +33,7 @@ def test_the_demo_shows_that_one_liar_ruins_a_mean_and_not_the_robust_rule() -> 
     for result in runs.values():
         assert result["rounds"] == 20
         assert result["codec"] == "identity"
-        # Dense both ways, but for an initial model that a peer still holds from the run before.
+        # Dense both ways, but for the initial model, which every peer draws.
         assert min(result["bytes_up"], result["bytes_down"]) > 19 * 5 * 4 * 4810
     assert runs["honest"]["accuracy"] >= 0.93
     assert runs["attacked_robust"]["accuracy"] >= 0.93

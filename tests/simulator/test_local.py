@@ -54,8 +54,8 @@ async def test_a_compressed_downlink_moves_the_same_model_with_fewer_bytes(tmp_p
     async with start_local(tmp_path, peers=3, allow=["examples.digits:*"], task_folders=[ROOT]) as federation:
         dense = await federation.run_to_end(spec(**rounds))
         small = await federation.run_to_end(spec(**rounds, compression={"up": "int8", "down": "int8"}))
-    # The first version goes whole to each peer, the four that follow as deltas of a byte a coordinate.
-    assert small.bytes_down < 0.5 * dense.bytes_down
+    # Each peer draws the first version; the four that follow come as deltas of a byte a coordinate.
+    assert 0 < small.bytes_down < 0.35 * dense.bytes_down
     assert small.metrics["accuracy"] > 0.9 * dense.metrics["accuracy"] > 0.8
 
 
@@ -71,7 +71,8 @@ async def test_a_delta_that_is_gone_means_only_that_the_version_is_fetched_whole
             patch.setattr(store, "model_by_state", gone)
             run = await federation.run_to_end(spec(compression={"down": "int8"}))
     assert run.state == "FINISHED", run.reason
-    assert run.bytes_down > 0.9 * run.bytes_up_dense  # a model to each peer for each update of theirs
+    # A model to each peer for each update of theirs, but for the first, which they draw.
+    assert run.bytes_down > 0.9 * 2 / 3 * run.bytes_up_dense
 
 
 @pytest.mark.timeout(120)
@@ -116,8 +117,8 @@ async def test_compositions_plans_and_common_masks_train_behind_a_robust_rule(tm
         run = await federation.run_to_end(spec(**table))
         assert run.state == "FINISHED", run.reason
         assert run.metrics["accuracy"] > 0.85
-        # Three whole models to begin with, then to each peer each round what all three have sent.
-        assert run.bytes_down < 1.1 * (run.bytes_up_dense / 5 + 3 * 4 / 5 * run.bytes_up)
+        # To each peer, for each round but the first, what all three have sent.
+        assert run.bytes_down < 1.1 * 3 * 4 / 5 * run.bytes_up
 
 
 @pytest.mark.timeout(120)

@@ -1,0 +1,47 @@
+"""Version 0 of a run: drawn by its task from a seed, on the coordinator and again by the peers that need it.
+
+The same bytes come out where torch and the kind of CPU are the same and `Task.model` draws from nothing but the global
+generators; whether they are, the digest tells.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from muster.hashedfile import BlobInfo
+from muster.layout import ParameterLayout
+from muster.modelfile import layout_of, write_initial
+from muster.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    model: nn.Module
+    layout: ParameterLayout
+    info: BlobInfo
+
+
+def seed_generators(seed: int) -> None:
+    """Seeds every global generator that a task may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def draw(task: Task, seed: int) -> nn.Module:
+    """A new model of the task, its initial values drawn from the seed."""
+    seed_generators(seed)
+    return task.model()
+
+
+def draw_version(task: Task, seed: int, path: Path) -> Drawn:
+    """Draws the model and writes it to `path` as a model version. Raises `ConfigError` "model.unsupported"."""
+    model = draw(task, seed)
+    layout = layout_of(model)
+    return Drawn(model=model, layout=layout, info=write_initial(path, layout, model))

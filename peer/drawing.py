@@ -1,0 +1,36 @@
+"""Version 0 of a run, drawn here by the task itself instead of being fetched."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from muster.clock import Clock
+from muster.spec.model import RunSpec
+from peer.devices import WorkerPool
+from peer.models import DeadlineAt
+from peer.orders import Site, draw_order
+from peer.policy import Policy
+from protos.v1.membership_pb2 import Assignment
+
+DRAWING_SHARE = 0.5  # of the time that is left at most, so that a fetch still fits when `Task.model` hangs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    site: Site
+    policy: Policy
+    workers: WorkerPool
+    clock: Clock
+
+    async def draw(self, offer: Assignment, target: Path, deadline_at: DeadlineAt) -> str:
+        """Waits for a worker, which writes to `target` what the task draws from the offer's `initial_seed`; gives its
+        digest. Raises `MusterError`: the version has to be fetched then.
+        """
+        spec = RunSpec.model_validate_json(offer.spec_json)
+        data = self.policy.permit(spec.task)
+        async with self.workers.desk() as desk:
+            order = draw_order(self.site, offer, spec, data=data, device=desk.device, target=target)
+            seconds = max(1.0, DRAWING_SHARE * (deadline_at() - self.clock.now()))
+            made = await desk.worker.run("draw", asdict(order), timeout_seconds=seconds)
+        return str(made["digest"])

@@ -1,0 +1,147 @@
+"""What the peer makes of a first version that it draws: the file, and when it fetches after all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from muster.digests import digest_bytes
+from muster.errors import TaskError
+from muster.initial import draw_version
+from muster.seeds import initial_seed
+from muster.tasks import load_task
+from peer import jobs
+from protos.v1 import membership_pb2 as pb
+
+OPTIONS = {"width": 7}
+
+
+def drawn(folder: Path, target: Path, seed: int) -> dict[str, Any]:
+    order = {
+        "task": "toy_task:Toy",
+        "task_folders": (str(folder),),
+        "options": OPTIONS,
+        "site_name": "ada",
+        "site_data": {"index": 3},
+        "site_seed": 1,
+        "device": "cpu",
+        "base": str(target),
+        "seed": seed,
+    }
+    return jobs.draw(order, lambda _: None)
+
+
+def test_both_ends_write_the_same_bytes(toy_folder: Path, tmp_path: Path) -> None:
+    seed = initial_seed(1)
+    here, there, other = tmp_path / "here", tmp_path / "there", tmp_path / "other"
+    made = drawn(toy_folder, here, seed)
+    draw_version(load_task("toy_task:Toy", [toy_folder], OPTIONS), seed, there)
+    assert here.read_bytes() == there.read_bytes()
+    assert made["digest"] == digest_bytes(here.read_bytes())
+    assert drawn(toy_folder, here, seed) == made  # again, with the module of the first time in memory
+    assert drawn(toy_folder, other, seed + 1) != made
+
+
+class Artist:
+    """The bench's worker, which draws too; `makes` is what comes out, or why nothing does."""
+
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
+        self.makes: bytes | Exception = b""
+        self.draws: list[Mapping[str, Any]] = []
+        self.seconds: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._worker, name)
+
+    async def run(self, job: str, args: Mapping[str, Any], *, timeout_seconds: float, **more: Any) -> Any:
+        if job != "draw":
+            return await self._worker.run(job, args, timeout_seconds=timeout_seconds, **more)
+        self.draws.append(args)
+        self.seconds.append(timeout_seconds)
+        if isinstance(self.makes, Exception):
+            Path(args["base"]).write_bytes(b"half of")
+            raise self.makes
+        Path(args["base"]).write_bytes(self.makes)
+        return {"digest": digest_bytes(self.makes)}
+
+
+@pytest.fixture
+def artist(bench: Any) -> Artist:
+    bench.worker = Artist(bench.worker)
+    return bench.worker
+
+
+@pytest.mark.parametrize(
+    ("makes", "reason"),
+    [
+        (None, ""),
+        (b"another model", "it came out otherwise"),
+        (TaskError("worker.crashed", "the worker was ended by SIGKILL"), "SIGKILL"),
+    ],
+    ids=["same", "other", "crashed"],
+)
+async def test_what_does_not_come_out_the_same_is_fetched(
+    bench: Any, artist: Artist, makes: bytes | Exception | None, reason: str
+) -> None:
+    coordinator = bench.coordinator
+    artist.makes = bench.model if makes is None else makes
+    with capture_logs() as logs:
+        bench.start()
+        (await coordinator.session()).send(offer=bench.offer(1, initial_seed=77))
+        await coordinator.until(lambda: "r.1.ada.1" in coordinator.committed)
+    assert coordinator.fetches == (0 if makes is None else 1)
+    (order,) = artist.draws
+    assert order["seed"] == 77
+    assert 25 < artist.seconds[0] <= 30  # of 60
+    told = [each["reason"] for each in logs if each["event"] == "model.not_drawn"]
+    assert len(told) == (0 if makes is None else 1)
+    assert all(reason in each for each in told)
+
+
+async def test_what_did_not_come_out_once_is_not_drawn_again(bench: Any, artist: Artist) -> None:
+    coordinator = bench.coordinator
+    artist.makes = b"another model"
+    coordinator.models.clear()
+    with capture_logs() as logs:
+        bench.start()
+        session = await coordinator.session()
+        session.send(offer=bench.offer(1, initial_seed=77))
+        await coordinator.told("r.1.ada.1", pb.ASSIGNMENT_PHASE_FAILED)  # it cannot be fetched either
+        coordinator.models[digest_bytes(bench.model)] = bench.model
+        session.send(offer=bench.offer(1, assignment_id="r.1.ada.2", initial_seed=77))
+        await coordinator.until(lambda: "r.1.ada.2" in coordinator.committed)
+    assert (coordinator.fetches, len(artist.draws)) == (1, 1)
+    assert [each["event"] for each in logs].count("model.not_drawn") == 1
+
+
+async def test_an_offer_without_a_seed_means_a_fetch(bench: Any, artist: Artist) -> None:
+    coordinator = bench.coordinator
+    bench.start()
+    (await coordinator.session()).send(offer=bench.offer(1))
+    await coordinator.until(lambda: "r.1.ada.1" in coordinator.committed)
+    assert (coordinator.fetches, artist.draws) == (1, [])
+
+
+async def test_a_cancelled_assignment_stops_waiting_for_the_drawing(bench: Any, artist: Artist) -> None:
+    coordinator = bench.coordinator
+    artist.makes = bench.model
+    artist.gate.clear()
+    bench.start()
+    session = await coordinator.session()
+    session.send(offer=bench.offer(2, run_id="other"))  # at the only worker
+    async with asyncio.timeout(20):
+        await artist.started.wait()
+    session.send(offer=bench.offer(1, base_digest="ab" * 32, initial_seed=77))
+    await coordinator.told("r.1.ada.1", pb.ASSIGNMENT_PHASE_ACCEPTED)
+    session.send(cancel=pb.Cancel(assignment_id="r.1.ada.1", reason="the run was stopped"))
+    artist.gate.set()
+    await coordinator.until(lambda: "r.2.ada.1" in coordinator.committed)
+    session.send(offer=bench.offer(3, run_id="third"))
+    await coordinator.until(lambda: "r.3.ada.1" in coordinator.committed)
+    assert artist.draws == []
