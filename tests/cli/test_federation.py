@@ -107,15 +107,15 @@ def test_round_list_and_show(ask: Callable[..., Any], ask_json: Callable[..., An
 @pytest.mark.parametrize(
     ("down", "ended_at", "told"),
     [
-        (0, 9.0, "0 B down (8.0 kB saved)"),  # every peer drew the first version
-        (2000, 9.0, "2.0 kB down (6.0 kB saved, 4.0 times fewer)"),
-        (8100, 9.0, "8.1 kB down"),
+        (0, 9.0, "0 B down (8.0 KiB saved)"),  # every peer drew the first version
+        (2048, 9.0, "2.0 KiB down (6.0 KiB saved, 4.0 times fewer)"),
+        (8192, 9.0, "8.0 KiB down"),
         (0, 0.0, "0 B down"),  # the round is on, and they may fetch it yet
     ],
 )
 def test_a_round_tells_what_it_saved(down: int, ended_at: float, told: str) -> None:
     round_ = pb.Round(
-        number=1, bytes_up=500, bytes_up_dense=500, bytes_down=down, bytes_down_dense=8000, ended_at=ended_at
+        number=1, bytes_up=500, bytes_up_dense=500, bytes_down=down, bytes_down_dense=8192, ended_at=ended_at
     )
     console = Console(width=200)
     with console.capture() as shown:
