@@ -111,7 +111,7 @@ def _decide(job: AggregationJob, pipeline: aggregators.Pipeline, source: Decoded
         len(job.updates),
         source.layout.size,
         kept=len(source.kept),
-        seed=derive_seed(job.spec.seed, "aggregation", job.round),
+        seed=derive_seed(job.spec.seed, "aggregation", job.round, source.drawn()),
     )
     try:
         if survey.needed:

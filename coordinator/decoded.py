@@ -16,8 +16,11 @@ from coordinator import links, recipe
 from coordinator.factors import CommonFactor
 from coordinator.statefile import StateReader
 from coordinator.store.tables import FACTOR
+from muster.digests import digest_bytes
 from muster.layout import CHUNK_COORDINATES, ParameterLayout
 from muster.payload import PayloadReader
+
+DRAWN_BYTES = 4096  # of each update's first chunk
 
 if TYPE_CHECKING:
     from coordinator.aggregation import AggregationJob, UpdateInput
@@ -47,6 +50,11 @@ class Decoded:
             for row, vector in zip(chunk[n:], self.kept.values(), strict=True):
                 row.copy_(vector.read(start, stop))
             yield start, chunk
+
+    def drawn(self) -> str:
+        """What a rule's randomness comes from beside the run's seed, which peers are told: nobody knows all updates
+        before the round is closed, so no liar can aim at a bucket or at the coordinates that are sampled."""
+        return digest_bytes(b"".join(reader.chunk("params", 0)[:DRAWN_BYTES] for reader in self.readers))
 
     def following(self, start: int, chunk: Tensor) -> list[Tensor]:
         """What is held of each uplink after the round, of the chunk that begins there."""

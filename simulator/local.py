@@ -77,17 +77,23 @@ async def start_local(
     data: Sequence[Mapping[str, Any]] | None = None,
     task_folders: Sequence[Path] = (Path(),),
     attacks: Mapping[int, Mapping[str, Any]] | None = None,
+    coordinator: Mapping[str, Any] | None = None,
 ) -> AsyncGenerator[LocalFederation]:
     """A coordinator and `peers` peers, named peer-0, peer-1, ..., with their state in `folder`.
 
     `data[i]` is peer i's `site.data` (default: its index and the count); `attacks` makes some of them lie, e.g.
-    `{0: {"name": "sign-flip"}}`.
+    `{0: {"name": "sign-flip"}}`; `coordinator` has more of its settings.
     """
     transport = MemoryTransport()
     policy = folder / "policy.toml"
     policy.write_text("".join(f'[[allow]]\ntask = "{task}"\n' for task in allow))
     config = CoordinatorConfig.model_validate(
-        {"address": "127.0.0.1:0", "data_dir": folder / "coordinator", "task_folders": tuple(task_folders)}
+        {
+            "address": "127.0.0.1:0",
+            "data_dir": folder / "coordinator",
+            "task_folders": tuple(task_folders),
+            **(coordinator or {}),
+        }
     )
     running = await RunningCoordinator.start(config, transport)
     daemons: list[asyncio.Task[None]] = []

@@ -291,3 +291,16 @@ def test_a_peer_that_sends_the_longest_update_there_is_stops_no_later_round(
         result, moved = run(bench, spec, updates, out=out, states=states)
         assert bool(moved.isfinite().all())
         states = {name: bench.folder / f"{out}.{name.replace('/', '.')}" for name in result.state_digests}
+
+
+def test_a_rule_draws_from_what_nobody_knew_before(bench: Any, make_spec: MakeSpec) -> None:
+    """Six updates in buckets of two: who is with whom follows from all updates, not from what a peer is told."""
+    spec = make_spec(aggregation={"rule": "median", "pre": ["bucketing:2"], "faults": 0})
+    updates = vectors(bench, 6)
+    partners: set[tuple[float, ...]] = set()
+    for change in range(4):
+        updates[5][0] = float(change)  # far too little to matter to a median of the others
+        first, again = run(bench, spec, updates), run(bench, spec, updates)
+        assert torch.equal(first[1], again[1])
+        partners.add(tuple(first[1][1000:1100].tolist()))
+    assert len(partners) > 1

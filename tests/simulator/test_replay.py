@@ -43,7 +43,12 @@ async def test_the_same_rule_makes_the_same_model_and_another_is_compared(tmp_pa
         "compression": {"up": "topk:0.2", "feedback": "ef21", "down": "int8"},
     }
     async with start_local(
-        tmp_path, peers=4, allow=["examples.digits:*"], task_folders=[ROOT], attacks=liar
+        tmp_path,
+        peers=4,
+        allow=["examples.digits:*"],
+        task_folders=[ROOT],
+        attacks=liar,
+        coordinator={"updates_keep_rounds": 3},
     ) as federation:
         run = await federation.run_to_end(spec(**everything))
         assert run.state == "FINISHED", run.reason
