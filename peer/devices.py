@@ -6,7 +6,7 @@ import asyncio
 import platform
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,11 +14,13 @@ import structlog
 
 from muster.errors import TaskError
 from muster.worker.host import WorkerHost
+from peer.orders import Order
 
 log = structlog.get_logger()
 
 JOBS_MODULE = "peer.jobs"
 REBUILD_SECONDS_MAX = 600.0
+HANG_MARGIN_SECONDS = 2.0  # a job that hangs is stopped so long before the deadline, to be told of in time
 PROBE_SECONDS_MAX = 120.0  # to import torch on a cold machine and to wake its GPUs
 
 # Where there is none of these there is no NVIDIA GPU, and nothing has to be started to find that out.
@@ -87,6 +89,11 @@ class Desk:
 
     device: str
     worker: Worker
+
+    async def run(self, job: str, order: Order, *, seconds_left: float) -> dict[str, Any]:
+        """A job of an assignment whose deadline is so far away. Raises what `WorkerHost.run` raises."""
+        seconds = max(1.0, seconds_left - min(HANG_MARGIN_SECONDS, 0.1 * seconds_left))
+        return await self.worker.run(job, asdict(order), timeout_seconds=seconds)
 
 
 class WorkerPool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from muster.clock import Clock
@@ -12,8 +12,6 @@ from peer.models import DeadlineAt
 from peer.orders import Site, draw_order
 from peer.policy import Policy
 from protos.v1.membership_pb2 import Assignment
-
-DRAWING_SHARE = 0.5  # of the time that is left at most, so that a fetch still fits when `Task.model` hangs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +29,6 @@ class Drawing:
         data = self.policy.permit(spec.task)
         async with self.workers.desk() as desk:
             order = draw_order(self.site, offer, spec, data=data, device=desk.device, target=target)
-            seconds = max(1.0, DRAWING_SHARE * (deadline_at() - self.clock.now()))
-            made = await desk.worker.run("draw", asdict(order), timeout_seconds=seconds)
+            # As much time as training gets: where `Task.model` is slow or hangs, it does so there too.
+            made = await desk.run("draw", order, seconds_left=deadline_at() - self.clock.now())
         return str(made["digest"])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,13 @@ from muster.errors import MusterError, NotAllowedError, UsageError
 from muster.failpoints import failpoint
 from muster.spec.model import RunSpec
 from peer.courier import Courier
-from peer.devices import Desk, WorkerPool
+from peer.devices import HANG_MARGIN_SECONDS, Desk, WorkerPool
 from peer.models import DeadlineAt
-from peer.orders import Evaluated, EvaluateOrder, Site, Trained, TrainOrder, evaluate_order, train_order
+from peer.orders import Evaluated, Site, Trained, evaluate_order, train_order
 from peer.policy import Policy
 from protos.v1.membership_pb2 import Assignment
 
 ROLES = ("train", "evaluate")
-HANG_MARGIN_SECONDS = 2.0  # a job that hangs is stopped so long before the deadline, to be told of in time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +87,9 @@ class Workbench:
                 state=await state(),
                 factor=factor,
             )
-            return Path(order.update), Trained(**await self._run(desk, "train", order, deadline_at))
+            return Path(order.update), Trained(
+                **await desk.run("train", order, seconds_left=self._left(deadline_at()))
+            )
 
     async def evaluate(
         self, offer: Assignment, *, deadline_at: DeadlineAt, on_start: Callable[[], None]
@@ -97,11 +98,14 @@ class Workbench:
         spec, data = self._spec_and_data(offer)
         async with self._ready(offer, deadline_at, on_start) as (base, desk):
             order = evaluate_order(self.site, offer, spec, data=data, device=desk.device, base=base)
-            return Evaluated(**await self._run(desk, "evaluate", order, deadline_at))
+            return Evaluated(**await desk.run("evaluate", order, seconds_left=self._left(deadline_at())))
 
     def has_time(self, deadline_at: float) -> bool:
         """Whether another attempt could still be made before the deadline."""
-        return deadline_at - self.clock.now() > 2.0 * HANG_MARGIN_SECONDS
+        return self._left(deadline_at) > 2.0 * HANG_MARGIN_SECONDS
+
+    def _left(self, deadline_at: float) -> float:
+        return deadline_at - self.clock.now()
 
     @asynccontextmanager
     async def _factor(
@@ -122,13 +126,6 @@ class Workbench:
             async with self.workers.desk() as desk:
                 on_start()
                 yield base, desk
-
-    async def _run(
-        self, desk: Desk, job: str, order: TrainOrder | EvaluateOrder, deadline_at: DeadlineAt
-    ) -> dict[str, Any]:
-        left = deadline_at() - self.clock.now()
-        seconds = max(1.0, left - min(HANG_MARGIN_SECONDS, 0.1 * left))
-        return await desk.worker.run(job, asdict(order), timeout_seconds=seconds)
 
     def _spec_and_data(self, offer: Assignment) -> tuple[RunSpec, Mapping[str, Any]]:
         """Asked of the policy when an offer comes and before the work, since a restart may lie between."""

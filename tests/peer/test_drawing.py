@@ -98,7 +98,8 @@ async def test_what_does_not_come_out_the_same_is_fetched(
     assert coordinator.fetches == (0 if makes is None else 1)
     (order,) = artist.draws
     assert order["seed"] == 77
-    assert 25 < artist.seconds[0] <= 30  # of 60
+    (trained,) = artist.orders
+    assert 50.0 < trained["timeout_seconds"] <= artist.seconds[0] <= 58.0  # of 60: `Task.model` may be slow
     told = [each["reason"] for each in logs if each["event"] == "model.not_drawn"]
     assert len(told) == (0 if makes is None else 1)
     assert all(reason in each for each in told)
