@@ -1,9 +1,14 @@
-"""PowerSGD without a state: of each matrix of the chunk only a rank r, found by two power iterations.
+"""PowerSGD: of each matrix of a chunk only a rank r, found by two power iterations.
+
+"powersgd:4" sends both sides, each sender its own. "powersgd:4:common" sends one side, along directions that all the
+senders of a round have in common and that go down with the model: half as many bytes up, and bodies that add up. At
+equal bytes it does a little worse; it is there for sums.
 
     Q random;  twice: P = orthonormal(M Q), Q = orthonormal(M^T P);   C(M) = P (M^T P)^T, with the last P
 
-Vogels, Karimireddy, Jaggi 2019, as a codec: nothing is kept from round to round, the start is drawn anew. It is a
-projection: |C(M) - M|^2 = |M|^2 - |M^T P|^2. The matrix is taken with its shorter side, n, as columns. Then
+Vogels, Karimireddy, Jaggi 2019, as a codec: without "common" nothing is kept from round to round, the start is drawn
+anew. It is a projection: |C(M) - M|^2 = |M|^2 - |M^T P|^2. The matrix is taken with its shorter side, n, as columns.
+Then
     E |M^T P|^2 >= r / n |M|^2
 over the start: with A = M^T M and U an orthonormal basis of what Q spans, |M^T P|^2 = tr((U^T A U)^-1 U^T A^2 U), and
 U^T A^2 U >= (U^T A U)^2, so no less than tr(U^T A U), which is r / n tr(A) on average as U has no direction that it
@@ -15,8 +20,9 @@ without a place the chunk is. Senders of a round begin alike (`Place.common`), d
 Body: for each matrix in turn its factors [rows, r] and [r, columns], or itself; float32.
 
 With "common" it is PowerSGD with one exchange, `compressors.powersgd`: all senders of a round have one factor in common
-(`Place.factor`; without one, random directions), so that the bodies hold but the other and add up; the steps so far are
-where each iteration begins. Body: what is sent as it is; then the factors; float32.
+(`Place.factor`; without one, random directions), so that the bodies hold but the other; the steps so far are where each
+iteration begins. Its delta is that of the first turn: later ones keep what the steps before them spanned.
+Body: what is sent as it is; then the factors; float32.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class TopK(Sparsifier):
             return super().take_device(x)
         indices, bits = download(sparse.largest(x.detach(), k))
         values = bits.view(np.float32)
-        sent = values != 0  # a NaN is not
+        sent = values != 0  # a NaN is not 0 either, and is sent
         return indices[sent].astype(np.intp), values[sent]
 
     def write(self, indices: Indices, values: Floats, size: int) -> bytes:

@@ -69,12 +69,15 @@ def _wrong_down(spec: RunSpec) -> str | None:
 
 def _wrong_replay(spec: RunSpec) -> str | None:
     """What makes a step something else than a sum of what came up."""
+    from compressors.replay import TERMS_MAX
     from coordinator import links, recipe
 
     if spec.server.optimizer != "sgd":
         return f"replay repeats a sum of updates, and {spec.server.optimizer} makes more of it: server.optimizer sgd"
     if links.sends_differences(spec):
         return f"replay repeats a sum of updates, and {spec.compression.feedback} sends differences: ef14 or none"
+    if max(spec.round.peers_min, spec.sampling.count or 0) > TERMS_MAX:
+        return f"replay repeats a sum of updates, of {TERMS_MAX} at most: fewer in round.peers_min and sampling.count"
     if not recipe.is_linear(spec):
         return (
             f"replay repeats a sum of updates, and {spec.aggregation.rule} judges each coordinate by itself or "

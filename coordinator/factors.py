@@ -13,18 +13,28 @@ from torch import Tensor
 import compressors
 from compressors.lowrank import LowRank
 from compressors.powersgd import Factors
+from coordinator.recipe import AggregationRefused
 from coordinator.statefile import StateReader, StateWriter
+from muster.errors import StorageError
+from muster.finite import all_finite
 from muster.layout import ParameterLayout
 from muster.places import Places, pieces
 from muster.spec.model import RunSpec
 
 
 class CommonFactor:
-    """The one that goes with a version; `path` is its file, None for version 0."""
+    """The one that goes with a version; `path` is its file, None for version 0. Raises `StorageError` if it is gone."""
 
     def __init__(self, spec: RunSpec, layout: ParameterLayout, version: int, path: Path | None) -> None:
         codec = compressors.build(spec.compression.up)
         assert isinstance(codec, LowRank)  # see `coordinator.coupled`
+        if version and path is None:
+            raise StorageError(
+                "store.no_factor",
+                f"the factor that all updates against version {version} share is not here",
+                cause="it was removed, or the run is from another version of Muster",
+                fix="start the run anew",
+            )
         self.codec = codec
         chunks = (pieces(layout, index)[0] for index in range(layout.chunk_count))
         self._factors = Factors(codec.rank, chunks, version % 2)
@@ -49,10 +59,13 @@ class NextFactor:
         self._writer = StateWriter(out)
 
     def take(self, base: Tensor, new: Tensor) -> None:
-        """The next chunk, [c] each: what the version was, and what it is now."""
+        """The next chunk, [c] each: what the version was, and what it is now. Raises `AggregationRefused`."""
         place = compressors.Place(*self._places.facts(self._index))
         bound = self._present.codec.at(self._present.at(place, self._index))
-        self._writer.write(bound.exchange(len(new)).next_factor(new - base))
+        factor = bound.exchange(len(new)).next_factor(new - base)
+        if not all_finite(factor):  # nobody could read an update with it
+            raise AggregationRefused("the step is too large for the factor that the next updates would share")
+        self._writer.write(factor)
         self._index += 1
 
     def finish(self) -> str:

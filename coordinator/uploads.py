@@ -200,6 +200,7 @@ class UpdatesServicer:
                 )
             loop = asyncio.get_running_loop()
             await body.complete()
+            estimate, factor = await self._beside(run, assignment)
             expected = Expected(
                 assignment_id=assignment.assignment_id,
                 peer_id=assignment.peer_id,
@@ -209,7 +210,8 @@ class UpdatesServicer:
                 base_digest=run.models[assignment.base_version].digest,
                 layout=await coordinator.effects.layout(run),
                 spec=run.spec,
-                **await self._beside(run, assignment),
+                estimate=estimate,
+                factor=factor,
             )
             facts = await loop.run_in_executor(coordinator.pool, admit, path, digest, expected)
         except UpdateRejected as error:
@@ -222,21 +224,18 @@ class UpdatesServicer:
         body.remove()
         return facts
 
-    async def _beside(self, run: RunState, assignment: AssignmentState) -> dict[str, Path]:
-        """The files beside the base version without which the update cannot be read."""
+    async def _beside(self, run: RunState, assignment: AssignmentState) -> tuple[Path | None, Path | None]:
+        """What an update against its base version is read with: the peer's estimate and the round's factor, if any."""
         from coordinator import links
 
-        names = (
-            {"estimate": links.state_name(assignment.peer_id)} if links.sends_differences(run.spec) else {}
-        )
-        if run.spec.compression.common_factor:
-            names["factor"] = FACTOR
-        if not names:
-            return {}
+        differences, factor = links.sends_differences(run.spec), run.spec.compression.common_factor
+        if not (differences or factor):
+            return None, None
+        blobs = self._coordinator.blobs
         states = await self._coordinator.store.optimizer_states(run.run_id, assignment.base_version)
-        return {
-            what: self._coordinator.blobs.path(states[name]) for what, name in names.items() if name in states
-        }
+        held = {name: blobs.path(digest) for name, digest in states.items()}
+        estimate = held.get(links.state_name(assignment.peer_id)) if differences else None
+        return estimate, held.get(FACTOR) if factor else None
 
     async def _check_header(self, run: RunState, assignment: AssignmentState, header: BlobHeader) -> None:
         if (header.run_id, header.round) != (assignment.run_id, assignment.round):

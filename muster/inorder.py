@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import torch
 
+THREADS_MAX = 8  # each has memory of its own, and shares the interpreter's lock with the others
 AHEAD = 2  # numbers to a thread that are under way or done, beside the one whose result is being used
 
 R = TypeVar("R")
@@ -24,11 +25,12 @@ def in_order(function: Callable[[int], R], count: int, threads: int | None = Non
 
     Nothing is called more than `AHEAD` numbers for each thread before its result is asked for. However it ends, all
     results taken, an error or `close`, no call is under way then and no thread is left. With one thread, or one number,
-    it is `map`: no thread is started. `threads`: as many, instead of torch's own number.
+    it is `map`: no thread is started. `threads`: as many, instead of torch's own number
+    or `THREADS_MAX`, whichever is less.
 
     In its threads an operation of torch has one thread and no team of its own.
     """
-    threads = min(torch.get_num_threads() if threads is None else threads, count)
+    threads = min(min(THREADS_MAX, torch.get_num_threads()) if threads is None else threads, count)
     if threads <= 1:
         yield from map(function, range(count))
         return
@@ -61,4 +63,5 @@ def _settle(pool: ThreadPoolExecutor, threads: int) -> None:
         for started in [pool.submit(ask) for _ in range(threads)]:
             started.result()
     finally:
+        met.abort()  # where one could not be started, the others would wait for it for ever
         torch.set_num_threads(here)

@@ -15,8 +15,7 @@ new ones, which count only once the coordinator has given its receipt.
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,17 +31,16 @@ from muster.errors import TaskError
 from muster.finite import all_finite
 from muster.hashedfile import BlobInfo
 from muster.inorder import in_order
-from muster.modelfile import ModelFile, read_state
+from muster.modelfile import ModelFile
 from muster.payload import GroupSpec, Manifest, PayloadWriter
 from muster.places import Places
 from muster.seeds import derive_seed
 from muster.task import FitReport
 from peer.drill import Drill
 from peer.factor import CommonFactor
+from peer.honest import Deltas, Honest, StateFiles, momenta_names
 from peer.orders import TrainOrder
-from peer.statefile import StateReader, StateWriter
-
-MOMENTUM = "momentum"
+from peer.statefile import StateWriter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +77,12 @@ def write_update(
     )
     places = order.places(layout)
     beta = float(order.train["worker_momentum"])
-    momenta = _momenta(1 + len(views)) if beta else []
+    momenta = momenta_names(1 + len(views)) if beta else []
     with ExitStack() as stack:
         factor = CommonFactor(order, codec, layout)
         stack.callback(factor.close)
-        state = _StateFiles(order, [*feedback.state_names, *momenta], layout.size, stack)
-        honest = _Honest(model, base, views, state, beta)
+        state = StateFiles(order, [*feedback.state_names, *momenta], layout.size, stack)
+        honest = Honest(model, base, views, state, beta)
         stack.callback(honest.close)
         forgery = None if drill is None else drill.plan(honest, order.seed)
         if isinstance(codec, Planned) and forgery is None:
@@ -122,8 +120,8 @@ def write_update(
 
 
 class _Sources(NamedTuple):
-    honest: _Honest
-    state: _StateFiles
+    honest: Honest
+    state: StateFiles
     places: Places
 
 
@@ -158,7 +156,7 @@ def _codec(order: TrainOrder, feedback: compressors.Feedback) -> str:
 
 def write_delta(model: nn.Module, base: ModelFile, path: Path) -> None:
     """What training changed, to a new file of float32. Raises `StorageError`. Not synced."""
-    deltas = _Deltas(model, base)
+    deltas = Deltas(model, base)
     writer = StateWriter(path)
     try:
         for index in range(base.layout.chunk_count):
@@ -168,105 +166,6 @@ def write_delta(model: nn.Module, base: ModelFile, path: Path) -> None:
             writer.write(delta, start)
     finally:
         writer.close()
-
-
-def _momenta(count: int) -> list[str]:
-    return [MOMENTUM, *(f"{MOMENTUM}-{number}" for number in range(1, count))]
-
-
-class _Room(threading.local):
-    """Memory used again and again, each thread's own."""
-
-    def __init__(self) -> None:
-        self._held = torch.empty(0)
-
-    def of(self, size: int) -> Tensor:
-        if len(self._held) < size:
-            self._held = torch.empty(size)
-        return self._held[:size]
-
-
-class _Deltas:
-    """What training changed: the model less the base as it really held it."""
-
-    def __init__(self, model: nn.Module, base: ModelFile) -> None:
-        self._trained = read_state(model)
-        self._base = base
-        self._room = _Room()
-
-    def read(self, index: int, out: Tensor) -> None:
-        self._trained.read(index, out)
-        rounded = self._room.of(len(out))
-        self._base.read_native(index, rounded)
-        out -= rounded
-
-
-class _Honest:
-    """The honest update of this peer and, of a drill, of its further views, chunk by chunk: a
-    `aggregators.Source`."""
-
-    def __init__(
-        self, model: nn.Module, base: ModelFile, views: Sequence[Path], state: _StateFiles, beta: float
-    ) -> None:
-        self.n = 1 + len(views)
-        self.size = base.layout.size
-        self._layout = base.layout
-        self._deltas = _Deltas(model, base)
-        self._views = [StateReader(path, self.size) for path in views]
-        self._state = state
-        self._beta = beta
-        self._room = _Room()
-
-    def chunk(self, index: int) -> Tensor:
-        """[n, c] with the momentum folded in; the same memory every time that a thread asks."""
-        start, stop = self._layout.chunk_bounds(index)
-        rows = self._room.of(self.n * (stop - start)).view(self.n, -1)
-        self._deltas.read(index, rows[0])
-        for row, view in zip(rows[1:], self._views, strict=True):
-            row.copy_(view.read(start, stop))
-        if self._beta:
-            for row, name in zip(rows, _momenta(self.n), strict=True):
-                if not self._state.fresh(name):
-                    row.mul_(1.0 - self._beta).add_(self._state.read(name, start, stop), alpha=self._beta)
-        return rows
-
-    def chunks(self) -> Iterator[tuple[int, Tensor]]:
-        for index in range(self._layout.chunk_count):
-            yield self._layout.chunk_bounds(index)[0], self.chunk(index)
-
-    def close(self) -> None:
-        for view in self._views:
-            view.close()
-
-
-class _StateFiles:
-    """The run's state arrays on this peer: the present files to read, and a new file for each."""
-
-    def __init__(self, order: TrainOrder, names: list[str], size: int, stack: ExitStack) -> None:
-        self._readers: dict[str, StateReader] = {}
-        self._writers: dict[str, StateWriter] = {}
-        for number, name in enumerate(names):
-            present = order.state.get(name)
-            self._readers[name] = StateReader(None if present is None else Path(present), size)
-            stack.callback(self._readers[name].close)
-            self._writers[name] = StateWriter(Path(f"{order.staged}.{number}"))
-            stack.callback(self._writers[name].close)
-
-    def fresh(self, name: str) -> bool:
-        """Whether this is the first update from this peer that keeps the array."""
-        return self._readers[name].fresh
-
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        return self._readers[name].read(start, stop)
-
-    def write(self, values: dict[str, Tensor], start: int) -> None:
-        for name, writer in self._writers.items():
-            writer.write(values[name], start)
-
-    def finish(self) -> dict[str, Path]:
-        for writer in self._writers.values():
-            writer.finish()
-        return {name: writer.path for name, writer in self._writers.items()}
 
 
 def _scalars(report: FitReport) -> dict[str, float]:
@@ -286,6 +185,8 @@ def _sync(path: Path) -> None:
 
 
 def _check(order: TrainOrder, update: Tensor, codec: compressors.Codec) -> None:
+    if is_bounded(update):
+        return
     if not all_finite(update):
         raise TaskError(
             "task.not_finite",
@@ -293,7 +194,7 @@ def _check(order: TrainOrder, update: Tensor, codec: compressors.Codec) -> None:
             cause="the loss diverged, or the data hold NaN or infinity",
             fix="lower [train] lr, set [train] clip_norm, or look at this site's data",
         )
-    if codec.spelling != LOSSLESS and not is_bounded(update):
+    if codec.spelling != LOSSLESS:
         raise _too_large(order, codec)
 
 
@@ -301,6 +202,6 @@ def _too_large(order: TrainOrder, codec: compressors.Codec) -> TaskError:
     return TaskError(
         "task.too_large",
         f"training {order.task} on this peer gave values too large for the codec {codec.spelling}, though finite",
-        cause=f"the loss diverged; only identity carries values above {MAGNITUDE_MAX:.2g}, and some codecs carry less",
+        cause=f"the loss diverged; only identity is given values above {MAGNITUDE_MAX:.2g}, and some codecs bear less",
         fix="lower [train] lr, set [train] clip_norm, or look at this site's data",
     )

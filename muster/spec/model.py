@@ -135,7 +135,7 @@ class CompressionTable(Table):
     up: str = Field(
         "identity",
         description="codec of updates: bf16, int8, topk:0.01; composed: topk:0.01+int8+rice; one for each layer: "
-        "int8|int4|sign; muster compressor list",
+        "int8|int4|sign; of which updates add up: randk:0.1:common, powersgd:4:common; muster compressor list",
     )
     feedback: str = Field(
         "none",
@@ -150,7 +150,8 @@ class CompressionTable(Table):
     down: str = Field(
         "identity",
         description="codec of the step from version to version, for peers that hold an older one; lossy: the "
-        "model itself moves by what they decode; replay: the updates themselves, of which peers repeat the sum",
+        "model itself moves by what they decode; replay: the updates themselves, 4096 at most, of which peers repeat "
+        "the sum",
     )
     down_feedback: str = Field("ef14", description="error feedback kept on the coordinator: none, ef14")
 

@@ -198,6 +198,7 @@ def test_a_step_of_too_many_updates_is_not_replayed(
         ({"aggregation": {"rule": "trimmed-mean", "faults": 0.2}}, "trimmed-mean judges each coordinate"),
         ({"aggregation": {"rule": "centered-clipping", "faults": 0}}, "keeps vectors of its own"),
         ({"server": {"optimizer": "adam"}}, "adam makes more of it"),
+        ({"round": {"peers_min": 4097}}, "of 4096 at most"),
         ({"compression": {"down": "replay", "up": "int8", "feedback": "ef21"}}, "ef21 sends differences"),
     ],
 )

@@ -13,7 +13,8 @@ import torch
 import compressors
 from coordinator.checks import check_spec
 from coordinator.factors import CommonFactor, NextFactor
-from muster.errors import ConfigError
+from coordinator.recipe import AggregationRefused
+from muster.errors import ConfigError, StorageError
 from muster.layout import CHUNK_COORDINATES, ParameterLayout, TensorSpec
 from muster.places import Places
 from muster.spec.model import RunSpec
@@ -90,3 +91,17 @@ def test_the_next_factor_spans_what_the_step_did(make_spec: Callable[..., RunSpe
         torch.testing.assert_close(place.factor, wanted[1], atol=1e-5, rtol=0)
     present.close()
     assert LAYOUT.size > CHUNK_COORDINATES
+
+
+def test_a_step_too_large_for_a_factor_and_a_factor_that_is_gone(
+    make_spec: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    spec = make_spec(compression={"up": UP})
+    places = Places(layout=LAYOUT, base_digest="b" * 64, round=1)
+    following = NextFactor(CommonFactor(spec, LAYOUT, 0, None), places, tmp_path / "factor")
+    base = torch.zeros(CHUNK_COORDINATES)
+    with pytest.raises(AggregationRefused, match="too large for the factor"):
+        following.take(base, base + 3e38)
+    following.close()
+    with pytest.raises(StorageError, match="the factor that all updates against version 3 share is not here"):
+        CommonFactor(spec, LAYOUT, 3, None)

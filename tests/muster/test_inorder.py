@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from muster.errors import StorageError
-from muster.inorder import AHEAD, in_order
+from muster.inorder import AHEAD, THREADS_MAX, in_order
 
 THREADS = 4
 
@@ -106,3 +106,23 @@ def test_torch_has_one_thread_there_and_as_many_as_before_elsewhere() -> None:
     other.start()
     other.join()
     assert found == [THREADS]
+
+
+def test_a_thread_that_cannot_be_started_is_told_and_hangs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started = threading.Thread.start, 0
+
+    def refused(thread: threading.Thread) -> None:
+        nonlocal started
+        started += 1
+        if started == THREADS - 1:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        list(in_order(str, 100))
+
+
+def test_of_many_cores_some_are_left() -> None:
+    torch.set_num_threads(4 * THREADS_MAX)
+    assert len(set(in_order(lambda _: threading.get_ident(), 1000))) <= THREADS_MAX

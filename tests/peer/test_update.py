@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+from compressors.powersgd import Factors
 from muster.errors import TaskError
 from muster.layout import CHUNK_COORDINATES
 from muster.modelfile import ModelFile, layout_of, write_initial
 from muster.payload import PayloadReader
+from muster.places import pieces
 from muster.task import FitReport
 from peer.orders import TrainOrder
 from peer.update import WrittenUpdate, write_update
@@ -47,6 +49,12 @@ def trained(tmp_path: Path) -> nn.Module:
 @pytest.fixture
 def write(tmp_path: Path, trained: nn.Module) -> Write:
     def make(name: str, codec: str, feedback: str, before: WrittenUpdate | None = None) -> WrittenUpdate:
+        factor = None
+        if codec.endswith(":common") and before is not None:  # of the left sides, as it goes with version 1
+            layout = layout_of(trained)
+            size = Factors(2, [pieces(layout, index)[0] for index in range(CHUNKS)], 1).size
+            factor = str(tmp_path / "factor")
+            torch.randn(size, generator=torch.Generator().manual_seed(4)).numpy().tofile(factor)
         order = TrainOrder(
             task="a:B",
             task_folders=(),
@@ -60,7 +68,8 @@ def write(tmp_path: Path, trained: nn.Module) -> Write:
             assignment_id="a",
             run_id="run",
             round=1,
-            base_version=0,
+            base_version=0 if factor is None else 1,
+            factor=factor,
             base_digest="b" * 64,
             train={"worker_momentum": 0.9},
             codec=codec,
@@ -89,6 +98,8 @@ def bytes_of(update: Path, written: WrittenUpdate) -> dict[str, Any]:
         ("int8:stochastic", "none"),
         ("topk:0.01+int8+rice", "ef14"),
         ("powersgd:2", "ef14"),
+        ("powersgd:2:common", "ef14"),
+        ("sign", "momentum:0.9"),
         ("int8|int4|topk:0.1", "ef14"),
     ],
 )

@@ -1,0 +1,119 @@
+"""What an update is made of, chunk by chunk: what training changed, the momentum of it, and the run's state arrays.
+
+Several threads may ask for chunks at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from muster.modelfile import ModelFile, read_state
+from peer.orders import TrainOrder
+from peer.statefile import StateReader, StateWriter
+
+MOMENTUM = "momentum"
+
+
+def momenta_names(count: int) -> list[str]:
+    return [MOMENTUM, *(f"{MOMENTUM}-{number}" for number in range(1, count))]
+
+
+class _Room(threading.local):
+    """Memory used again and again, each thread's own."""
+
+    def __init__(self) -> None:
+        self._held = torch.empty(0)
+
+    def of(self, size: int) -> Tensor:
+        if len(self._held) < size:
+            self._held = torch.empty(size)
+        return self._held[:size]
+
+
+class Deltas:
+    """What training changed: the model less the base as it really held it."""
+
+    def __init__(self, model: nn.Module, base: ModelFile) -> None:
+        self._trained = read_state(model)
+        self._base = base
+        self._room = _Room()
+
+    def read(self, index: int, out: Tensor) -> None:
+        self._trained.read(index, out)
+        rounded = self._room.of(len(out))
+        self._base.read_native(index, rounded)
+        out -= rounded
+
+
+class Honest:
+    """The honest update of this peer and, of a drill, of its further views, chunk by chunk: a
+    `aggregators.Source`."""
+
+    def __init__(
+        self, model: nn.Module, base: ModelFile, views: Sequence[Path], state: StateFiles, beta: float
+    ) -> None:
+        self.n = 1 + len(views)
+        self.size = base.layout.size
+        self._layout = base.layout
+        self._deltas = Deltas(model, base)
+        self._views = [StateReader(path, self.size) for path in views]
+        self._state = state
+        self._beta = beta
+        self._room = _Room()
+
+    def chunk(self, index: int) -> Tensor:
+        """[n, c] with the momentum folded in; the same memory every time that a thread asks."""
+        start, stop = self._layout.chunk_bounds(index)
+        rows = self._room.of(self.n * (stop - start)).view(self.n, -1)
+        self._deltas.read(index, rows[0])
+        for row, view in zip(rows[1:], self._views, strict=True):
+            row.copy_(view.read(start, stop))
+        if self._beta:
+            for row, name in zip(rows, momenta_names(self.n), strict=True):
+                if not self._state.fresh(name):
+                    row.mul_(1.0 - self._beta).add_(self._state.read(name, start, stop), alpha=self._beta)
+        return rows
+
+    def chunks(self) -> Iterator[tuple[int, Tensor]]:
+        for index in range(self._layout.chunk_count):
+            yield self._layout.chunk_bounds(index)[0], self.chunk(index)
+
+    def close(self) -> None:
+        for view in self._views:
+            view.close()
+
+
+class StateFiles:
+    """The run's state arrays on this peer: the present files to read, and a new file for each."""
+
+    def __init__(self, order: TrainOrder, names: list[str], size: int, stack: ExitStack) -> None:
+        self._readers: dict[str, StateReader] = {}
+        self._writers: dict[str, StateWriter] = {}
+        for number, name in enumerate(names):
+            present = order.state.get(name)
+            self._readers[name] = StateReader(None if present is None else Path(present), size)
+            stack.callback(self._readers[name].close)
+            self._writers[name] = StateWriter(Path(f"{order.staged}.{number}"))
+            stack.callback(self._writers[name].close)
+
+    def fresh(self, name: str) -> bool:
+        """Whether this is the first update from this peer that keeps the array."""
+        return self._readers[name].fresh
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        return self._readers[name].read(start, stop)
+
+    def write(self, values: dict[str, Tensor], start: int) -> None:
+        for name, writer in self._writers.items():
+            writer.write(values[name], start)
+
+    def finish(self) -> dict[str, Path]:
+        for writer in self._writers.values():
+            writer.finish()
+        return {name: writer.path for name, writer in self._writers.items()}
