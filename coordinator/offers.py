@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from coordinator.engine.state import AssignmentState, ModelVersion, RunState
-from muster.seeds import assignment_seed, initial_seed
+from muster.seeds import assignment_seed
 from protos.v1 import membership_pb2 as pb
 
 OUTBOX_MAX = 256
@@ -97,6 +97,5 @@ def offer_message(
             seed=assignment_seed(run.spec.seed, assignment.role, assignment.round, assignment.peer_id),
             deadline_seconds=max(0.0, seconds_left),
             counted_round=run.counted.get(assignment.peer_id, 0),
-            initial_seed=initial_seed(run.spec.seed),
         )
     )

@@ -19,7 +19,7 @@ def assignment_seed(run_seed: int, role: str, round: int, peer_id: str) -> int:
 
 
 def initial_seed(run_seed: int) -> int:
-    """Of a run's version 0. Peers are told it, and it tells nothing of what else derives from the run's seed."""
+    """Of a run's version 0, which the coordinator and the peers draw alike."""
     return derive_seed(run_seed, "model")
 
 

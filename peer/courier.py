@@ -136,7 +136,7 @@ class Courier:
             await self._fetch_blob(offer.run_id, offer.base_digest, target, deadline_at)
 
     def _draws(self, offer: Assignment) -> bool:
-        return offer.HasField("initial_seed") and offer.run_id not in self._undrawn
+        return offer.run_id not in self._undrawn
 
     async def _drawn(self, offer: Assignment, digest: str, target: Path, deadline_at: DeadlineAt) -> bool:
         """Whether version 0, whose digest is known, was made here. What did not come out once is not tried again."""

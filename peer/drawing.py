@@ -22,7 +22,7 @@ class Drawing:
     clock: Clock
 
     async def draw(self, offer: Assignment, target: Path, deadline_at: DeadlineAt) -> str:
-        """Waits for a worker, which writes to `target` what the task draws from the offer's `initial_seed`; gives its
+        """Waits for a worker, which writes to `target` what the task draws from the run's seed; gives its
         digest. Raises `MusterError`: the version has to be fetched then.
         """
         spec = RunSpec.model_validate_json(offer.spec_json)

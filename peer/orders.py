@@ -9,6 +9,7 @@ from typing import Any
 
 from muster.layout import ParameterLayout
 from muster.places import Places
+from muster.seeds import initial_seed
 from muster.spec.model import RunSpec
 from protos.v1.membership_pb2 import Assignment
 
@@ -65,7 +66,7 @@ class EvaluateOrder(Order):
 
 @dataclass(frozen=True, kw_only=True)
 class DrawOrder(Order):
-    """Draw version 0 of the run from the seed, which is its own, and write it to the base."""
+    """Draw version 0 of the run from the seed, the same on every peer, and write it to the base."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,5 +156,5 @@ def draw_order(
     site: Site, offer: Assignment, spec: RunSpec, *, data: Mapping[str, Any], device: str, target: Path
 ) -> DrawOrder:
     common = _common(site, offer, spec, data=data, device=device, base=target)
-    common["seed"] = offer.initial_seed
+    common["seed"] = initial_seed(spec.seed)
     return DrawOrder(**common)

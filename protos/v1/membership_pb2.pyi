@@ -348,7 +348,6 @@ class Assignment(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
     COUNTED_ROUND_FIELD_NUMBER: _builtins.int
-    INITIAL_SEED_FIELD_NUMBER: _builtins.int
     assignment_id: _builtins.str
     run_id: _builtins.str
     round: _builtins.int
@@ -369,10 +368,6 @@ class Assignment(_message.Message):
     """The last committed round whose model has an update of this peer in it; 0 if there is none. What the peer keeps from
     update to update (a residual, a momentum) is what it was after that one.
     """
-    initial_seed: _builtins.int
-    """What the task draws version 0 of the run from: a peer that draws the same bytes need not fetch them. It is not the
-    run's own seed.
-    """
     def __init__(
         self,
         *,
@@ -388,15 +383,12 @@ class Assignment(_message.Message):
         seed: _builtins.int = ...,
         deadline_seconds: _builtins.float = ...,
         counted_round: _builtins.int = ...,
-        initial_seed: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_initial_seed", b"_initial_seed", "initial_seed", b"initial_seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_initial_seed", b"_initial_seed", "assignment_id", b"assignment_id", "base_digest", b"base_digest", "base_size_bytes", b"base_size_bytes", "base_version", b"base_version", "counted_round", b"counted_round", "deadline_seconds", b"deadline_seconds", "initial_seed", b"initial_seed", "layout_digest", b"layout_digest", "role", b"role", "round", b"round", "run_id", b"run_id", "seed", b"seed", "spec_json", b"spec_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "base_digest", b"base_digest", "base_size_bytes", b"base_size_bytes", "base_version", b"base_version", "counted_round", b"counted_round", "deadline_seconds", b"deadline_seconds", "layout_digest", b"layout_digest", "role", b"role", "round", b"round", "run_id", b"run_id", "seed", b"seed", "spec_json", b"spec_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__initial_seed: _TypeAlias = _typing.Literal["initial_seed"]  # noqa: Y015
-    _WhichOneofArgType__initial_seed: _TypeAlias = _typing.Literal["_initial_seed", b"_initial_seed"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__initial_seed) -> _WhichOneofReturnType__initial_seed | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Assignment: _TypeAlias = Assignment  # noqa: Y015
 

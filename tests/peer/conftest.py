@@ -13,7 +13,7 @@ import pytest
 from muster import wire
 from muster.config import PeerConfig
 from muster.digests import checksum, digest_bytes
-from muster.errors import AuthenticationError, MusterError, NotFoundError, UnreachableError
+from muster.errors import AuthenticationError, MusterError, NotFoundError, TaskError, UnreachableError
 from muster.spec.model import RunSpec
 from muster.transport.base import CallContext, Route
 from muster.transport.memory import MemoryHub, MemoryTransport
@@ -124,6 +124,7 @@ class FakeCoordinator:
 
     def __init__(self) -> None:
         self.models: dict[str, bytes] = {}
+        self.plans: dict[str, models_pb2.PlanModelResponse] = {}  # by the version that is wanted
         self.secrets: dict[str, str] = {}
         self.enrolments: list[pb.EnrolRequest] = []
         self.sessions: asyncio.Queue[FakeSession] = asyncio.Queue()
@@ -147,6 +148,7 @@ class FakeCoordinator:
         return [
             Route(method=wire.ENROL, handle=self._enrol),
             Route(method=wire.SESSION, handle=self._session),
+            Route(method=wire.PLAN_MODEL, handle=self._plan),
             Route(method=wire.FETCH_MODEL, handle=self._fetch),
             Route(method=wire.BEGIN_UPDATE, handle=self._begin),
             Route(method=wire.UPLOAD_UPDATE, handle=self._upload),
@@ -217,6 +219,11 @@ class FakeCoordinator:
             await self._note()
         session.end()
 
+    async def _plan(
+        self, request: models_pb2.PlanModelRequest, context: CallContext
+    ) -> models_pb2.PlanModelResponse:
+        return self.plans.get(request.digest, models_pb2.PlanModelResponse())
+
     async def _fetch(
         self, requests: AsyncIterator[models_pb2.FetchModelRequest], context: CallContext
     ) -> AsyncIterator[models_pb2.FetchModelResponse]:
@@ -278,7 +285,7 @@ class FakeCoordinator:
 
 class FakeWorker:
     """Does no work: an update is the order's seed and the present state; the new state counts the updates
-    made."""
+    made. It draws nothing, so that first versions are fetched."""
 
     def __init__(self, device: str) -> None:
         self.orders: list[dict[str, Any]] = []
@@ -291,6 +298,8 @@ class FakeWorker:
         pass
 
     async def run(self, job: str, args: Mapping[str, Any], *, timeout_seconds: float, **_: Any) -> Any:
+        if job == "draw":
+            raise TaskError("worker.failed", "this worker draws nothing")
         self.orders.append({"job": job, "timeout_seconds": timeout_seconds, **args})
         self.started.set()
         await self.gate.wait()

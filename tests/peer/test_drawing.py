@@ -14,6 +14,7 @@ from muster.digests import digest_bytes
 from muster.errors import TaskError
 from muster.initial import draw_version
 from muster.seeds import initial_seed
+from muster.spec.model import RunSpec
 from muster.tasks import load_task
 from peer import jobs
 from protos.v1 import membership_pb2 as pb
@@ -48,13 +49,14 @@ def test_both_ends_write_the_same_bytes(toy_folder: Path, tmp_path: Path) -> Non
 
 
 class Artist:
-    """The bench's worker, which draws too; `makes` is what comes out, or why nothing does."""
+    """The bench's worker, which draws too; `makes` is what comes out, or why nothing does, or None: it never ends."""
 
     def __init__(self, worker: Any) -> None:
         self._worker = worker
-        self.makes: bytes | Exception = b""
+        self.makes: bytes | Exception | None = b""
         self.draws: list[Mapping[str, Any]] = []
         self.seconds: list[float] = []
+        self.halfway, self.stopped = asyncio.Event(), asyncio.Event()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._worker, name)
@@ -64,17 +66,23 @@ class Artist:
             return await self._worker.run(job, args, timeout_seconds=timeout_seconds, **more)
         self.draws.append(args)
         self.seconds.append(timeout_seconds)
+        Path(args["base"]).write_bytes(b"half of")
         if isinstance(self.makes, Exception):
-            Path(args["base"]).write_bytes(b"half of")
             raise self.makes
+        while self.makes is None:
+            self.halfway.set()
+            try:
+                await asyncio.sleep(60.0)
+            finally:
+                self.stopped.set()
         Path(args["base"]).write_bytes(self.makes)
         return {"digest": digest_bytes(self.makes)}
 
 
 @pytest.fixture
 def artist(bench: Any) -> Artist:
-    bench.worker = Artist(bench.worker)
-    return bench.worker
+    bench.worker = made = Artist(bench.worker)
+    return made
 
 
 @pytest.mark.parametrize(
@@ -90,14 +98,16 @@ async def test_what_does_not_come_out_the_same_is_fetched(
     bench: Any, artist: Artist, makes: bytes | Exception | None, reason: str
 ) -> None:
     coordinator = bench.coordinator
+    spec = RunSpec.model_validate({"task": "toy_task:Toy", "rounds": 9, "seed": 77})
     artist.makes = bench.model if makes is None else makes
     with capture_logs() as logs:
         bench.start()
-        (await coordinator.session()).send(offer=bench.offer(1, initial_seed=77))
+        offer = bench.offer(1, spec_json=spec.canonical_json())
+        (await coordinator.session()).send(offer=offer)
         await coordinator.until(lambda: "r.1.ada.1" in coordinator.committed)
     assert coordinator.fetches == (0 if makes is None else 1)
     (order,) = artist.draws
-    assert order["seed"] == 77
+    assert order["seed"] == initial_seed(77)
     (trained,) = artist.orders
     assert 50.0 < trained["timeout_seconds"] <= artist.seconds[0] <= 58.0  # of 60: `Task.model` may be slow
     told = [each["reason"] for each in logs if each["event"] == "model.not_drawn"]
@@ -112,21 +122,13 @@ async def test_what_did_not_come_out_once_is_not_drawn_again(bench: Any, artist:
     with capture_logs() as logs:
         bench.start()
         session = await coordinator.session()
-        session.send(offer=bench.offer(1, initial_seed=77))
+        session.send(offer=bench.offer(1))
         await coordinator.told("r.1.ada.1", pb.ASSIGNMENT_PHASE_FAILED)  # it cannot be fetched either
         coordinator.models[digest_bytes(bench.model)] = bench.model
-        session.send(offer=bench.offer(1, assignment_id="r.1.ada.2", initial_seed=77))
+        session.send(offer=bench.offer(1, assignment_id="r.1.ada.2"))
         await coordinator.until(lambda: "r.1.ada.2" in coordinator.committed)
     assert (coordinator.fetches, len(artist.draws)) == (1, 1)
     assert [each["event"] for each in logs].count("model.not_drawn") == 1
-
-
-async def test_an_offer_without_a_seed_means_a_fetch(bench: Any, artist: Artist) -> None:
-    coordinator = bench.coordinator
-    bench.start()
-    (await coordinator.session()).send(offer=bench.offer(1))
-    await coordinator.until(lambda: "r.1.ada.1" in coordinator.committed)
-    assert (coordinator.fetches, artist.draws) == (1, [])
 
 
 async def test_a_cancelled_assignment_stops_waiting_for_the_drawing(bench: Any, artist: Artist) -> None:
@@ -138,7 +140,7 @@ async def test_a_cancelled_assignment_stops_waiting_for_the_drawing(bench: Any, 
     session.send(offer=bench.offer(2, run_id="other"))  # at the only worker
     async with asyncio.timeout(20):
         await artist.started.wait()
-    session.send(offer=bench.offer(1, base_digest="ab" * 32, initial_seed=77))
+    session.send(offer=bench.offer(1, base_digest="ab" * 32))
     await coordinator.told("r.1.ada.1", pb.ASSIGNMENT_PHASE_ACCEPTED)
     session.send(cancel=pb.Cancel(assignment_id="r.1.ada.1", reason="the run was stopped"))
     artist.gate.set()
