@@ -130,16 +130,25 @@ class Courier:
         self._undrawn.discard(run_id)
 
     async def _fetch(self, offer: Assignment, target: Path, deadline_at: DeadlineAt) -> None:
-        if offer.base_version == 0 and await self._drawn(offer, offer.base_digest, target, deadline_at):
-            return
-        if not await self._follow(offer, target, deadline_at):
+        made = False
+        try:
+            made = (
+                offer.base_version == 0 and await self._drawn(offer, offer.base_digest, target, deadline_at)
+            ) or await self._follow(offer, target, deadline_at)
+        finally:
+            if not made:  # unlike a fetch, which keeps its part beside it, this cannot be gone on with
+                target.unlink(missing_ok=True)
+        if not made:
             await self._fetch_blob(offer.run_id, offer.base_digest, target, deadline_at)
 
     def _draws(self, offer: Assignment) -> bool:
         return offer.run_id not in self._undrawn
 
     async def _drawn(self, offer: Assignment, digest: str, target: Path, deadline_at: DeadlineAt) -> bool:
-        """Whether version 0, whose digest is known, was made here. What did not come out once is not tried again."""
+        """Whether version 0, whose digest is known, was made here. What did not come out once is not tried again.
+
+        The caller removes what else there is in `target` then.
+        """
         if not self._draws(offer):
             return False
         try:
@@ -155,14 +164,14 @@ class Courier:
             reason = str(error)
         self._undrawn.add(offer.run_id)
         log.warning("model.not_drawn", run_id=offer.run_id, reason=reason)
-        target.unlink(missing_ok=True)
         return False
 
     async def _follow(self, offer: Assignment, target: Path, deadline_at: DeadlineAt) -> bool:
         """Makes the version of the one that is held, or else of version 0, and the deltas between them, if that is
         cheaper.
 
-        Whatever goes wrong with it only means that the version is fetched whole.
+        Whatever goes wrong with it only means that the version is fetched whole; the caller removes what there is in
+        `target` then.
         """
         async with self._models.newest(offer.run_id) as held:
             draws = held is None and self._draws(offer)
@@ -172,10 +181,10 @@ class Courier:
             if not plan.deltas or (held is not None and plan.base_digest != held.name):
                 return False
             first = target.with_name(f"{target.name}.first")
-            if held is None and not await self._drawn(offer, plan.base_digest, first, deadline_at):
-                return False
             paths = [target.with_name(f"{target.name}.{number}") for number in range(len(plan.deltas))]
             try:
+                if held is None and not await self._drawn(offer, plan.base_digest, first, deadline_at):
+                    return False
                 for delta, path in zip(plan.deltas, paths, strict=True):
                     await self._fetch_blob(offer.run_id, delta.digest, path, deadline_at)
                 scale = await self._scale(offer, plan.scale_digest, deadline_at)
@@ -192,7 +201,6 @@ class Courier:
             finally:
                 for path in (first, *paths):
                     path.unlink(missing_ok=True)
-            target.unlink(missing_ok=True)
             return False
 
     async def _scale(self, offer: Assignment, digest: str, deadline_at: DeadlineAt) -> Path | None:

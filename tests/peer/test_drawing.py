@@ -18,6 +18,7 @@ from muster.spec.model import RunSpec
 from muster.tasks import load_task
 from peer import jobs
 from protos.v1 import membership_pb2 as pb
+from protos.v1.models_pb2 import ModelDelta, PlanModelResponse
 
 OPTIONS = {"width": 7}
 
@@ -148,3 +149,23 @@ async def test_a_cancelled_assignment_stops_waiting_for_the_drawing(bench: Any, 
     session.send(offer=bench.offer(3, run_id="third"))
     await coordinator.until(lambda: "r.3.ada.1" in coordinator.committed)
     assert artist.draws == []
+
+
+@pytest.mark.parametrize("number", [1, 2], ids=["to train on", "to follow deltas from"])
+async def test_a_cancelled_drawing_leaves_no_file(bench: Any, artist: Artist, number: int) -> None:
+    coordinator = bench.coordinator
+    artist.makes = None
+    offer = bench.offer(number)
+    coordinator.plans[offer.base_digest] = PlanModelResponse(
+        base_digest="ab" * 32, deltas=[ModelDelta(digest="cd" * 32, size_bytes=5)]
+    )
+    bench.start()
+    session = await coordinator.session()
+    session.send(offer=offer)
+    arriving = bench.folder / "ada" / "arriving"
+    async with asyncio.timeout(20):
+        await artist.halfway.wait()
+        assert len(list(arriving.iterdir())) == 1
+        session.send(cancel=pb.Cancel(assignment_id=offer.assignment_id, reason="the run was stopped"))
+        await artist.stopped.wait()
+    assert list(arriving.iterdir()) == []
