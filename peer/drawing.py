@@ -23,7 +23,8 @@ class Drawing:
 
     async def draw(self, offer: Assignment, target: Path, deadline_at: DeadlineAt) -> str:
         """Waits for a worker, which writes to `target` what the task draws from the run's seed; gives its
-        digest. Raises `MusterError`: the version has to be fetched then.
+        digest. Raises `MusterError`: the version has to be fetched then. A drawing that fails or is cancelled may cost
+        the worker's process, and with it the data that it kept warm.
         """
         spec = RunSpec.model_validate_json(offer.spec_json)
         data = self.policy.permit(spec.task)

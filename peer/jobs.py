@@ -205,7 +205,7 @@ def evaluate(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
 
 
 def draw(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: ARG001  # every job's form
-    """`DrawOrder` to the digest of what was drawn. The module stays for the training that follows."""
+    """`DrawOrder` to the digest of what was drawn. The module stays, for training that comes to this worker."""
     order = DrawOrder(**args)
     _prepare(order)
     place = _place(order)
