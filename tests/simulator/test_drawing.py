@@ -15,9 +15,11 @@ from simulator.processes import ProcessFederation
 
 TASK = """
 import os
+import random
 import signal
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -32,9 +34,11 @@ class Blobs(muster.Task):
             fatal.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
         model = nn.Sequential(nn.Linear(20, 256), nn.ReLU(), nn.Linear(256, 2))
-        if self.options.get("elsewhere"):
-            with torch.no_grad():
-                model[0].bias[0] = os.getpid()
+        with torch.no_grad():  # from each generator that the run seeds
+            model[0].bias[0] = random.random()
+            model[0].bias[1] = np.random.random()
+            if self.options.get("elsewhere"):
+                model[0].bias[2] = os.getpid()
         return model
 
     def train_data(self, site):
