@@ -2,7 +2,7 @@
 
 "powersgd:4" sends both sides, each sender its own. "powersgd:4:common" sends one side, along directions that all the
 senders of a round have in common and that go down with the model: half as many bytes up, and bodies that add up. At
-equal bytes it does a little worse; it is there for sums.
+equal bytes neither is always ahead.
 
     Q random;  twice: P = orthonormal(M Q), Q = orthonormal(M^T P);   C(M) = P (M^T P)^T, with the last P
 

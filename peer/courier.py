@@ -16,6 +16,7 @@ from muster.errors import (
     DeadlineError,
     InternalError,
     MusterError,
+    NotFoundError,
     UnreachableError,
 )
 from muster.failpoints import failpoint
@@ -72,11 +73,17 @@ class Courier:
 
     @asynccontextmanager
     async def factor(self, offer: Assignment, *, deadline_at: DeadlineAt) -> AsyncGenerator[Path | None]:
-        """The factor that goes with the base version of the offer, if there is one yet. Raises as `base` does."""
-        digest = (await self._plan(offer, [], deadline_at)).factor_digest
-        if not digest:
+        """The factor that goes with the base version of the offer; version 0 has none. Raises as `base` does."""
+        if not offer.base_version:
             yield None
             return
+        digest = (await self._plan(offer, [], deadline_at)).factor_digest
+        if not digest:
+            raise NotFoundError(
+                "model.no_factor",
+                f"the coordinator has no factor for version {offer.base_version} of run {offer.run_id!r}",
+                fix="run the same version of Muster on coordinator and peer",
+            )
         async with self._models.companion(
             checked_digest(digest), lambda path: self._fetch_blob(offer.run_id, digest, path, deadline_at)
         ) as path:

@@ -97,13 +97,14 @@ class Desk:
 
 
 class WorkerPool:
-    """One worker for each device. Who waits for one gets it in order of arrival."""
+    """One worker for each device. Who waits for one gets it in order of arrival; of several that are idle, the one that
+    worked last, which may still hold what the next job needs."""
 
     def __init__(self, devices: Sequence[str], make: MakeWorker) -> None:
         self.devices = tuple(devices)
         self._desks = [Desk(device=device, worker=make(device)) for device in devices]
-        self._idle: asyncio.Queue[Desk] = asyncio.Queue()
-        for desk in self._desks:
+        self._idle: asyncio.LifoQueue[Desk] = asyncio.LifoQueue()
+        for desk in reversed(self._desks):
             self._idle.put_nowait(desk)
 
     async def start(self) -> None:

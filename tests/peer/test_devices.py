@@ -88,3 +88,13 @@ async def test_one_worker_a_device_in_order_of_arrival() -> None:
         release.set()
     assert [number for number, _ in order] == [0, 1, 2, 3]
     await pool.close()
+
+
+async def test_of_several_idle_workers_the_one_that_worked_last_is_taken() -> None:
+    pool = WorkerPool(["cuda:0", "cuda:1"], lambda device: Probe({}))
+    for _ in range(3):
+        async with pool.desk() as desk:
+            assert desk.device == "cuda:0"
+    async with pool.desk():
+        async with pool.desk() as other:
+            assert other.device == "cuda:1"
