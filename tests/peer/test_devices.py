@@ -95,6 +95,5 @@ async def test_of_several_idle_workers_the_one_that_worked_last_is_taken() -> No
     for _ in range(3):
         async with pool.desk() as desk:
             assert desk.device == "cuda:0"
-    async with pool.desk():
-        async with pool.desk() as other:
-            assert other.device == "cuda:1"
+    async with pool.desk(), pool.desk() as other:
+        assert other.device == "cuda:1"
