@@ -193,6 +193,10 @@ def with_dense(settings: Sequence[Setting]) -> list[Setting]:
     return [*dense, *(setting for setting in settings if setting not in dense)]
 
 
+def _short(number: float) -> str:
+    return f"{number:.3g}" if number < 1000 else f"{number:.0f}"
+
+
 def markdown(rows: Sequence[Mapping[str, Any]], links: Sequence[int]) -> str:
     seconds = [f"s a round, {mbit} Mbit/s" for mbit in links]
     heads = [
@@ -212,9 +216,9 @@ def markdown(rows: Sequence[Mapping[str, Any]], links: Sequence[int]) -> str:
         name = f"**{each['setting']}**" if each["within_half_a_point"] else each["setting"]
         cells = [each["workload"], name, str(each["rounds"]), f"{100 * each['accuracy']:.1f}"]
         cells += [
-            f"{-each['points_lost']:+.1f}",
-            f"{each['kb_up'] / 1e3:.3g}",
-            f"{each['kb_down'] / 1e3:.3g}",
+            f"{0 - each['points_lost']:+.1f}",
+            _short(each["kb_up"] / 1e3),
+            _short(each["kb_down"] / 1e3),
         ]
         cells += [f"{each[name]:.3g}" for name in ("ratio_up", "ratio_down", "ratio_both")]
         lines.append(cells + [f"{each[f'round_seconds_{mbit}_mbit']:.2f}" for mbit in links])
