@@ -46,7 +46,6 @@ class Trained:
     accuracy: float
     bytes_up: int
     bytes_down: int
-    first_down: int  # in the first round: the whole model to every peer that did not draw it
     wire_up: int
     wire_down: int
     rounds: int
@@ -79,7 +78,6 @@ def trained(run: pb.Run, rounds: Sequence[pb.Round], *, wire: tuple[int, int]) -
         accuracy=run.metrics.get("accuracy", 0.0),
         bytes_up=run.bytes_up,
         bytes_down=run.bytes_down,
-        first_down=rounds[0].bytes_down,
         wire_up=wire[0],
         wire_down=wire[1],
         rounds=run.rounds_committed,
@@ -127,14 +125,9 @@ def row(workload: str, setting: Setting, runs: Sequence[Trained], dense: Sequenc
         "ratio_up": ratio("bytes_up"),
         "ratio_down": ratio("bytes_down"),
         "ratio_both": ratio("bytes_up", "bytes_down"),
-        "ratio_down_after_first": _after_first(dense) / _after_first(runs),
         "ratio_wire": ratio("wire_up", "wire_down"),
         "round_seconds": statistics.median(each.round_seconds for each in runs),
     }
-
-
-def _after_first(runs: Sequence[Trained]) -> float:
-    return sum(each.bytes_down - each.first_down for each in runs) / len(runs)
 
 
 async def measure(
@@ -168,9 +161,8 @@ async def measure(
 
 def told(found: Mapping[str, Any]) -> str:
     return (
-        f"accuracy {found['accuracy']:.4f} ({-found['points_lost']:+.2f} points), {found['ratio_up']:.1f} times fewer "
-        f"bytes up, {found['ratio_down']:.1f} down ({found['ratio_down_after_first']:.1f} after the first model), "
-        f"{found['round_seconds']:.2f} s a round"
+        f"accuracy {found['accuracy']:.4f} ({0 - found['points_lost']:+.2f} points), {found['ratio_up']:.1f} times fewer "
+        f"bytes up, {found['ratio_down']:.1f} down, {found['round_seconds']:.2f} s a round"
     )
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from compressors._compiled import compiled
 from compressors._scratch import scratch
-from compressors.codec import DecodeError
+from compressors.codec import DecodeError, check_length
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.uint8]
@@ -67,6 +67,14 @@ def read_codes(body: bytes | memoryview, offset: int) -> Codes:
     codes = np.frombuffer(body, dtype=np.uint8, offset=offset)
     codes.flags.writeable = False
     return codes
+
+
+def read_blocks(body: bytes | memoryview, length: int, size: int, block: int) -> tuple[Floats, Codes]:
+    """The scales of a chunk's blocks and the codes behind them, of a body that has to have this length. Raises
+    `DecodeError`."""
+    check_length(body, length)
+    count = block_count(size, block)
+    return read_scales(body, count), read_codes(body, SCALE_BYTES * count)
 
 
 def _widened(stored: NDArray[np.uint16]) -> Floats:

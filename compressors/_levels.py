@@ -22,13 +22,12 @@ from compressors._blocks import (
     Floats,
     block_count,
     block_peaks,
-    read_codes,
-    read_scales,
+    read_blocks,
     round_scales,
 )
 from compressors._compiled import compiled
 from compressors._scratch import scratch
-from compressors.codec import DecodeError, PlainCodec, check_length, chunk_array
+from compressors.codec import DecodeError, PlainCodec, chunk_array
 from compressors.device import levels as device
 from compressors.device.codec import DeviceCodec
 from compressors.device.transfer import upload
@@ -76,9 +75,7 @@ class LevelCodec(PlainCodec, DeviceCodec):
 
     def _read(self, body: bytes | memoryview, size: int) -> tuple[Floats, Codes]:
         """The scales and indices of a body, checked. Raises `DecodeError`."""
-        check_length(body, self.bytes_max(size))
-        count = block_count(size, self.block)
-        scales, packed = read_scales(body, count), read_codes(body, SCALE_BYTES * count)
+        scales, packed = read_blocks(body, self.bytes_max(size), size, self.block)
         if len(self.levels) < INDICES and has_zero_half(packed):
             raise DecodeError("an index has no level")
         return scales, packed

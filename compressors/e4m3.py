@@ -20,13 +20,12 @@ from compressors._blocks import (
     Floats,
     block_count,
     block_peaks,
-    read_codes,
-    read_scales,
+    read_blocks,
     round_scales,
 )
 from compressors._compiled import compiled
 from compressors._scratch import scratch
-from compressors.codec import DecodeError, PlainCodec, check_length, chunk_array
+from compressors.codec import DecodeError, PlainCodec, chunk_array
 from compressors.device import e4m3 as device
 from compressors.device.codec import DeviceCodec
 
@@ -73,9 +72,7 @@ class E4m3(PlainCodec, DeviceCodec):
 
     def _read(self, body: bytes | memoryview, size: int) -> tuple[Floats, Codes]:
         """The scales and codes of a body, checked. Raises `DecodeError`."""
-        check_length(body, self.bytes_max(size))
-        count = block_count(size, BLOCK)
-        scales, codes = read_scales(body, count), read_codes(body, SCALE_BYTES * count)
+        scales, codes = read_blocks(body, self.bytes_max(size), size, BLOCK)
         if has_nan(codes):
             raise DecodeError("a code is not a number")
         return scales, codes

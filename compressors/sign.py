@@ -21,13 +21,12 @@ from compressors._blocks import (
     Codes,
     Floats,
     block_count,
-    read_codes,
-    read_scales,
+    read_blocks,
     round_scales,
 )
 from compressors._compiled import compiled
 from compressors._scratch import scratch
-from compressors.codec import PlainCodec, check_length, chunk_array
+from compressors.codec import PlainCodec, chunk_array
 from compressors.device import sign as device
 from compressors.device.codec import DeviceCodec
 
@@ -72,9 +71,7 @@ class Sign(PlainCodec, DeviceCodec):
 
     def _read(self, body: bytes | memoryview, size: int) -> tuple[Floats, Codes]:
         """The scales and signs of a body, checked. Raises `DecodeError`."""
-        check_length(body, self.bytes_max(size))
-        count = block_count(size, BLOCK)
-        return read_scales(body, count), read_codes(body, SCALE_BYTES * count)
+        return read_blocks(body, self.bytes_max(size), size, BLOCK)
 
 
 @compiled

@@ -24,14 +24,13 @@ from compressors._blocks import (
     Floats,
     block_count,
     block_peaks,
-    read_codes,
-    read_scales,
+    read_blocks,
     round_scales,
 )
 from compressors._compiled import compiled
 from compressors._dither import dither
 from compressors._scratch import scratch
-from compressors.codec import DecodeError, PlainCodec, check_length, chunk_array
+from compressors.codec import DecodeError, PlainCodec, chunk_array
 from compressors.device import terngrad as device
 from compressors.device.codec import DeviceCodec
 from compressors.device.transfer import noise
@@ -79,9 +78,7 @@ class TernGrad(PlainCodec, DeviceCodec):
 
     def _read(self, body: bytes | memoryview, size: int) -> tuple[Floats, Codes]:
         """The scales and trits of a body, checked. Raises `DecodeError`."""
-        check_length(body, self.bytes_max(size))
-        count = block_count(size, BLOCK)
-        scales, packed = read_scales(body, count), read_codes(body, SCALE_BYTES * count)
+        scales, packed = read_blocks(body, self.bytes_max(size), size, BLOCK)
         if packed.size and packed.max() >= BYTES:
             raise DecodeError(f"a byte is above {BYTES - 1}")
         return scales, packed

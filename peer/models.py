@@ -52,12 +52,7 @@ class ModelCache:
         digest = checked_digest(offer.base_digest)
         self._users[digest] += 1
         try:
-            async with self._locks.setdefault(digest, asyncio.Lock()):
-                path = self._whole / digest
-                if not path.exists():
-                    arriving = self._arriving / digest
-                    await self._fetch(offer, arriving, deadline_at)
-                    arriving.replace(path)
+            path = await self._fetched(digest, lambda target: self._fetch(offer, target, deadline_at))
             self._note_newest(offer)
             yield path
         finally:
@@ -85,29 +80,29 @@ class ModelCache:
         """A file that goes with one version, fetched if need be; it stays until the caller is done."""
         self._users[digest] += 1
         try:
-            async with self._locks.setdefault(digest, asyncio.Lock()):
-                path = self._whole / digest
-                if not path.exists():
-                    await fetch(self._arriving / digest)
-                    (self._arriving / digest).replace(path)
-            yield path
+            yield await self._fetched(digest, fetch)
         finally:
             self._users[digest] -= 1
             self._remove_unused(digest)
 
     async def beside(self, run_id: str, digest: str, fetch: Callable[[Path], Awaitable[None]]) -> Path:
         """A file that goes with the run's versions, fetched if need be; it stays until there is another."""
-        path = self._whole / digest
         self._users[digest] += 1
         try:
-            async with self._locks.setdefault(digest, asyncio.Lock()):
-                if not path.exists():
-                    await fetch(self._arriving / digest)
-                    (self._arriving / digest).replace(path)
+            path = await self._fetched(digest, fetch)
             older, self._beside[run_id] = self._beside.get(run_id, ""), digest
         finally:
             self._users[digest] -= 1
         self._remove_unused(older)
+        return path
+
+    async def _fetched(self, digest: str, fetch: Callable[[Path], Awaitable[None]]) -> Path:
+        """The whole file, fetched if it is not here; by one at a time."""
+        path, arriving = self._whole / digest, self._arriving / digest
+        async with self._locks.setdefault(digest, asyncio.Lock()):
+            if not path.exists():
+                await fetch(arriving)
+                arriving.replace(path)
         return path
 
     def forget(self, run_id: str) -> None:
