@@ -161,8 +161,8 @@ async def measure(
 
 def told(found: Mapping[str, Any]) -> str:
     return (
-        f"accuracy {found['accuracy']:.4f} ({0 - found['points_lost']:+.2f} points), {found['ratio_up']:.1f} times fewer "
-        f"bytes up, {found['ratio_down']:.1f} down, {found['round_seconds']:.2f} s a round"
+        f"accuracy {found['accuracy']:.4f} ({0 - found['points_lost']:+.2f} points), {found['ratio_up']:.1f} times "
+        f"fewer bytes up, {found['ratio_down']:.1f} down, {found['round_seconds']:.2f} s a round"
     )
 
 
