@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-import structlog
-
-from coordinator.admission import Expected, admit, update_bytes_max
 from coordinator.bodies import WholeBodies
 from coordinator.engine.state import (
     AssignmentProgressed,
@@ -23,10 +19,9 @@ from coordinator.engine.state import (
     RunState,
     UpdateAdmitted,
     UpdateFacts,
-    UpdateRefused,
 )
+from coordinator.intake import Intake
 from coordinator.room import Room
-from coordinator.store.tables import FACTOR
 from muster.errors import (
     NotAllowedError,
     NotFoundError,
@@ -35,7 +30,6 @@ from muster.errors import (
     TransferError,
     UpdateRejected,
 )
-from muster.transfer import PartialBody
 from muster.transport.base import CallContext, Route
 from muster.wire import BEGIN_UPDATE, COMMIT_UPDATE, GET_UPDATE_STATUS, UPLOAD_UPDATE
 from protos.v1 import updates_pb2 as pb
@@ -44,8 +38,6 @@ from protos.v1.tensors_pb2 import BlobHeader
 
 if TYPE_CHECKING:
     from coordinator.service import Coordinator
-
-log = structlog.get_logger()
 
 CHUNK_SECONDS_MAX = 30.0  # a sender that gives no chunk for so long is cut off; it may resume
 
@@ -56,6 +48,7 @@ class UpdatesServicer:
         self._slots = asyncio.Semaphore(coordinator.config.uploads_max)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._whole = WholeBodies(coordinator.config.uploads_max)
+        self._intake = Intake(coordinator, self._whole)
         self._room = Room(coordinator)
         # Admitted and in the blob store, while their row waits for a store that refuses at the moment.
         self._admitted: dict[str, UpdateFacts] = {}
@@ -80,12 +73,12 @@ class UpdatesServicer:
             run, assignment = await self._assignment(header.assignment_id, peer_id)
             if receipt := await self._receipt(assignment, header.digest):
                 return pb.BeginUpdateResponse(offset=header.size_bytes, receipt=receipt)
-            await self._check_header(self._live(run, assignment), assignment, header)
+            await self._intake.check_header(self._live(run, assignment), assignment, header)
             if self._admitted_as(header.assignment_id, header.digest):
                 return pb.BeginUpdateResponse(offset=header.size_bytes)
             self._room.check(header)
             self._whole.drop(header.assignment_id)
-            body = await asyncio.to_thread(self._body, header)
+            body = await asyncio.to_thread(self._intake.open, header)
             body.close()
             if assignment.status is not AssignmentStatus.UPLOADING:
                 await self._coordinator.post(
@@ -110,7 +103,7 @@ class UpdatesServicer:
         # slot meanwhile.
         async with self._lock(header.assignment_id), self._slots:
             run, assignment = await self._assignment(header.assignment_id, peer_id)
-            await self._check_header(self._live(run, assignment), assignment, header)
+            await self._intake.check_header(self._live(run, assignment), assignment, header)
             with self._room.taken(header):
                 offset = await self._receive(requests, header, peer_id)
             yield pb.UploadUpdateResponse(offset=offset)
@@ -139,7 +132,7 @@ class UpdatesServicer:
             live = self._live(run, assignment)
             facts = self._admitted_as(request.assignment_id, request.digest)
             if facts is None:
-                facts = await self._admit(live, assignment, request.digest)
+                facts = await self._intake.admit(live, assignment, request.digest)
             event = UpdateAdmitted(run_id=live.run_id, assignment_id=assignment.assignment_id, update=facts)
             self._admitted.pop(request.assignment_id, None)
             try:
@@ -170,7 +163,7 @@ class UpdatesServicer:
         """Takes chunks until the stream ends; gives the offset that is held then."""
         count = self._coordinator.journal.count_bytes
         self._whole.drop(header.assignment_id)
-        body = await asyncio.to_thread(self._body, header)
+        body = await asyncio.to_thread(self._intake.open, header)
         try:
             while (message := await _next_chunk(requests)) is not None:
                 # The round may have closed meanwhile: better told now than after the last byte.
@@ -185,94 +178,6 @@ class UpdatesServicer:
             else:
                 body.close()
         return body.offset
-
-    async def _admit(self, run: RunState, assignment: AssignmentState, digest: str) -> UpdateFacts:
-        """Complete, checked and in the blob store; a rejection is recorded before it is told."""
-        coordinator = self._coordinator
-        path = self._path(assignment.assignment_id)
-        body = self._whole.take(assignment.assignment_id)
-        if body is None:
-            body = await asyncio.to_thread(_reopen, path)
-        try:
-            if body.header.digest != digest:
-                raise TransferError(
-                    "transfer.digest", "the body that is held has another digest than the commit"
-                )
-            loop = asyncio.get_running_loop()
-            await body.complete()
-            estimate, factor = await self._beside(run, assignment)
-            expected = Expected(
-                assignment_id=assignment.assignment_id,
-                peer_id=assignment.peer_id,
-                run_id=run.run_id,
-                round=assignment.round,
-                base_version=assignment.base_version,
-                base_digest=run.models[assignment.base_version].digest,
-                layout=await coordinator.effects.layout(run),
-                spec=run.spec,
-                estimate=estimate,
-                factor=factor,
-            )
-            facts = await loop.run_in_executor(coordinator.pool, admit, path, digest, expected)
-        except UpdateRejected as error:
-            body.remove()
-            await self._refused(assignment, error)
-            raise
-        finally:
-            body.close()
-        await coordinator.blobs.adopt(path, digest)
-        body.remove()
-        return facts
-
-    async def _beside(self, run: RunState, assignment: AssignmentState) -> tuple[Path | None, Path | None]:
-        """What an update against its base version is read with: the peer's estimate and the round's factor, if any."""
-        from coordinator import links
-
-        differences, factor = links.sends_differences(run.spec), run.spec.compression.common_factor
-        if not (differences or factor):
-            return None, None
-        blobs = self._coordinator.blobs
-        states = await self._coordinator.store.optimizer_states(run.run_id, assignment.base_version)
-        held = {name: blobs.path(digest) for name, digest in states.items()}
-        estimate = held.get(links.state_name(assignment.peer_id)) if differences else None
-        return estimate, held.get(FACTOR) if factor else None
-
-    async def _check_header(self, run: RunState, assignment: AssignmentState, header: BlobHeader) -> None:
-        if (header.run_id, header.round) != (assignment.run_id, assignment.round):
-            raise UpdateRejected(
-                "update.stale_round",
-                f"the update is for run {header.run_id!r} round {header.round}, "
-                f"its assignment for run {assignment.run_id!r} round {assignment.round}",
-                fix="drop it; the next round asks again",
-            )
-        layout = await self._coordinator.effects.layout(run)
-        error: UpdateRejected | None = None
-        if header.layout_digest != layout.digest:
-            error = UpdateRejected(
-                "update.wrong_layout",
-                "the update's tensors have other names, shapes or dtypes than this run's model",
-                fix="install the same version of the task on coordinator and peer",
-            )
-        elif header.size_bytes > (most := update_bytes_max(run.spec, layout, assignment.base_version)):
-            error = UpdateRejected(
-                "update.oversize",
-                f"the update has {header.size_bytes} bytes; with codec {run.spec.compression.up!r} "
-                f"it can have at most {most}",
-                fix="install the same version of Muster and of the task on coordinator and peer",
-            )
-        if error is not None:
-            await self._refused(assignment, error)
-            raise error
-
-    async def _refused(self, assignment: AssignmentState, error: UpdateRejected) -> None:
-        await self._coordinator.post_surely(
-            UpdateRefused(
-                run_id=assignment.run_id,
-                assignment_id=assignment.assignment_id,
-                error_id=error.id,
-                message=str(error),
-            )
-        )
 
     # -- look-ups -----------------------------------------------------------------------------------------------------
 
@@ -325,12 +230,6 @@ class UpdatesServicer:
         facts = self._admitted.get(assignment_id)
         return facts if facts is not None and facts.digest == digest else None
 
-    def _path(self, assignment_id: str) -> Path:
-        return self._coordinator.spool / f"{assignment_id}.part"
-
-    def _body(self, header: BlobHeader) -> PartialBody:
-        return PartialBody.open(self._path(header.assignment_id), header)
-
     def _lock(self, assignment_id: str) -> asyncio.Lock:
         """One for all who ask while somebody holds it or waits for it."""
         return self._locks.setdefault(assignment_id, asyncio.Lock())
@@ -344,13 +243,4 @@ async def _next_chunk(
     except TimeoutError:
         raise TransferError(
             "transfer.stalled", f"no chunk came for {CHUNK_SECONDS_MAX:.0f} s", fix="resume the upload"
-        ) from None
-
-
-def _reopen(path: Path) -> PartialBody:
-    try:
-        return PartialBody.reopen(path)
-    except FileNotFoundError:
-        raise TransferError(
-            "transfer.nothing_held", "nothing of this update is held here", fix="begin the upload"
         ) from None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from coordinator import uploads
+from coordinator import admission, uploads
 from muster.errors import StateError, StorageError, UpdateRejected
 from muster.wire import BEGIN_UPDATE, GET_UPDATE_STATUS, UPLOAD_UPDATE
 from protos.v1 import admin_pb2, updates_pb2
@@ -183,7 +183,7 @@ async def test_another_body_cannot_take_the_place_of_one_that_is_being_read(
     await peer.channel.unary(BEGIN_UPDATE, begin, timeout_seconds=10)
     await peer.send(begin, *stage.chunks_of(path))
     other = peer.begin(offer, path, digest="0" * 64)
-    loop, admit = asyncio.get_running_loop(), uploads.admit
+    loop, admit = asyncio.get_running_loop(), admission.admit
     swaps: list[asyncio.Task[Any]] = []
 
     async def swap() -> None:
@@ -194,9 +194,9 @@ async def test_another_body_cannot_take_the_place_of_one_that_is_being_read(
         asyncio.run_coroutine_threadsafe(swap(), loop).result(10)
         return admit(body, digest, expected)
 
-    monkeypatch.setattr(uploads, "admit", admit_slowly)
+    monkeypatch.setattr(admission, "admit", admit_slowly)
     assert (await peer.commit(begin)).digest == begin.header.digest
-    monkeypatch.setattr(uploads, "admit", admit)
+    monkeypatch.setattr(admission, "admit", admit)
     with pytest.raises(UpdateRejected) as caught:
         await swaps[0]
     assert caught.value.id == "update.duplicate"
@@ -227,10 +227,10 @@ async def test_an_update_that_comes_too_late_leaves_nothing_on_the_disk(
     """The round closes while the update is being checked."""
     quick = {"peers_min": 2, "quorum": 0.5, "grace_seconds": 0, "deadline_seconds": 60}
     run_id, peers, offers = await cast(stage, rounds=2, round=quick)
-    loop, admit = asyncio.get_running_loop(), uploads.admit
+    loop, admit = asyncio.get_running_loop(), admission.admit
 
     async def meanwhile() -> None:
-        monkeypatch.setattr(uploads, "admit", admit)
+        monkeypatch.setattr(admission, "admit", admit)
         await deliver(peers[1], offers[1])
         await stage.until(run_id, "round.committed")
 
@@ -238,7 +238,7 @@ async def test_an_update_that_comes_too_late_leaves_nothing_on_the_disk(
         asyncio.run_coroutine_threadsafe(meanwhile(), loop).result(10)
         return admit(body, digest, expected)
 
-    monkeypatch.setattr(uploads, "admit", admit_slowly)
+    monkeypatch.setattr(admission, "admit", admit_slowly)
     path = peers[0].write(offers[0], torch.ones(SIZE))
     begin = peers[0].begin(offers[0], path)
     with pytest.raises(StateError) as caught:
