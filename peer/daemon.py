@@ -7,8 +7,6 @@ import signal
 from contextlib import AsyncExitStack
 from random import Random
 
-import structlog
-
 from muster.clock import Clock, SystemClock
 from muster.config import PeerConfig
 from muster.transport import GrpcTransport
@@ -23,8 +21,6 @@ from peer.policy import load_policy
 from peer.storethread import StoreThread
 from peer.workbench import Workbench
 from protos.v1 import membership_pb2 as pb
-
-log = structlog.get_logger()
 
 LEAVE_SECONDS_MAX = 1.0  # to say goodbye and hear the stream end
 UNUSED_SECONDS_MAX = 30 * 24 * 3600.0  # what is kept for a run not worked on for so long is forgotten
