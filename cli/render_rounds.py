@@ -80,9 +80,8 @@ def round_view(round: pb.Round) -> RenderableType:
 
 def _round_bytes(round: pb.Round) -> str:
     up = f"{size(round.bytes_up)} up{_saved(round.bytes_up, round.bytes_up_dense)}"
-    down = f"{size(round.bytes_down)} down"
-    # While the round is on, what has not been fetched may still be.
-    return f"{up}, {down}{_saved(round.bytes_down, round.bytes_down_dense) if round.ended_at else ''}"
+    down = f"{size(round.bytes_down)} down{_saved(round.bytes_down, round.bytes_down_dense)}"
+    return f"{up}, {down}"
 
 
 def _saved(sent: int, dense: int) -> str:

@@ -169,8 +169,9 @@ class AdminServicer:
         message.score_meaning = await asyncio.to_thread(_score_meaning, spec)
         base = await self._store.model(request.run_id, version=row.base_version)
         if base is not None:
-            asked = {each.peer_id for each in row.assignments if each.role == "train"}
-            message.bytes_down_dense = base.size_bytes * len(asked)
+            # Who delivered held the base; whether the others had come so far is not known.
+            trained = [each for each in row.assignments if each.role == "train" and each.state == "DELIVERED"]
+            message.bytes_down_dense = base.size_bytes * len(trained)
         for each in message.assignments:
             if each.state == "UPLOADING":
                 each.bytes_held = self._coordinator.bytes_held(each.assignment_id)

@@ -12,8 +12,9 @@ see `compressors.replay`: the peers repeat the sum.
 
 1-bit Adam's step is a momentum times a scale that has stayed as it is since the warm-up. Divided by it, the step is as
 even as what comes up, and one bit will do (Tang et al. 2021); peers fetch the scale once. The warm-up goes down whole.
-There all senders go on from the momentum that went down, c; here each goes on from its own, whose mean is a. What this
-makes of the next mean is added to it:
+There all senders go on from the momentum that went down, c; here each goes on from its own. Where all of them are in
+the round and the rule is a mean, theirs have the mean a, and what this makes of the next mean is added to it; for a
+part of them or another rule it is an approximation, and what it adds up to is bounded:
 
     m = a + drift;  c = C(m + e);  e = m + e - c;  drift = beta1 (c - a)
 """

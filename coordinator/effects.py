@@ -30,7 +30,6 @@ from coordinator.engine.state import (
     Treatment,
 )
 from muster.errors import MusterError, StorageError, TaskError
-from muster.seeds import initial_seed
 from muster.worker.host import WorkerHost
 
 if TYPE_CHECKING:
@@ -123,7 +122,7 @@ class EffectRunner:
                         str(Path(folder).resolve()) for folder in self._coordinator.config.task_folders
                     ],
                     "options": dict(run.spec.task_options),
-                    "seed": initial_seed(run.spec.seed),
+                    "seed": run.spec.seed,
                     **args,
                 },
                 timeout_seconds=TASK_SECONDS_MAX,

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from muster.initial import draw_version
+from muster.initial import draw, draw_version
 from muster.modelfile import ModelFile, load_into
+from muster.seeds import initial_seed
 from muster.task import Site
 from muster.tasks import load_task
 
@@ -19,7 +20,7 @@ def _site(args: dict[str, Any]) -> Site:
 def init_model(args: dict[str, Any], progress: Callable[[float], None]) -> dict[str, Any]:  # noqa: ARG001  # one step
     """Writes the initial model, drawn from the run's seed, to `args["path"]`."""
     task = load_task(args["task"], args["task_folders"], args["options"])
-    drawn = draw_version(task, args["seed"], Path(args["path"]))
+    drawn = draw_version(task, initial_seed(args["seed"]), Path(args["path"]))
     return {
         "digest": drawn.info.digest,
         "size_bytes": drawn.info.size_bytes,
@@ -30,7 +31,8 @@ def init_model(args: dict[str, Any], progress: Callable[[float], None]) -> dict[
 def evaluate(args: dict[str, Any], progress: Callable[[float], None]) -> dict[str, Any]:  # noqa: ARG001  # one step
     """Metrics of a model version on the coordinator's own hold-out; empty if the task has none here."""
     task = load_task(args["task"], args["task_folders"], args["options"])
-    model = task.model()
+    # Seeded as on the peers: what a model draws and no version holds must be the same for every version.
+    model = draw(task, initial_seed(args["seed"]))
     file = ModelFile(Path(args["path"]))
     try:
         load_into(model, file)

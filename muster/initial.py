@@ -1,7 +1,8 @@
 """Version 0 of a run: drawn by its task from a seed, on the coordinator and again by the peers that need it.
 
 The same bytes come out where torch and the kind of CPU are the same and `Task.model` draws from nothing but the global
-generators; whether they are, the digest tells.
+generators; whether they do, the digest tells. The number of cores does not matter: one thread draws, since
+`orthogonal_` and sums over large tensors round otherwise with each number of threads.
 """
 
 from __future__ import annotations
@@ -36,8 +37,13 @@ def seed_generators(seed: int) -> None:
 
 def draw(task: Task, seed: int) -> nn.Module:
     """A new model of the task, its initial values drawn from the seed."""
-    seed_generators(seed)
-    return task.model()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        seed_generators(seed)
+        return task.model()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def draw_version(task: Task, seed: int, path: Path) -> Drawn:

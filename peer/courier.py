@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from muster.errors import (
     InternalError,
     MusterError,
     NotFoundError,
+    StorageError,
     UnreachableError,
 )
 from muster.failpoints import failpoint
@@ -24,6 +26,7 @@ from muster.transfer import fetch, upload
 from muster.wire import FETCH_MODEL, GET_UPDATE_STATUS, PLAN_MODEL
 from peer.line import Line
 from peer.models import DeadlineAt, ModelCache
+from peer.reports import worth_retrying
 from protos.v1.membership_pb2 import Assignment
 from protos.v1.models_pb2 import FetchModelRequest, PlanModelRequest, PlanModelResponse
 from protos.v1.tensors_pb2 import BlobHeader
@@ -32,6 +35,7 @@ from protos.v1.updates_pb2 import BeginUpdateRequest, GetUpdateStatusRequest, Re
 log = structlog.get_logger()
 
 CALL_SECONDS_MAX = 10.0
+UNDRAWN_MAX = 1024  # runs that are remembered; the oldest is tried again
 ATTEMPT_SECONDS_MIN = 10.0  # for an attempt that begins when the deadline is near or past
 
 # Of the line's making or the coordinator's, so that the same may succeed later.
@@ -55,7 +59,8 @@ class Courier:
         self._line = line
         self._rebuild = rebuild
         self._draw = draw
-        self._undrawn: set[str] = set()  # runs whose version 0 does not come out here as it is
+        # Runs whose version 0 does not come out here as it is, the newest last.
+        self._undrawn: OrderedDict[str, None] = OrderedDict()
         self._models = ModelCache(folder, self._fetch)
 
     async def open(self, wanted: Iterable[str]) -> None:
@@ -134,7 +139,7 @@ class Courier:
     def forget(self, run_id: str) -> None:
         """A run is over, and its model versions are not needed any more."""
         self._models.forget(run_id)
-        self._undrawn.discard(run_id)
+        self._undrawn.pop(run_id, None)
 
     async def _fetch(self, offer: Assignment, target: Path, deadline_at: DeadlineAt) -> None:
         made = False
@@ -152,26 +157,36 @@ class Courier:
         return offer.run_id not in self._undrawn
 
     async def _drawn(self, offer: Assignment, digest: str, target: Path, deadline_at: DeadlineAt) -> bool:
-        """Whether version 0, whose digest is known, was made here. What did not come out once is not tried again.
-
-        The caller removes what else there is in `target` then.
+        """Whether version 0, whose digest is known, was made here. What the task did not make once it is not asked for
+        again; the caller removes what else there is in `target` then. Raises `TaskError` "worker.timeout", after which
+        no time is left for anything else.
         """
         if not self._draws(offer):
             return False
+        traceback = ""
         try:
             if await self._draw(offer, target, deadline_at) == digest:
                 failpoint("peer.drawn")
                 log.info("model.drawn", run_id=offer.run_id)
                 return True
+            self._give_up_drawing(offer)
             reason = (
                 "it came out otherwise: another version of torch or another kind of CPU than the "
                 "coordinator's, or a task whose model() takes values from elsewhere than its seed"
             )
-        except MusterError as error:  # whatever it is, the version can be fetched
-            reason = str(error)
-        self._undrawn.add(offer.run_id)
-        log.warning("model.not_drawn", run_id=offer.run_id, reason=reason)
+        except MusterError as error:  # whatever it is, the version can be fetched if there is time
+            reason, traceback = str(error), error.fields.get("traceback", "")
+            if not (isinstance(error, StorageError) or worth_retrying(error, time_left=False)):
+                self._give_up_drawing(offer)
+            if error.id == "worker.timeout":
+                raise
+        log.warning("model.not_drawn", run_id=offer.run_id, reason=reason, traceback=traceback)
         return False
+
+    def _give_up_drawing(self, offer: Assignment) -> None:
+        self._undrawn[offer.run_id] = None
+        while len(self._undrawn) > UNDRAWN_MAX:
+            self._undrawn.popitem(last=False)
 
     async def _follow(self, offer: Assignment, target: Path, deadline_at: DeadlineAt) -> bool:
         """Makes the version of the one that is held, or else of version 0, and the deltas between them, if that is

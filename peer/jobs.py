@@ -6,6 +6,7 @@ each job, so what a task wants to last from round to round belongs in its `state
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import OrderedDict
 from collections.abc import Callable
@@ -71,6 +72,11 @@ class Place:
         load_into(self.model, base)
         return self.model
 
+    def drop_module(self) -> None:
+        if self.model is not None:
+            self.model = None
+            gc.collect()  # it may refer to itself, and would stay for as long as nobody looks
+
 
 _places: OrderedDict[tuple[str, str], Place] = OrderedDict()
 
@@ -79,7 +85,7 @@ def _place(order: Order) -> Place:
     key = (order.task, repr((order.site_name, order.site_data, order.options, order.site_seed)))
     place = _places.pop(key, None) or Place(order)
     for other in _places.values():
-        other.model = None
+        other.drop_module()
     _places[key] = place
     while len(_places) > PLACES_MAX:
         _places.popitem(last=False)
@@ -209,7 +215,7 @@ def draw(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: A
     order = DrawOrder(**args)
     _prepare(order)
     place = _place(order)
-    place.model = None  # never two at once
+    place.drop_module()  # never two at once
     drawn = draw_version(place.task, order.seed, Path(order.base))
     place.model = drawn.model
     return {"digest": drawn.info.digest}

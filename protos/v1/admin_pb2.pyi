@@ -181,7 +181,7 @@ class Round(_message.Message):
     """what the updates would have been uncompressed"""
     codec_down: _builtins.str
     bytes_down_dense: _builtins.int
-    """what was asked for would have been uncompressed"""
+    """what the base version was to those who delivered, uncompressed"""
     @_builtins.property
     def assignments(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoundAssignment]: ...
     @_builtins.property

@@ -110,7 +110,6 @@ def test_round_list_and_show(ask: Callable[..., Any], ask_json: Callable[..., An
         (0, 9.0, "0 B down (8.0 KiB saved)"),  # every peer drew the first version
         (2048, 9.0, "2.0 KiB down (6.0 KiB saved, 4.0 times fewer)"),
         (8192, 9.0, "8.0 KiB down"),
-        (0, 0.0, "0 B down"),  # the round is on, and they may fetch it yet
     ],
 )
 def test_a_round_tells_what_it_saved(down: int, ended_at: float, told: str) -> None:

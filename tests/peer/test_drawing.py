@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from muster.digests import digest_bytes
-from muster.errors import TaskError
+from muster.errors import StorageError, TaskError
 from muster.initial import draw_version
 from muster.seeds import initial_seed
 from muster.spec.model import RunSpec
@@ -23,8 +24,29 @@ from protos.v1.models_pb2 import ModelDelta, PlanModelResponse
 OPTIONS = {"width": 7}
 
 
-def drawn(folder: Path, target: Path, seed: int) -> dict[str, Any]:
-    order = {
+KNOTTED = """
+from torch import nn
+
+import muster
+
+
+class Knot(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 3)
+        self.known = [self]
+
+
+class Knotted(muster.Task):
+    def model(self):
+        return Knot()
+
+    def train_data(self, site):
+        raise NotImplementedError
+"""
+
+
+def drawing(folder: Path, target: Path, seed: int, **facts: Any) -> dict[str, Any]:
+    return {
         "task": "toy_task:Toy",
         "task_folders": (str(folder),),
         "options": OPTIONS,
@@ -34,8 +56,12 @@ def drawn(folder: Path, target: Path, seed: int) -> dict[str, Any]:
         "device": "cpu",
         "base": str(target),
         "seed": seed,
+        **facts,
     }
-    return jobs.draw(order, lambda _: None)
+
+
+def drawn(folder: Path, target: Path, seed: int) -> dict[str, Any]:
+    return jobs.draw(drawing(folder, target, seed), lambda _: None)
 
 
 def test_both_ends_write_the_same_bytes(toy_folder: Path, tmp_path: Path) -> None:
@@ -47,6 +73,16 @@ def test_both_ends_write_the_same_bytes(toy_folder: Path, tmp_path: Path) -> Non
     assert made["digest"] == digest_bytes(here.read_bytes())
     assert drawn(toy_folder, here, seed) == made  # again, with the module of the first time in memory
     assert drawn(toy_folder, other, seed + 1) != made
+
+
+def test_never_are_there_two_modules_even_of_a_task_whose_module_refers_to_itself(tmp_path: Path) -> None:
+    task = Path(tmp_path / "knotted_task.py")
+    task.write_text(KNOTTED)
+    order = drawing(tmp_path, tmp_path / "version", 1, task="knotted_task:Knotted", options={})
+    for _ in range(2):
+        jobs.draw(order, lambda _: None)
+    alive = [each for each in gc.get_objects() if type(each).__name__ == "Knot"]
+    assert len(alive) == 1
 
 
 class Artist:
@@ -116,9 +152,21 @@ async def test_what_does_not_come_out_the_same_is_fetched(
     assert all(reason in each for each in told)
 
 
-async def test_what_did_not_come_out_once_is_not_drawn_again(bench: Any, artist: Artist) -> None:
+@pytest.mark.parametrize(
+    ("makes", "draws"),
+    [
+        (b"another model", 1),
+        (TaskError("worker.failed", "job 'draw' raised RuntimeError", traceback="in model()"), 1),
+        (TaskError("worker.crashed", "the worker was ended by SIGKILL", signal="SIGKILL"), 2),
+        (StorageError("storage.full", "no room is left"), 2),
+    ],
+    ids=["otherwise", "task failed", "killed", "disk full"],
+)
+async def test_what_the_task_did_not_make_once_is_not_drawn_again(
+    bench: Any, artist: Artist, makes: bytes | Exception, draws: int
+) -> None:
     coordinator = bench.coordinator
-    artist.makes = b"another model"
+    artist.makes = makes
     coordinator.models.clear()
     with capture_logs() as logs:
         bench.start()
@@ -128,8 +176,40 @@ async def test_what_did_not_come_out_once_is_not_drawn_again(bench: Any, artist:
         coordinator.models[digest_bytes(bench.model)] = bench.model
         session.send(offer=bench.offer(1, assignment_id="r.1.ada.2"))
         await coordinator.until(lambda: "r.1.ada.2" in coordinator.committed)
+    assert (coordinator.fetches, len(artist.draws)) == (1, draws)
+    told = [each for each in logs if each["event"] == "model.not_drawn"]
+    assert len(told) == draws
+    assert told[0]["traceback"] == (getattr(makes, "fields", None) or {}).get("traceback", "")
+
+
+async def test_a_drawing_that_took_all_the_time_is_what_is_told(bench: Any, artist: Artist) -> None:
+    coordinator = bench.coordinator
+    artist.makes = TaskError("worker.timeout", "job 'draw' was not done after 58 s", traceback="in model()")
+    bench.start()
+    session = await coordinator.session()
+    session.send(offer=bench.offer(1))
+    failed = await coordinator.told("r.1.ada.1", pb.ASSIGNMENT_PHASE_FAILED)
+    assert (failed.failure.error_id, failed.failure.traceback) == ("worker.timeout", "in model()")
+    assert coordinator.fetches == 0
+    session.send(offer=bench.offer(1, assignment_id="r.1.ada.2"))
+    await coordinator.until(lambda: "r.1.ada.2" in coordinator.committed)
     assert (coordinator.fetches, len(artist.draws)) == (1, 1)
-    assert [each["event"] for each in logs].count("model.not_drawn") == 1
+
+
+async def test_who_cannot_draw_the_first_version_fetches_a_later_one_whole(
+    bench: Any, artist: Artist
+) -> None:
+    coordinator = bench.coordinator
+    artist.makes = b"another model"
+    offer = bench.offer(2)
+    coordinator.plans[offer.base_digest] = PlanModelResponse(
+        base_digest="ab" * 32, deltas=[ModelDelta(digest="cd" * 32, size_bytes=5)]
+    )
+    coordinator.models["cd" * 32] = b"delta"
+    bench.start()
+    (await coordinator.session()).send(offer=offer)
+    await coordinator.until(lambda: offer.assignment_id in coordinator.committed)
+    assert (coordinator.fetches, len(artist.draws)) == (1, 1)  # the version, and none of the deltas
 
 
 async def test_a_cancelled_assignment_stops_waiting_for_the_drawing(bench: Any, artist: Artist) -> None:
