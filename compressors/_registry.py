@@ -13,6 +13,8 @@ from compressors.feedback import Feedback
 from compressors.planned import plan
 
 CODECS, FEEDBACKS = "muster.codecs", "muster.feedbacks"
+EXAMPLES = {CODECS: "int8, or identity for none", FEEDBACKS: "ef14, or none"}
+JOINED = {"|": "int8|int4", "+": "topk:0.01+int8"}  # an example of what each sign joins
 
 
 @lru_cache(maxsize=64)
@@ -20,13 +22,25 @@ def build(spelling: str) -> Codec:
     """The codec of a spelling, "NAME" or "NAME:ARGUMENT": "int8", "topk:0.01", or of a composition of several,
     "topk:0.01+int8+rice+zstd", see `compressors.composed`, or of a choice for each layer, "int8|int4", see
     `compressors.planned`. Raises `CodecError`."""
-    choices = spelling.split("|")
+    choices = _parts(spelling, "|")
     return _one(spelling) if len(choices) == 1 else plan(choices, [_one(choice) for choice in choices])
 
 
 def _one(spelling: str) -> Codec:
-    names = spelling.split("+")
+    names = _parts(spelling, "+")
     return _single(spelling) if len(names) == 1 else compose(names, _single)
+
+
+def _parts(spelling: str, sign: str) -> list[str]:
+    """What the sign joins. Raises `CodecError` if that is nothing at one of its sides."""
+    parts = [part.strip() for part in spelling.split(sign)]
+    if len(parts) == 1 or all(parts):
+        return spelling.split(sign)
+    where = "after" if parts[0] else "before"
+    if parts[0] and parts[-1]:
+        where = "between two"
+    the = sign if where == "between two" else f"the {sign}"
+    raise CodecError(f"nothing stands {where} {the} of {spelling!r}: it joins codecs, as in {JOINED[sign]}")
 
 
 def _single(spelling: str) -> Codec:
@@ -66,6 +80,8 @@ def feedback_class(name: str) -> type[Feedback]:
 
 
 def _load(group: str, kind: str, name: str) -> type[Any]:
+    if not name.strip():
+        raise CodecError(f"the name of a {kind} is missing: give one, such as {EXAMPLES[group]}")
     found = entry_points(group=group)
     if name in found.names:
         loaded: type[Any] = found[name].load()

@@ -18,6 +18,7 @@ the next body is made with the codec `identity`: that is all, as then m = x.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, Self
 
@@ -26,6 +27,7 @@ from torch import Tensor
 from compressors.codec import Codec, CodecError
 
 LOSSLESS = "identity"
+DELTA_ENOUGH = 0.99  # of every squared norm; a codec that keeps so much, bf16 or int8, does well by itself
 MAGNITUDE_MAX = 2.0**126  # nothing below this becomes infinite by a codec's rounding
 
 
@@ -64,6 +66,11 @@ class Feedback(ABC):
         more gently."""
         return LOSSLESS if step <= warm_up_rounds else codec
 
+    def norm_max(self, senders: int) -> float:
+        """The largest norm of an update, of all its chunks together, in a round for which so many senders are asked:
+        who sends a larger one scales it down before its chunks go to `encode`."""
+        return math.inf
+
     def warn(self, codec: Codec, size: int) -> str | None:
         """Why it may do badly with this codec on chunks of this size; None if nothing is known against it."""
         return None
@@ -91,11 +98,9 @@ class NoFeedback(Feedback):
     state_names = ()
 
     def warn(self, codec: Codec, size: int) -> str | None:
-        if codec.contractive and not codec.unbiased:
-            return (
-                f"{codec.spelling} loses something of every update for good; a feedback would send it later"
-            )
-        return None
+        if not codec.contractive or codec.unbiased or codec.delta(size) >= DELTA_ENOUGH:
+            return None
+        return f"{codec.spelling} is biased, and what it leaves out is lost; ef14 keeps it and sends it later"
 
     def encode(self, codec: Codec, x: Tensor, state: dict[str, Tensor], seed: int) -> bytes:  # none
         return codec.encode(x, seed)

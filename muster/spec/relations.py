@@ -33,6 +33,8 @@ OWN_NAMES: dict[KeyPath, frozenset[str]] = {("compression", "down"): frozenset({
 # In a composition of codecs, "topk:0.01+int8+rice+zstd", these stand for no codec.
 CODINGS = frozenset({"auto", "rice", "varint", "zstd"})
 
+WARM_UP_PART = 5  # of a warm-up that is too long, one round in so many is told as an example
+
 # These are built on the number of faults: with f = 0 they let one liar through, so f has to be said, be it 0.
 COUNT_FAULTS = frozenset(
     {"arc", "bulyan", "caf", "cge", "dnc", "krum", "mda", "meamed", "multi-krum", "mva"}
@@ -61,6 +63,8 @@ def _names(group: str, spelling: str) -> Iterator[str]:
     for choice in choices:
         for number, part in enumerate(choice.split("+") if group == "muster.codecs" else [choice]):
             name = part.partition(":")[0] if group in SPELLED else part
+            if group == "muster.codecs" and not name.strip():
+                continue  # nobody's name: what is wrong with the spelling is for those to tell who read it
             if not number or name not in CODINGS:
                 yield name
 
@@ -81,6 +85,8 @@ def _relations(spec: RunSpec) -> Iterator[tuple[KeyPath, tuple[KeyPath, ...], st
             f"{round_.grace_seconds:g} s of grace end at or after the round's own deadline "
             f"(deadline_seconds is {round_.deadline_seconds:g})",
         )
+    if said := endless_warm_up(spec):
+        yield ("compression", "warm_up_rounds"), (("rounds",),), said
     yield from _faults(spec)
     names = (aggregation.rule, *(spelling.partition(":")[0] for spelling in aggregation.pre))
     counted = sorted(COUNT_FAULTS.intersection(names))
@@ -109,6 +115,23 @@ def _relations(spec: RunSpec) -> Iterator[tuple[KeyPath, tuple[KeyPath, ...], st
         )
     if len(set(spec.evaluate.on)) < len(spec.evaluate.on):
         yield ("evaluate", "on"), (), "names the same place twice"
+
+
+def endless_warm_up(spec: RunSpec) -> str | None:
+    """Why no round comes after those of the warm-up; None if one does."""
+    warm_up, rounds = spec.compression.warm_up_rounds, spec.rounds
+    if warm_up < rounds:
+        return None
+    told = "the only round" if rounds == 1 else f"all {rounds} rounds"
+    return (
+        f"{warm_up} first rounds are {told} of the run, so that nothing would ever go up as compression.up says; "
+        f"it must be below rounds, such as {short_warm_up(rounds)}"
+    )
+
+
+def short_warm_up(rounds: int) -> int:
+    """Some rounds of warm-up, where there are any to spare."""
+    return max(min(1, rounds - 1), rounds // WARM_UP_PART)
 
 
 def _faults(spec: RunSpec) -> Iterator[tuple[KeyPath, tuple[KeyPath, ...], str]]:

@@ -114,7 +114,7 @@ def test_a_composition_tells_its_parts() -> None:
     [
         ("topkk:0.1", "no codec is called 'topkk'; did you mean 'topk'"),
         ("ef144", "no feedback is called 'ef144'; did you mean 'ef14'"),
-        ("", "no codec is called ''"),
+        ("", "the name of a codec is missing"),
         ("topk:2", "above 0 and up to 1"),
         ("ef14:1", "ef14 takes no argument"),
         ("topk:0.01+ef14", "no codec is called 'ef14'"),

@@ -234,6 +234,18 @@ def test_which_go_with_every_rule() -> None:
 
 def test_none_warns_of_what_is_lost_for_good() -> None:
     none = compressors.build_feedback("none")
-    assert none.warn(compressors.build("topk:0.1"), 10)
-    assert none.warn(compressors.build("identity"), 10) is None
-    assert none.warn(compressors.build("terngrad"), 10) is None
+    for harmless in (
+        "identity",
+        "identity+zstd",
+        "topk:1",
+        "terngrad",
+        "qsgd:7",
+        "natural",
+        "bf16",
+        "int8",
+        "one-byte:4",
+    ):
+        assert none.warn(compressors.build(harmless), 10) is None, harmless
+    for lossy in ("sign", "topk:0.9", "int4", "topk:0.1+int8+auto", "int8|sign"):
+        said = none.warn(compressors.build(lossy), 10)
+        assert said == f"{lossy} is biased, and what it leaves out is lost; ef14 keeps it and sends it later"

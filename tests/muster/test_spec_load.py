@@ -116,6 +116,11 @@ def test_no_contradiction_is_made_of_a_value_that_was_not_written() -> None:
         ("[compression]\nup = 'topkk:0.1'", "there is no codec 'topkk' (did you mean 'topk'?)"),
         ("[compression]\nup = 'topk:0.1+int9+rice'", "there is no codec 'int9' (did you mean 'int8'?)"),
         ("[compression]\ndown = 'topk:0.1+int8+rise'", "there is no codec 'rise'"),
+        (
+            "[compression]\nwarm_up_rounds = 3",
+            "compression.warm_up_rounds: 3 first rounds are all 3 rounds of the run, so that nothing would ever go up "
+            "as compression.up says; it must be below rounds, such as 1",
+        ),
         ("[compression]\nfeedback = 'ef41'", "there is no error feedback 'ef41'"),
         ("[train]\nalgorithm = 'sdg'", "there is no local algorithm 'sdg'"),
         ("[sampling]\npolicy = 'zzz'", "there is no sampler 'zzz' (known: poisson, uniform)"),
@@ -135,6 +140,32 @@ def test_no_contradiction_is_made_of_a_value_that_was_not_written() -> None:
 )
 def test_each_kind_of_mistake_is_told_in_words(table: str, said: str) -> None:
     assert said in mistake(GOOD + table)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "warm_up", "said"),
+    [
+        (1, 0, None),
+        (2, 1, None),
+        (20, 19, None),
+        (1, 1, "such as 0"),
+        (2, 2, "such as 1"),
+        (20, 90, "such as 4"),
+    ],
+)
+def test_a_warm_up_ends_before_the_run_does(rounds: int, warm_up: int, said: str | None) -> None:
+    text = f"task = 'a:B'\nrounds = {rounds}\n[compression]\nwarm_up_rounds = {warm_up}\n"
+    if said is None:
+        parse_spec(text, "run.toml")
+    else:
+        assert mistake(text).startswith("run.toml:4: compression.warm_up_rounds: ")
+        assert mistake(text).endswith(said)
+
+
+@pytest.mark.parametrize("spelling", ["", "+", "|", "int8+", "+int8", "int8||int4"])
+def test_of_a_codec_that_is_not_named_no_name_is_told_to_be_wrong(spelling: str) -> None:
+    spec = parse_spec(f"{GOOD}[compression]\nup = '{spelling}'\n", "run.toml")
+    assert spec.compression.up == spelling  # `coordinator.checks` tells what is wrong with it
 
 
 def test_a_task_that_is_no_name_is_told_what_one_looks_like() -> None:
