@@ -10,6 +10,7 @@ Notation: C(x) is what `decode` makes of `encode(x)`, x a chunk of `size` coordi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar, Self
 
 import numpy as np
@@ -55,12 +56,23 @@ class Codec(ABC):
         """
         return self
 
+    def sharing(self, share: Callable[[float], float]) -> Codec | None:
+        """The same, bound to no place, with share(its own) as the share of coordinates that it sends, above 0 and up
+        to 1; None where that is not in its spelling."""
+        return None
+
     def delta(self, size: int) -> float:
         """The contraction's constant for chunks of this size whose values are normal float32 numbers.
 
         Raises `CodecError` where the codec is not contractive.
         """
         raise CodecError(f"{self.spelling} is not contractive, so has no delta")
+
+    def usual_delta(self, size: int) -> float:
+        """The contraction's constant that a feedback may reckon with: `delta`, unless only inputs that no feedback
+        leads to come near that. Raises as `delta` does.
+        """
+        return self.delta(size)
 
     def omega(self, size: int) -> float:
         """The variance's constant for chunks of this size whose values are normal float32 numbers.

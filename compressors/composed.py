@@ -18,7 +18,7 @@ the values.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -80,6 +80,11 @@ class Composed(Codec):
             Parts(sparsifier=bound, values=values, coding=self.parts.coding, zstd=self.parts.zstd)
         )
 
+    def sharing(self, share: Callable[[float], float]) -> Composed | None:
+        sparsifier = self.parts.sparsifier
+        shared = None if sparsifier is None else sparsifier.sharing(share)
+        return Composed(replace(self.parts, sparsifier=shared)) if isinstance(shared, Sparsifier) else None
+
     def _k(self, size: int) -> int:
         return size if self.parts.sparsifier is None else self.parts.sparsifier.k(size)
 
@@ -88,6 +93,12 @@ class Composed(Codec):
             return super().delta(size)
         kept = 1.0 if self.parts.sparsifier is None else self.parts.sparsifier.delta(size)
         return kept * self.parts.values.delta(self._k(size))
+
+    def usual_delta(self, size: int) -> float:
+        if not self.contractive:
+            return super().usual_delta(size)
+        kept = 1.0 if self.parts.sparsifier is None else self.parts.sparsifier.usual_delta(size)
+        return kept * self.parts.values.usual_delta(self._k(size))
 
     def omega(self, size: int) -> float:
         if not self.unbiased:

@@ -93,12 +93,24 @@ def test_ef21_and_econtrol_reach_the_optimum() -> None:
     assert max(ef21[-1], econtrol[-1]) < 1e-9
 
 
-@pytest.mark.parametrize("spelling", ["sign", "int4"])
+@pytest.mark.parametrize(
+    "spelling", ["sign", "int4", "kmeans:2", "kmeans:4", "topk:0.2+kmeans:4", "fedzip:0.2"]
+)
 @pytest.mark.parametrize("name", ["ef21", "econtrol"])
 def test_whatever_the_codec_the_bias_is_gone(name: str, spelling: str) -> None:
     errors = Quadratic().errors(name, lr=0.3, steps=450, spelling=spelling)
     assert _first_below(errors, 1e-6) < 250
     assert max(errors[-50:]) < 1e-6
+
+
+@pytest.mark.parametrize("spelling", ["topk:0.05+kmeans:2", "fedzip:0.1"])
+def test_by_default_a_share_of_the_error_is_sent_again(spelling: str) -> None:
+    """Or it would be EF21, which noise costs more."""
+    noisy = [
+        Quadratic().errors(name, lr=0.003, steps=600, noise=3.0, spelling=spelling)[-300:]
+        for name in ("ef21", "econtrol")
+    ]
+    assert sum(noisy[1]) < 0.35 * sum(noisy[0])
 
 
 def test_too_large_an_eta_diverges() -> None:
