@@ -8,6 +8,7 @@ of zero, so two centroids are left for what is kept and nothing that was kept be
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Self
 
 from compressors.composed import Composed, Parts
@@ -24,8 +25,12 @@ class FedZip(Composed):
     def __init__(self, fraction: float) -> None:
         """The fraction of coordinates to keep, above 0 and up to 1."""
         super().__init__(Parts(sparsifier=TopK(fraction), values=KMeans(2), zstd=Zstd()))
+        self.fraction = fraction
         self.spelling = f"fedzip:{fraction!r}"
 
     @classmethod
     def parse(cls, argument: str | None) -> Self:
         return cls(fraction_of("fedzip", argument))
+
+    def sharing(self, share: Callable[[float], float]) -> FedZip:
+        return FedZip(share(self.fraction))

@@ -12,7 +12,7 @@ Body: for each layer one byte with its codec's number, the length of its part as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -63,9 +63,21 @@ class Planned(Codec):
         """The same with this choice for each layer."""
         return Planned(self.codecs, plan, self._place)
 
+    def sharing(self, share: Callable[[float], float]) -> Codec | None:
+        """Each with its own; one that has none stays as it is. What has become the same is there once."""
+        shared = [codec.sharing(share) for codec in self.codecs]
+        if all(each is None for each in shared):
+            return None
+        changed = [now or codec for now, codec in zip(shared, self.codecs, strict=True)]
+        codecs = tuple({codec.spelling: codec for codec in changed}.values())
+        return codecs[0] if len(codecs) == 1 else Planned(codecs)
+
     def delta(self, size: int) -> float:
         """Of the weakest codec, where the chunk is one layer."""
         return min(codec.delta(size) for codec in self.codecs)
+
+    def usual_delta(self, size: int) -> float:
+        return min(codec.usual_delta(size) for codec in self.codecs)
 
     def bytes_max(self, size: int) -> int:
         # However a chunk is cut into layers of LAYER_MIN or more, so many of that size cost no less.

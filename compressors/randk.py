@@ -13,6 +13,7 @@ Body: the values, float32. 32 bits a value sent.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Self
 
 import numpy as np
@@ -54,6 +55,9 @@ class RandK(Sparsifier):
 
     def at(self, place: Place) -> RandK:
         return RandK(self.fraction, common=self.common, unscaled=self.unscaled, place=place)
+
+    def sharing(self, share: Callable[[float], float]) -> RandK:
+        return RandK(share(self.fraction), common=self.common, unscaled=self.unscaled)
 
     def k(self, size: int) -> int:
         return kept_count(self.fraction, size)

@@ -12,6 +12,7 @@ within the segments, uint16, strictly increasing. 48 bits a value sent.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil, isfinite, sqrt
 from typing import Self
 
@@ -46,6 +47,9 @@ class TopK(Sparsifier):
     @classmethod
     def parse(cls, argument: str | None) -> Self:
         return cls(fraction_of("topk", argument))
+
+    def sharing(self, share: Callable[[float], float]) -> TopK:
+        return TopK(share(self.fraction))
 
     def k(self, size: int) -> int:
         return kept_count(self.fraction, size)

@@ -29,6 +29,7 @@ def check_spec(spec: RunSpec) -> Schedule:
             _wrong_down,
             _wrong_momenta,
             _wrong_warm_up,
+            coupled.wrong_dgc,
             coupled.wrong_one_bit_adam,
             coupled.wrong_masha,
             coupled.wrong_common_factor,

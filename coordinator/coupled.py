@@ -6,6 +6,7 @@ not there.
 
 from __future__ import annotations
 
+from muster.layout import CHUNK_COORDINATES
 from muster.spec.model import RunSpec
 
 MASHA = "masha"
@@ -30,8 +31,10 @@ def wrong_masha(spec: RunSpec) -> str | None:
     if train.steps != 1 or train.lr != 1 or train.optimizer != "sgd" or train.momentum or train.weight_decay:
         return (
             f"{MASHA} needs of each peer its operator and no more: train.steps 1, train.lr 1, optimizer sgd without "
-            "momentum and weight_decay, and a batch_size that takes in all examples"
+            "momentum and weight_decay, and a batch_size that takes in all examples, which each peer checks"
         )
+    if train.clip_norm is not None:
+        return f"{MASHA} compares operators as they are, and train.clip_norm shortens some of them: leave it out"
     if (
         spec.sampling.policy != "uniform"
         or spec.sampling.fraction not in (None, 1)
@@ -44,6 +47,40 @@ def wrong_masha(spec: RunSpec) -> str | None:
         return f"{MASHA} compares each peer with its own anchor, so every round waits for all: round.quorum 1"
     if train.worker_momentum:
         return f"{MASHA} extrapolates at the server, and train.worker_momentum would do so too: 0"
+    return _wrong_masha_down(spec)
+
+
+def _wrong_masha_down(spec: RunSpec) -> str | None:
+    """What goes down is the whole step, the way to and from the anchor with it, and not, as in the paper, only the
+    answer to what came up: where a good part of that stays behind, nothing pulls a saddle's wrong step back."""
+    import compressors
+    from compressors.feedback import DELTA_ENOUGH
+
+    if spec.compression.down == "replay":
+        return f"replay repeats a sum of updates, and {MASHA} makes more of it: compression.down identity"
+    down = compressors.build(spec.compression.down)
+    if down.contractive and down.delta(CHUNK_COORDINATES) >= DELTA_ENOUGH:
+        return None
+    return (
+        f"{MASHA}'s step must go down nearly whole, or it runs away: compression.down identity, bf16 or int8, "
+        f"not {down.spelling}"
+    )
+
+
+def wrong_dgc(spec: RunSpec) -> str | None:
+    """What goes up at first has larger shares, and what goes up is clipped: down there is nothing to clip."""
+    import compressors
+    from compressors.dgc import Dgc
+
+    table = spec.compression
+    down = compressors.build_feedback(table.down_feedback)
+    if isinstance(down, Dgc) and down.clip is not None:
+        return f"{down.spelling} clips what peers send up: compression.down_feedback is ef14 or none"
+    feedback = compressors.build_feedback(table.feedback)
+    if not isinstance(feedback, Dgc) or not table.warm_up_rounds:
+        return None
+    if refusal := feedback.refuse_warm_up(compressors.build(table.up)):
+        return f"{refusal}: fewer codecs or fewer digits in compression.up, or compression.warm_up_rounds 0"
     return None
 
 

@@ -83,6 +83,7 @@ class SessionBook:
 def offer_message(
     run: RunState, assignment: AssignmentState, model: ModelVersion, seconds_left: float
 ) -> pb.SessionResponse:
+    round_ = run.rounds.get(assignment.round)
     return pb.SessionResponse(
         offer=pb.Assignment(
             assignment_id=assignment.assignment_id,
@@ -97,5 +98,6 @@ def offer_message(
             seed=assignment_seed(run.spec.seed, assignment.role, assignment.round, assignment.peer_id),
             deadline_seconds=max(0.0, seconds_left),
             counted_round=run.counted.get(assignment.peer_id, 0),
+            cohort_size=0 if round_ is None else len(round_.cohort),
         )
     )

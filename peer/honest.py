@@ -1,18 +1,22 @@
-"""What an update is made of, chunk by chunk: what training changed, the momentum of it, and the run's state arrays.
+"""What an update is made of, chunk by chunk: what training changed, clipped, the momentum of it, and the run's state
+arrays.
 
 Several threads may ask for chunks at once.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from muster.inorder import in_order
 from muster.modelfile import ModelFile, read_state
 from peer.orders import TrainOrder
 from peer.statefile import StateReader, StateWriter
@@ -65,19 +69,45 @@ class Honest:
         self._views = [StateReader(path, self.size) for path in views]
         self._state = state
         self._beta = beta
+        self._scales = [1.0] * self.n
         self._room = _Room()
 
+    def clip(self, norm_max: float) -> None:
+        """Scales each update [d], before any momentum, so that its norm is at most this. One that is not finite stays
+        as it is, for who encodes it to tell."""
+        if norm_max == math.inf:
+            return
+        squares = zip(*in_order(self._squares, self._layout.chunk_count), strict=True)
+        # The exact sum: the same whatever the threads did, and so is an update that is made a second time.
+        norms = [math.sqrt(math.fsum(parts)) for parts in squares]
+        self._scales = [norm_max / norm if norm_max < norm < math.inf else 1.0 for norm in norms]
+
+    def _squares(self, index: int) -> list[float]:
+        """Of each update's part of a chunk the squared norm: by numpy, which sums in one order on one thread."""
+        rows = self._trained(index).numpy()
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            return [float(np.square(row, dtype=np.float64).sum()) for row in rows]
+
     def chunk(self, index: int) -> Tensor:
-        """[n, c] with the momentum folded in; the same memory every time that a thread asks."""
+        """[n, c], clipped, with the momentum folded in; the same memory every time that a thread asks."""
+        start, stop = self._layout.chunk_bounds(index)
+        rows = self._trained(index)
+        for row, scale in zip(rows, self._scales, strict=True):
+            if scale != 1:
+                row.mul_(scale)
+        if self._beta:
+            for row, name in zip(rows, momenta_names(self.n), strict=True):
+                if not self._state.fresh(name):
+                    row.mul_(1.0 - self._beta).add_(self._state.read(name, start, stop), alpha=self._beta)
+        return rows
+
+    def _trained(self, index: int) -> Tensor:
+        """[n, c], what training changed; the same memory every time that a thread asks."""
         start, stop = self._layout.chunk_bounds(index)
         rows = self._room.of(self.n * (stop - start)).view(self.n, -1)
         self._deltas.read(index, rows[0])
         for row, view in zip(rows[1:], self._views, strict=True):
             row.copy_(view.read(start, stop))
-        if self._beta:
-            for row, name in zip(rows, momenta_names(self.n), strict=True):
-                if not self._state.fresh(name):
-                    row.mul_(1.0 - self._beta).add_(self._state.read(name, start, stop), alpha=self._beta)
         return rows
 
     def chunks(self) -> Iterator[tuple[int, Tensor]]:

@@ -50,6 +50,7 @@ class TrainOrder(Order):
     state: Mapping[str, str]
     staged: str
     warm_up_rounds: int = 0  # the run spec's
+    senders: int = 1  # peers that are asked for an update in this round
     factor: str | None = None  # the file of what all updates of the round share; none before the first step
     attack: Mapping[str, Any] | None = None  # {"name": ..., "options": {...}}: a drill, see `peer.drill`
     aggregation: Mapping[str, Any] | None = None  # the run's table, for a drill
@@ -136,6 +137,7 @@ def train_order(
         codec=spec.compression.up,
         feedback=spec.compression.feedback,
         warm_up_rounds=spec.compression.warm_up_rounds,
+        senders=max(1, offer.cohort_size),
         counted_round=offer.counted_round,
         update=f"{stem}.update",
         state={key: str(path) for key, path in state.items()},

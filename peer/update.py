@@ -1,6 +1,7 @@
 """From a trained model to an update file, chunk by chunk.
 
     delta = trained - base              base as the model really held it, in native dtypes
+    delta scaled down                   to the norm that the feedback sets, if it does: of all chunks together
     m     = beta m + (1 - beta) delta   if the run has worker momentum; m starts as delta
     body  = feedback.encode(codec, m)   what the codec leaves behind, the residual, stays here
 
@@ -84,6 +85,7 @@ def write_update(
         state = StateFiles(order, [*feedback.state_names, *momenta], layout.size, stack)
         honest = Honest(model, base, views, state, beta)
         stack.callback(honest.close)
+        honest.clip(feedback.norm_max(order.senders))
         forgery = None if drill is None else drill.plan(honest, order.seed)
         if isinstance(codec, Planned) and forgery is None:
             codec = codec.planned(_plan(codec, feedback, order, _Sources(honest, state, places)))

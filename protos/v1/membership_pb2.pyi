@@ -348,6 +348,7 @@ class Assignment(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
     COUNTED_ROUND_FIELD_NUMBER: _builtins.int
+    COHORT_SIZE_FIELD_NUMBER: _builtins.int
     assignment_id: _builtins.str
     run_id: _builtins.str
     round: _builtins.int
@@ -368,6 +369,8 @@ class Assignment(_message.Message):
     """The last committed round whose model has an update of this peer in it; 0 if there is none. What the peer keeps from
     update to update (a residual, a momentum) is what it was after that one.
     """
+    cohort_size: _builtins.int
+    """peers that this round asks to train; 0 where it is over"""
     def __init__(
         self,
         *,
@@ -383,10 +386,11 @@ class Assignment(_message.Message):
         seed: _builtins.int = ...,
         deadline_seconds: _builtins.float = ...,
         counted_round: _builtins.int = ...,
+        cohort_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "base_digest", b"base_digest", "base_size_bytes", b"base_size_bytes", "base_version", b"base_version", "counted_round", b"counted_round", "deadline_seconds", b"deadline_seconds", "layout_digest", b"layout_digest", "role", b"role", "round", b"round", "run_id", b"run_id", "seed", b"seed", "spec_json", b"spec_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "base_digest", b"base_digest", "base_size_bytes", b"base_size_bytes", "base_version", b"base_version", "cohort_size", b"cohort_size", "counted_round", b"counted_round", "deadline_seconds", b"deadline_seconds", "layout_digest", b"layout_digest", "role", b"role", "round", b"round", "run_id", b"run_id", "seed", b"seed", "spec_json", b"spec_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

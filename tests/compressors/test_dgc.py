@@ -7,7 +7,8 @@ import torch
 
 import compressors
 from compressors import CodecError, build_feedback
-from compressors.dgc import warm_up
+from compressors.dgc import Dgc, warm_up
+from compressors.planned import SPELLING_MAX
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -86,19 +87,114 @@ def test_what_it_goes_with(spelling: str, codec: str, said: str | None) -> None:
 def test_spellings() -> None:
     assert build_feedback("dgc").spelling == "dgc:0.9"
     assert build_feedback("dgc:0.50:nesterov").spelling == "dgc:0.5:nesterov"
+    assert build_feedback("dgc:0.9:clip=2").spelling == "dgc:0.9:clip=2.0"
+    for spelling in ("dgc:0:clip=0.5:nesterov", "dgc:0:nesterov:clip=0.5"):
+        assert build_feedback(spelling).spelling == "dgc:0.0:nesterov:clip=0.5"
+        assert build_feedback(build_feedback(spelling).spelling).spelling == "dgc:0.0:nesterov:clip=0.5"
     assert build_feedback("dgc").needs_mean is False
 
 
-@pytest.mark.parametrize("argument", ["", "x", "1", "-0.1", "nan", "0.9:", "0.9:polyak"])
+@pytest.mark.parametrize(
+    "argument",
+    [
+        *(
+            "",
+            "x",
+            "1",
+            "-0.1",
+            "nan",
+            "0.9:",
+            "0.9:polyak",
+            "0.9:nesterov:nesterov",
+            "0.9:clip",
+            "0.9:clip=",
+        ),
+        *("0.9:clip=x", "0.9:clip=0", "0.9:clip=-1", "0.9:clip=nan", "0.9:clip=inf", "0.9:clip=1:clip=1"),
+        *("clip=1", "0.9:clip=1:"),
+    ],
+)
 def test_spellings_that_are_refused(argument: str) -> None:
     with pytest.raises(CodecError, match="dgc"):
         build_feedback(f"dgc:{argument}")
+
+
+def test_each_of_n_senders_is_clipped_to_the_threshold_by_the_root_of_n() -> None:
+    clipping = build_feedback("dgc:0.9:clip=3")
+    assert [clipping.norm_max(senders) for senders in (1, 4, 9)] == [3.0, 1.5, 1.0]
+    for spelling in ("dgc", "dgc:0.9:nesterov", "ef14", "none"):
+        assert build_feedback(spelling).norm_max(4) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("codec", "rounds", "wanted"),
+    [
+        ("topk:0.01+int8", 1, ["topk:0.1+int8+auto"]),
+        ("topk:0.01+int8+rice+zstd:9", 1, ["topk:0.1+int8+rice+zstd:9"]),
+        ("topk:0.0001", 3, ["topk:0.1", "topk:0.01", "topk:0.001"]),
+        ("topk:0.001", 5, ["topk:0.3162", "topk:0.1", "topk:0.03162", "topk:0.01", "topk:0.003162"]),
+        ("randk:0.01:unscaled", 1, ["randk:0.1:unscaled"]),
+        ("randk:0.01:common:unscaled+int8", 1, ["randk:0.1:common:unscaled+int8"]),
+        ("fedzip:0.01", 1, ["fedzip:0.1"]),
+        # A choice: each its own share, what has none stays, and what becomes the same is there once.
+        ("topk:0.01+int8|topk:0.1+int8", 1, ["topk:0.1+int8+auto|topk:0.3162+int8+auto"]),
+        ("topk:0.01|topk:0.04|sign", 1, ["topk:0.1|topk:0.2|sign"]),
+        ("topk:0.01|topk:0.0100000001|topk:0.04", 1, ["topk:0.1|topk:0.2"]),
+        ("topk:0.01|topk:0.0100000001", 1, ["topk:0.1"]),
+        # Without a share, without loss.
+        *(
+            (codec, 2, ["identity", "identity"])
+            for codec in ("sign", "int8|sign", "powersgd:1", "kmeans:2", "int8+zstd")
+        ),
+    ],
+)
+def test_the_codecs_of_the_first_rounds(codec: str, rounds: int, wanted: list[str]) -> None:
+    feedback = build_feedback("dgc:0")
+    assert [feedback.codec_in(codec, step, rounds) for step in range(1, rounds + 1)] == wanted
+    assert feedback.codec_in(codec, rounds + 1, rounds) == codec
+    for spelling in wanted:
+        assert compressors.build(spelling).spelling == spelling
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [
+        "topk:1e-07|randk:0.3:unscaled|topk:0.999999999999|fedzip:1.234567e-05|int8",
+        "topk:1e-300",
+        "|".join(f"topk:{share}+int8+rice+zstd" for share in (0.0012345, 0.01, 0.02, 0.03, 0.04, 0.05)),
+    ],
+)
+@pytest.mark.parametrize("rounds", [1, 13])
+def test_what_is_not_refused_can_be_built_in_every_one_of_them(codec: str, rounds: int) -> None:
+    feedback = build_feedback("dgc")
+    assert isinstance(feedback, Dgc)
+    assert feedback.refuse_warm_up(compressors.build(codec)) is None
+    for step in range(1, rounds + 2):
+        spelling = feedback.codec_in(codec, step, rounds)
+        assert feedback.codec_in(compressors.build(codec).spelling, step, rounds) in (
+            spelling,
+            compressors.build(codec).spelling,
+        )
+        built = compressors.build(spelling).spelling
+        assert len(built) <= SPELLING_MAX
+        assert step > rounds or built == spelling
+
+
+def test_a_choice_that_would_be_spelled_too_long_is_refused() -> None:
+    feedback = build_feedback("dgc")
+    assert isinstance(feedback, Dgc)
+    codec = compressors.build("|".join(f"topk:0.{number}+qsgd:101+rice+zstd:19" for number in range(1, 9)))
+    assert len(codec.spelling) <= SPELLING_MAX
+    with pytest.raises(CodecError, match="256"):
+        compressors.build(feedback.codec_in(codec.spelling, 1, 1))
+    assert "larger shares of its first rounds" in (feedback.refuse_warm_up(codec) or "")
 
 
 def test_warm_up_is_geometric() -> None:
     shares = [warm_up(0.001, epoch) for epoch in range(8)]
     assert shares == pytest.approx([0.3162, 0.1, 0.03162, 0.01, 0.003162, 0.001, 0.001, 0.001], rel=1e-3)
     assert warm_up(0.25, 0, epochs=0) == 0.25
+    assert warm_up(0.123456789, 4) == 0.175  # so that no machine's power function shows
+    assert warm_up(0.123456789, 5) == 0.123456789
     for fraction, epoch, epochs in ((0.0, 1, 5), (1.5, 1, 5), (0.1, -1, 5), (0.1, 0, -1)):
         with pytest.raises(ValueError, match="no share"):
             warm_up(fraction, epoch, epochs)

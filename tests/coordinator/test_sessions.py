@@ -65,12 +65,14 @@ async def test_a_newer_session_takes_over_and_the_older_one_is_told(stage: Any) 
 
 async def test_held_work_goes_on_lost_work_is_offered_again_and_old_work_is_cancelled(stage: Any) -> None:
     run_id, peers, offers = await cast(stage)
+    assert [offer.cohort_size for offer in offers] == [2, 2]
     await peers[0].leave()
     again = type(peers[0])(stage.channel(), "peer-0", stage.folder)
     await again.connect(held=["gone.1.peer-0.1"], runs=["gone"])
     offered = await again.offer()
     assert offered.assignment_id == offers[0].assignment_id
     assert offered.seed == offers[0].seed
+    assert offered.cohort_size == 2
     assert (await again.hear("cancel")).cancel.assignment_id == "gone.1.peer-0.1"
     assert (await again.hear("run_ended")).run_ended.run_id == "gone"
     await deliver(again, offered)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compressors.powersgd import Factors
 from muster.errors import TaskError
@@ -18,6 +19,7 @@ from muster.modelfile import ModelFile, layout_of, write_initial
 from muster.payload import PayloadReader
 from muster.places import pieces
 from muster.task import FitReport
+from peer.honest import Honest, StateFiles
 from peer.orders import TrainOrder
 from peer.update import WrittenUpdate, write_update
 
@@ -48,7 +50,9 @@ def trained(tmp_path: Path) -> nn.Module:
 
 @pytest.fixture
 def write(tmp_path: Path, trained: nn.Module) -> Write:
-    def make(name: str, codec: str, feedback: str, before: WrittenUpdate | None = None) -> WrittenUpdate:
+    def make(
+        name: str, codec: str, feedback: str, before: WrittenUpdate | None = None, *, senders: int = 1
+    ) -> WrittenUpdate:
         factor = None
         if codec.endswith(":common") and before is not None:  # of the left sides, as it goes with version 1
             layout = layout_of(trained)
@@ -68,6 +72,7 @@ def write(tmp_path: Path, trained: nn.Module) -> Write:
             assignment_id="a",
             run_id="run",
             round=1,
+            senders=senders,
             base_version=0 if factor is None else 1,
             factor=factor,
             base_digest="b" * 64,
@@ -101,6 +106,7 @@ def bytes_of(update: Path, written: WrittenUpdate) -> dict[str, Any]:
         ("powersgd:2:common", "ef14"),
         ("sign", "momentum:0.9"),
         ("int8|int4|topk:0.1", "ef14"),
+        ("topk:0.01", "dgc:0.9:clip=0.5"),
     ],
 )
 def test_four_threads_write_the_bytes_of_one(tmp_path: Path, write: Write, codec: str, feedback: str) -> None:
@@ -123,7 +129,14 @@ def test_bodies_and_state_stand_in_the_order_of_the_chunks(
 ) -> None:
     torch.set_num_threads(4)
     written = write("update", "identity", "none")
-    base = ModelFile(tmp_path / "base")
+    bodies = bodies_of(tmp_path / "update")
+    assert bodies == delta_of(trained, tmp_path / "base").numpy().tobytes()
+    assert written.staged["momentum"].read_bytes() == bodies
+
+
+def delta_of(trained: nn.Module, path: Path) -> Tensor:
+    """What training changed [d], tensor by tensor."""
+    base = ModelFile(path)
     wanted = torch.empty(base.layout.size)
     at = 0
     for parameter in trained.parameters():
@@ -132,21 +145,69 @@ def test_bodies_and_state_stand_in_the_order_of_the_chunks(
         wanted[at : at + parameter.numel()] -= held
         at += parameter.numel()
     base.close()
-    reader = PayloadReader(tmp_path / "update")
-    bodies = b"".join(reader.chunk("params", index) for index in range(CHUNKS))
-    reader.close()
-    assert bodies == wanted.numpy().tobytes()
-    assert written.staged["momentum"].read_bytes() == bodies
+    return wanted
+
+
+def bodies_of(update: Path) -> bytes:
+    reader = PayloadReader(update)
+    try:
+        return b"".join(reader.chunk("params", index) for index in range(CHUNKS))
+    finally:
+        reader.close()
+
+
+def test_an_update_is_clipped_as_a_whole_to_the_threshold_by_the_root_of_the_senders(
+    tmp_path: Path, trained: nn.Module, write: Write
+) -> None:
+    """The norm of all chunks: were each clipped by itself, all would have the same."""
+    delta = delta_of(trained, tmp_path / "base")
+    norm = float(delta.double().norm())
+    for senders in (1, 4):
+        limit, name = 0.8 * norm / senders**0.5, f"of-{senders}"
+        written = write(name, "identity", f"dgc:0:clip={0.8 * norm!r}", senders=senders)
+        sent = torch.frombuffer(bytearray(bodies_of(tmp_path / name)), dtype=torch.float32)
+        assert float(sent.double().norm()) == pytest.approx(limit, rel=1e-6)
+        torch.testing.assert_close(sent, delta * (limit / norm), rtol=1e-6, atol=0)
+        assert written.staged["momentum"].read_bytes() == sent.numpy().tobytes()  # it is clipped before that
+
+
+def test_an_update_below_the_threshold_is_not_touched(
+    tmp_path: Path, trained: nn.Module, write: Write
+) -> None:
+    norm = float(delta_of(trained, tmp_path / "base").double().norm())
+    feedbacks = "dgc:0.9", f"dgc:0.9:clip={2.001 * norm!r}", f"dgc:0.9:clip={1.999 * norm!r}"
+    without, below, above = (
+        bytes_of(tmp_path / str(number), write(str(number), "topk:0.01", feedback, senders=4))
+        for number, feedback in enumerate(feedbacks)
+    )
+    assert below == without
+    assert above != without
+
+
+def test_what_a_drill_sees_is_clipped_each_by_itself(tmp_path: Path, trained: nn.Module) -> None:
+    base, view = ModelFile(tmp_path / "base"), tmp_path / "view"
+    delta = delta_of(trained, tmp_path / "base")
+    (3 * delta).numpy().tofile(view)
+    norm = float(delta.double().norm())
+    honest = Honest(trained, base, [view], cast("StateFiles", None), 0.0)
+    honest.clip(1.5 * norm)
+    rows = torch.cat([honest.chunk(index).clone() for index in range(CHUNKS)], dim=1)
+    honest.close()
+    base.close()
+    assert torch.equal(rows[0], delta)
+    torch.testing.assert_close(rows[1], 1.5 * delta, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("feedback", ["none", "dgc:0.9:clip=1"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_value_that_is_not_finite_is_told_and_leaves_no_thread(
-    trained: nn.Module, write: Write, threads: int
+    trained: nn.Module, write: Write, threads: int, feedback: str, bad: float
 ) -> None:
     with torch.no_grad():
-        next(trained.parameters()).view(-1)[2 * CHUNK_COORDINATES + 5] = float("nan")
+        next(trained.parameters()).view(-1)[2 * CHUNK_COORDINATES + 5] = bad
     torch.set_num_threads(threads)
     running = threading.active_count()
     with pytest.raises(TaskError, match="not finite"):
-        write("update", "int8", "none")
+        write("update", "topk:0.1", feedback)
     assert threading.active_count() == running

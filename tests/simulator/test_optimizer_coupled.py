@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from muster.spec.model import RunSpec
 from simulator.local import start_local
@@ -45,6 +48,24 @@ async def test_dgc_and_one_bit_adam_learn_with_a_fraction_of_the_bytes(tmp_path:
     # 12 of 59 versions go down whole, the scale once, and the rest in one bit a coordinate.
     assert one_bit.bytes_down < 0.4 * sparse.bytes_down
 
+
+@pytest.mark.timeout(120)
+async def test_dgc_warms_up_a_choice_of_codecs_and_clips(tmp_path: Path) -> None:
+    """Both ends spell the larger shares alike, and clipping to next to nothing leaves the model where it began."""
+    choice = {"up": "topk:0.01+int8|topk:0.1+int8", "feedback": "dgc:0.9", "warm_up_rounds": 1}
+    tables: dict[str, Any] = {"train": {"steps": 1, "lr": 0.1}, "rounds": 3, "evaluate": {"every": 3}}
+    runs = spec(**tables, compression=choice), spec(**tables, compression={**choice, "feedback": CLIPPED})
+    async with start_local(tmp_path, peers=3, allow=["examples.digits:*"], task_folders=[ROOT]) as federation:
+        models: list[Mapping[str, Tensor]] = []
+        for run in runs:
+            ended = await federation.run_to_end(run)
+            assert ended.state == "FINISHED", ended.reason
+            models.append(await federation.model(ended.run_id))
+    gaps = torch.cat([(models[0][name] - models[1][name]).flatten() for name in models[0]])
+    assert float(gaps.norm()) > 0.01  # of what the first one has learnt
+
+
+CLIPPED = "dgc:0.9:nesterov:clip=1e-6"
 
 SADDLE = '''
 import torch
