@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -68,6 +68,12 @@ def note(settings: Settings, text: str) -> None:
     """A message beside the data: progress in words, what to do next."""
     if not settings.quiet:
         print(text, file=sys.stderr, flush=True)
+
+
+def warn(settings: Settings, sentences: Iterable[str]) -> None:
+    """What goes on and may do badly; with `--json` it belongs into the document instead."""
+    for sentence in () if settings.json else sentences:
+        print(f"warning: {sentence}", file=sys.stderr, flush=True)
 
 
 def confirm(settings: Settings, question: str) -> None:

@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from pydantic import ValidationError
 
 from coordinator import convert, membership
+from coordinator.checks import warnings
 from coordinator.engine.state import Event, PauseRequested, ResumeRequested, RunSubmitted, StopRequested
 from coordinator.explain import explain
 from coordinator.store import rows
@@ -28,6 +30,8 @@ from protos.v1.tensors_pb2 import BlobHeader
 
 if TYPE_CHECKING:
     from coordinator.service import Coordinator
+
+log = structlog.get_logger()
 
 EVENTS_PER_MESSAGE = 200
 RECENT_EVENTS = 10
@@ -84,6 +88,7 @@ class AdminServicer:
         request_id = request.request_id or secrets.token_hex(8)
         async with self._submitting:  # so that a request that comes twice at once finds what it made
             known = await self._store.run_by_request(request_id)
+            is_new = known is None
             if known is None:
                 run_id = f"{_slug(spec.name or spec.task.split(':')[1])}-{secrets.token_hex(3)}"
                 event = RunSubmitted(
@@ -91,7 +96,10 @@ class AdminServicer:
                 )
                 await self._coordinator.submit_run(event)
                 known = await self._run(run_id)
-        return pb.SubmitRunResponse(run=_message(known))
+        told = await asyncio.to_thread(warnings, RunSpec.model_validate_json(known.spec_json))
+        for sentence in told if is_new else ():
+            log.warning("run.warning", run_id=known.run_id, reason=sentence)
+        return pb.SubmitRunResponse(run=_message(known), warnings=told)
 
     async def list_runs(self, request: pb.ListRunsRequest, context: CallContext) -> pb.ListRunsResponse:
         return pb.ListRunsResponse(runs=[_message(row) for row in await self._store.runs()])

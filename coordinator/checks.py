@@ -2,30 +2,91 @@
 
 from __future__ import annotations
 
-from coordinator import coupled, optimizers, sampling
+from coordinator import coupled, optimizers, remedies, sampling
 from coordinator.engine import schedule
 from coordinator.engine.schedule import Schedule
 from muster.errors import ConfigError
 from muster.layout import CHUNK_COORDINATES
 from muster.spec.model import RunSpec
+from muster.spec.relations import endless_warm_up
+
+NO_REMEDY = (
+    "muster compressor show SPELLING and muster aggregator show RULE tell what each needs, muster config schema what "
+    "each key may be"
+)
 
 
 def check_spec(spec: RunSpec) -> Schedule:
     """The run's schedule, if every plug-in that the spec names can be built. Blocking: plug-ins import torch.
 
-    Raises `ConfigError` "spec.invalid" with the plug-in's own sentence, or "plugin.*".
+    Raises `ConfigError` "spec.invalid" with the plug-in's own sentence and what to set instead, or "plugin.*".
     """
+    if refusal := _refusal(spec):
+        found = remedies.remedies(spec, lambda mended: _refusal(mended) is None)
+        raise ConfigError(
+            "spec.invalid",
+            f"the run spec asks for what cannot be done here: {refusal}",
+            fix=remedies.told(found) or NO_REMEDY,
+        )
+    optimizers.build(spec.server)
+    sampling.build(spec.sampling)
+    return schedule.build(spec)
+
+
+def warnings(spec: RunSpec) -> tuple[str, ...]:
+    """What may do badly in a spec that `check_spec` accepts: a sentence for each, with the keys and a value to set.
+
+    Blocking, as `check_spec`.
+    """
+    from coordinator import downlink
+
+    table = spec.compression
+    directions = [("up", table.up, "feedback", table.feedback)]
+    if not downlink.replays(spec):
+        directions.append(("down", table.down, "down_feedback", table.down_feedback))
+    return tuple(told for each in directions if (told := _warning(*each)))
+
+
+def _warning(key: str, codec_spelling: str, feedback_key: str, feedback_spelling: str) -> str | None:
+    """Of one direction's codec and feedback."""
     import compressors
-    from coordinator import downlink, recipe
+
+    codec = compressors.build(codec_spelling)
+    why = compressors.build_feedback(feedback_spelling).warn(codec, CHUNK_COORDINATES)
+    if why is None:
+        return None
+    names = (feedback_spelling.partition(":")[0], "ef14")  # without its argument it may do
+    better = (name for name in names if _goes_well(name, codec_spelling))
+    return (
+        f'compression.{key} = "{codec_spelling}" and compression.{feedback_key} = "{feedback_spelling}": {why}; '
+        f'set compression.{feedback_key} = "{next(better)}"'
+    )
+
+
+def _goes_well(feedback_spelling: str, codec_spelling: str) -> bool:
+    import compressors
+
+    codec, feedback = compressors.build(codec_spelling), compressors.build_feedback(feedback_spelling)
+    return (
+        feedback.refuse(codec, CHUNK_COORDINATES) is None and feedback.warn(codec, CHUNK_COORDINATES) is None
+    )
+
+
+def _refusal(spec: RunSpec) -> str | None:
+    """Why it cannot be done, of several reasons the first; None if it can."""
+    import aggregators
+    import compressors
+    from coordinator import recipe
 
     try:
         recipe.check(spec)
-        if refusal := coupled.wrong_one_byte(spec):
-            raise compressors.CodecError(refusal)
-        _check_link(spec.compression.up, spec.compression.feedback)
-        if not downlink.replays(spec):
-            _check_link(spec.compression.down, spec.compression.down_feedback)
+    except aggregators.RuleError as error:
+        return str(error)
+    try:
         for wrong in (
+            _wrong_spelling,
+            coupled.wrong_one_byte,
+            _wrong_links,
             _wrong_down,
             _wrong_momenta,
             _wrong_warm_up,
@@ -33,18 +94,13 @@ def check_spec(spec: RunSpec) -> Schedule:
             coupled.wrong_one_bit_adam,
             coupled.wrong_masha,
             coupled.wrong_common_factor,
+            _wrong_length,
         ):
             if refusal := wrong(spec):
-                raise compressors.CodecError(refusal)
-    except ValueError as error:  # RuleError, CodecError
-        raise ConfigError(
-            "spec.invalid",
-            f"the run spec asks for what cannot be done here: {error}",
-            fix="muster config validate SPEC",
-        ) from error
-    optimizers.build(spec.server)
-    sampling.build(spec.sampling)
-    return schedule.build(spec)
+                return refusal
+    except compressors.CodecError as error:
+        return str(error)
+    return None
 
 
 def _wrong_down(spec: RunSpec) -> str | None:
@@ -87,14 +143,42 @@ def _wrong_replay(spec: RunSpec) -> str | None:
     return None
 
 
-def _check_link(codec_spelling: str, feedback_spelling: str) -> None:
-    """Raises `CodecError` unless one direction's codec and feedback exist and go together."""
+def _wrong_spelling(spec: RunSpec) -> str | None:
+    """What names no codec or no feedback."""
     import compressors
+    from coordinator import downlink
 
-    codec = compressors.build(codec_spelling)
-    feedback = compressors.build_feedback(feedback_spelling)
-    if refusal := feedback.refuse(codec, CHUNK_COORDINATES):
-        raise compressors.CodecError(refusal)
+    table = spec.compression
+    for key, build in (
+        ("up", compressors.build),
+        ("feedback", compressors.build_feedback),
+        ("down", compressors.build),
+        ("down_feedback", compressors.build_feedback),
+    ):
+        if key == "down" and downlink.replays(spec):
+            continue
+        try:
+            build(getattr(table, key))
+        except compressors.CodecError as error:
+            return f"compression.{key}: {error}"
+    return None
+
+
+def _wrong_links(spec: RunSpec) -> str | None:
+    """What goes with no such codec, in either direction."""
+    import compressors
+    from coordinator import downlink
+
+    table = spec.compression
+    for key, feedback_key in (("up", "feedback"), ("down", "down_feedback")):
+        if key == "down" and downlink.replays(spec):
+            continue
+        codec = compressors.build(getattr(table, key))
+        feedback = compressors.build_feedback(getattr(table, feedback_key))
+        if refusal := feedback.refuse(codec, CHUNK_COORDINATES):
+            pair = f'compression.{key} = "{codec.spelling}" and compression.{feedback_key} = "{feedback.spelling}"'
+            return f"{pair}: {refusal}"
+    return None
 
 
 def _wrong_momenta(spec: RunSpec) -> str | None:
@@ -124,3 +208,8 @@ def _wrong_warm_up(spec: RunSpec) -> str | None:
     if spec.compression.warm_up_rounds and feedback.receiver_state_names:
         return f"{feedback.spelling} needs no compression.warm_up_rounds: it begins with what it sends first"
     return None
+
+
+def _wrong_length(spec: RunSpec) -> str | None:
+    endless = endless_warm_up(spec)
+    return endless and f"compression.warm_up_rounds: {endless}"

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.node import node_config
-from cli.output import emit, emit_json
+from cli.output import emit, emit_json, warn
 from cli.settings import Settings, command
 
 
@@ -53,14 +53,16 @@ def validate(
     """Check a file and tell all its mistakes at once, with their lines.
 
     What kind of file it is shows in its tables: [[allow]] makes a policy, [coordinator] or [peer] a node config.
+    Of a run spec it is also checked that its methods go together, as a coordinator does that has the same packages.
     """
-    kind, digest = _check(file)
-    data = {"path": str(file), "kind": kind, "valid": True, "digest": digest}
+    kind, digest, warnings = _check(file)
+    data = {"path": str(file), "kind": kind, "valid": True, "digest": digest, "warnings": warnings}
+    warn(settings, warnings)
     emit(settings, data, lambda: f"{file}: a valid {kind}" + (f", digest {digest}" if digest else ""))
 
 
-def _check(file: Path) -> tuple[str, str | None]:
-    """What the file is, and the digest of a run spec. Raises `ConfigError`."""
+def _check(file: Path) -> tuple[str, str | None, list[str]]:
+    """What the file is, and of a run spec the digest and the warnings. Raises `ConfigError`."""
     from muster.config import check_config_file
     from muster.spec.load import load_spec, read_toml
 
@@ -72,11 +74,15 @@ def _check(file: Path) -> tuple[str, str | None]:
         from peer.policy import load_policy
 
         load_policy(file)
-        return "policy", None
+        return "policy", None, []
     if tables & {"coordinator", "peer"}:
         check_config_file(file)
-        return "node config", None
-    return "run spec", load_spec(file)[0].digest
+        return "node config", None, []
+    spec, _ = load_spec(file)
+    from coordinator.checks import check_spec, warnings  # imports torch, for which no other file has to wait
+
+    check_spec(spec)
+    return "run spec", spec.digest, list(warnings(spec))
 
 
 def schema(

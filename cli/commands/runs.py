@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.output import confirm, emit, note
+from cli.output import confirm, emit, note, warn
 from cli.settings import Settings, command
 
 RunName = Annotated[
@@ -37,7 +37,8 @@ async def submit(
 ) -> None:
     """Check a run spec and start it.
 
-    Every mistake in the file is shown at once, with its line. What was submitted is fixed from then on.
+    Every mistake in the file is shown at once, with its line. What was submitted is fixed from then on. What may do
+    badly is told as a warning, and the run goes on.
     """
     from cli.client import connect
     from cli.follow import follow
@@ -51,11 +52,13 @@ async def submit(
         request = pb.SubmitRunRequest(
             spec_json=checked.canonical_json(), spec_toml=text, request_id=request_id or uuid.uuid4().hex
         )
-        run: pb.Run = (await client.call("SubmitRun", request)).run
+        answer: pb.SubmitRunResponse = await client.call("SubmitRun", request)
+        run, warnings = answer.run, list(answer.warnings)
+        warn(settings, warnings)
         if wait:
             note(settings, f"submitted {run.run_id}")
             run = await follow(client, settings, run)
-    emit(settings, to_json(run), lambda: run_view(run))
+    emit(settings, {**to_json(run), "warnings": warnings}, lambda: run_view(run))
     if not wait:
         note(
             settings,

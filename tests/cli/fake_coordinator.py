@@ -6,7 +6,7 @@ Real gRPC through the real transport; what the runs do is fixed by their names:
 
     digits   FINISHED, three rounds, a model each; round 2 has a failed assignment with a traceback
     text     RUNNING for ever, no round yet
-    NAME     as submitted: FINISHED at once, but FAILED if the name begins with "doomed"
+    NAME     as submitted: FINISHED at once, but FAILED if the name begins with "doomed"; with a warning if it is risky
 """
 
 from __future__ import annotations
@@ -190,7 +190,8 @@ class Fake:
             self._event(f"run.{run.state.lower()}", run.run_id, run.reason)
             run.ended_at = T0 + 5
             self.requests[request.request_id] = run.run_id
-        return pb.SubmitRunResponse(run=self.runs[self.requests[request.request_id]])
+        run = self.runs[self.requests[request.request_id]]
+        return pb.SubmitRunResponse(run=run, warnings=["it is risky"] if run.name == "risky" else [])
 
     async def list_runs(self, request: Any, context: CallContext) -> pb.ListRunsResponse:
         return pb.ListRunsResponse(runs=self.runs.values())

@@ -226,6 +226,19 @@ def test_submit_sends_the_spec_and_shows_the_run(
     assert ask_json("run", "submit", "run.toml", "--request-id", "twice")["run_id"] == data["run_id"]
 
 
+def test_a_warning_stops_nothing_and_is_told_once(
+    ask: Callable[..., Any], ask_json: Callable[..., Any], at_home: Path
+) -> None:
+    (at_home / "run.toml").write_text(SPEC.format("risky"))
+    said = ask("run", "submit", "run.toml", "--quiet")
+    assert (said.code, said.err) == (0, "warning: it is risky\n")
+    assert ask_json("run", "submit", "run.toml")["warnings"] == ["it is risky"]
+    assert ask("run", "submit", "run.toml", "--json", "--quiet").err == ""
+    (at_home / "run.toml").write_text(SPEC.format("plain"))
+    assert ask_json("run", "submit", "run.toml")["warnings"] == []
+    assert "warning" not in ask("run", "submit", "run.toml").err
+
+
 def test_a_run_that_is_waited_for_and_fails_is_exit_3(ask: Callable[..., Any], at_home: Path) -> None:
     (at_home / "run.toml").write_text(SPEC.format("doomed"))
     said = ask("run", "submit", "run.toml", "--wait")

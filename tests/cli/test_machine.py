@@ -144,6 +144,45 @@ def test_config_validate(muster: Callable[..., Any], at_home: Path, text: str, c
     assert (said.data["kind"] if code == 0 else said.data["error"]["id"]) == kind
 
 
+@pytest.mark.parametrize(
+    ("table", "fix"),
+    [
+        ('up = "topk:0.01"\nfeedback = "econtrol:0.5"', 'set compression.feedback = "econtrol"'),
+        ('down = "ferret:64"', 'set compression.down_feedback = "none"'),
+        ('up = "int8+"', 'set compression.up = "int8"'),
+    ],
+)
+def test_config_validate_refuses_what_a_coordinator_would(
+    muster: Callable[..., Any], at_home: Path, table: str, fix: str
+) -> None:
+    (at_home / "run.toml").write_text(f'task = "a:B"\nrounds = 9\n[compression]\n{table}\n')
+    said = muster("config", "validate", "run.toml", "--json")
+    assert (said.code, said.data["error"]["id"]) == (6, "spec.invalid")
+    assert said.data["error"]["fix"].startswith(fix)
+
+
+def test_config_validate_warns_of_what_is_valid(muster: Callable[..., Any], at_home: Path) -> None:
+    (at_home / "run.toml").write_text('task = "a:B"\nrounds = 9\n[compression]\nup = "topk:0.01"\n')
+    said = muster("config", "validate", "run.toml")
+    assert said.code == 0 and "a valid run spec" in said.out
+    assert said.err.startswith('warning: compression.up = "topk:0.01" and compression.feedback = "none": ')
+    (told,) = muster("config", "validate", "run.toml", "--json").data["warnings"]
+    assert said.err == f"warning: {told}\n"
+
+
+@pytest.mark.parametrize("text", ["[coordinator]\nmodels_keep = 3\n", '[[allow]]\ntask = "a:B"\n'])
+def test_config_validate_loads_torch_for_run_specs_only(at_home: Path, text: str) -> None:
+    (at_home / "file.toml").write_text(text)
+    code = (
+        "import sys; from cli.main import execute; code = execute(['config', 'validate', 'file.toml']); "
+        "sys.exit(code or 9 * ('torch' in sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=at_home, capture_output=True, check=False, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_config_schema_names_every_key(muster: Callable[..., Any]) -> None:
     assert {"task", "rounds", "aggregation"} <= muster("config", "schema").data["properties"].keys()
     assert {"coordinator", "peer"} <= muster("config", "schema", "node").data["properties"].keys()
