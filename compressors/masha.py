@@ -11,8 +11,8 @@ F = mean F_m, one part a sender: a gradient, with its sign turned where one maxi
 
 and with probability 1 - tau, by a coin common to all, w = z. MASHA1 has an unbiased codec, MASHA2, with what is in
 brackets, a contractive one and EF14: Beznosikov, Richtarik, Diskin, Ryabinin, Gasnikov 2022, there with the receiver's
-answer compressed too. What is compressed vanishes as z and w settle; to compress F itself, be it with feedback,
-diverges on a saddle, where nothing pulls a wrong step back.
+answer, the mean of the C(p), compressed too; here versions go down, nearly whole. What is compressed vanishes as z and
+w settle; to compress F itself, be it with feedback, diverges on a saddle, where nothing pulls a wrong step back.
 
 1 - tau near the codec's share of the traffic makes the dense rounds cost as much as all others. gamma goes with tau
 and with what the codec loses: sqrt(1 - tau) / (L sqrt(1 + omega / senders)) and below, L F's Lipschitz constant.
@@ -76,11 +76,12 @@ class Masha(Feedback):
             if is_bounded(x):
                 state["anchor"].copy_(x.detach())
             return codec.encode(x.detach(), seed)
-        moved = scratch("masha.moved", x.numel(), torch.float32, x.device)
+        # Runs have float32; in double precision the method can be followed to its end. A buffer keeps its dtype.
+        moved = scratch(f"masha.moved {x.dtype}", x.numel(), x.dtype, x.device)
         torch.sub(x.detach(), state["anchor"], out=moved)
         if not codec.unbiased:
             moved.add_(state["residual"])
-        sent = scratch("masha.sent", x.numel(), torch.float32, x.device)
+        sent = scratch(f"masha.sent {x.dtype}", x.numel(), x.dtype, x.device)
         body = encode_bounded(codec, moved, sent, seed)
         if is_bounded(moved) and not codec.unbiased:
             torch.sub(moved, sent, out=state["residual"])

@@ -34,7 +34,9 @@ def wrong_masha(spec: RunSpec) -> str | None:
             "momentum and weight_decay, and a batch_size that takes in all examples, which each peer checks"
         )
     if train.clip_norm is not None:
-        return f"{MASHA} compares operators as they are, and train.clip_norm shortens some of them: leave it out"
+        return (
+            f"{MASHA} compares operators as they are, and train.clip_norm shortens some of them: leave it out"
+        )
     if (
         spec.sampling.policy != "uniform"
         or spec.sampling.fraction not in (None, 1)
@@ -56,8 +58,6 @@ def _wrong_masha_down(spec: RunSpec) -> str | None:
     import compressors
     from compressors.feedback import DELTA_ENOUGH
 
-    if spec.compression.down == "replay":
-        return f"replay repeats a sum of updates, and {MASHA} makes more of it: compression.down identity"
     down = compressors.build(spec.compression.down)
     if down.contractive and down.delta(CHUNK_COORDINATES) >= DELTA_ENOUGH:
         return None

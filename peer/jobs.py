@@ -21,7 +21,9 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from muster.errors import TaskError
+from compressors import build_feedback
+from compressors.masha import Masha
+from muster.errors import ConfigError, TaskError
 from muster.initial import draw as draw_model
 from muster.initial import draw_version, seed_generators
 from muster.layout import ParameterLayout
@@ -33,6 +35,7 @@ from peer.drill import Drill, bootstrap
 from peer.orders import DrawOrder, Evaluated, EvaluateOrder, Order, Trained, TrainOrder
 from peer.rebuild import rebuild as follow
 from peer.training import build
+from peer.training.batches import size_of
 from peer.update import write_delta, write_update
 
 PLACES_MAX = 4  # tasks whose datasets are kept in memory at once
@@ -179,6 +182,7 @@ def _fit(
         data = place.train_data(drill, repr(order.attack))
         if bootstrapped:
             data = bootstrap(data, order.seed)
+        _check_whole(order, data)
         seed_generators(order.seed)
         return algorithm.fit(place.task, model, data, context)
     if not isinstance(report, FitReport) or report.examples < 0 or report.steps < 0:
@@ -189,6 +193,24 @@ def _fit(
             fix="return muster.FitReport(examples=..., steps=...)",
         )
     return report
+
+
+def _check_whole(order: TrainOrder, data: Dataset[Any]) -> None:
+    """MASHA takes the difference of two operators, each of all examples: of two batches it would be their noise.
+
+    Raises `ConfigError` `train.batch_not_whole`.
+    """
+    if not isinstance(build_feedback(order.feedback), Masha):
+        return
+    examples, batch_size = size_of(data), order.train["batch_size"]
+    if examples > batch_size:
+        raise ConfigError(
+            "train.batch_not_whole",
+            f"this site has {examples} examples, and the run takes {batch_size} of them a step",
+            cause=f"compression.feedback {order.feedback} compares each step's gradient with the anchor's, "
+            "which only that of all examples can be",
+            fix=f"set [train] batch_size to {examples} or above; it may be larger than any site's data",
+        )
 
 
 def evaluate(args: dict[str, Any], progress: Progress) -> dict[str, Any]:

@@ -354,6 +354,20 @@ def test_a_report_that_is_none(order: Callable[..., TrainOrder], tmp_path: Path)
     assert caught.value.id == "task.bad_report"
 
 
+def test_masha_compares_gradients_of_all_examples_alone(order: Callable[..., TrainOrder]) -> None:
+    def spec(batch_size: int, feedback: str = "masha:0.9") -> dict[str, Any]:
+        table = {"up": "topk:0.5", "feedback": feedback}
+        return {"train": {"steps": 1, "lr": 1.0, "batch_size": batch_size}, "compression": table}
+
+    for whole in (10, 1_000_000):
+        assert train(order(spec=spec(whole), site_data={"count": 10})).steps == 1
+    assert train(order(spec=spec(9, "none"), site_data={"count": 10})).steps == 1
+    with pytest.raises(ConfigError, match="10 examples, and the run takes 9") as caught:
+        train(order(spec=spec(9), site_data={"count": 10}))
+    assert caught.value.id == "train.batch_not_whole"
+    assert "batch_size to 10" in caught.value.fix
+
+
 @pytest.mark.parametrize(
     ("changes", "kind", "error_id"),
     [
