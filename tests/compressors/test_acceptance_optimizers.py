@@ -2,11 +2,13 @@
 
 Accuracy on a fifth that is held out; differences below .01 are noise.
 
-    500 steps, lr .2, 5 of 4,810 sent       expected    reached
-    dense momentum                          .981        .981, mean of two seeds
-    DGC                                     .974        .968, mean of two seeds
-    EF14 and momentum at the receiver       .946        .953, mean of two seeds
-    top-k without feedback                  .869        .850
+    500 steps, lr .2, 5 of 4,810 sent       expected    reached, mean of ten seeds      least and most
+    dense momentum                          .981        .979, of five seeds             .975  .981
+    DGC, gradients clipped                  -           .965                            .956  .975
+    DGC                                     .974        .954                            .900  .972
+    EF14 and momentum at the receiver       .946        .929                            .847  .967
+    the same, gradients clipped             -           .938                            .903  .969
+    top-k without feedback                  .869        .850, of one seed
     500 steps, lr .01, 100 of them dense
     Adam                                    .979        .986
     1-bit Adam, one bit up                  -           .986
@@ -87,6 +89,7 @@ def with_feedback(name: str, spelling: str, server_momentum: float) -> Callable[
         for step in range(STEPS):
             mean.zero_()
             for gradient, state in zip(digits.gradients(), states, strict=True):
+                gradient.mul_(min(1.0, feedback.norm_max(PEERS) / float(gradient.norm())))
                 codec.decode(feedback.encode(codec, gradient, state, step), decoded)
                 mean.add_(decoded, alpha=1 / PEERS)
             momentum.mul_(server_momentum).add_(mean)
@@ -96,12 +99,16 @@ def with_feedback(name: str, spelling: str, server_momentum: float) -> Callable[
 
 
 def test_dgc_at_a_thousandth_is_near_dense_and_ahead_of_naive_compression() -> None:
-    dgc = mean_accuracy(with_feedback("dgc:0.9", "topk:0.001", 0.0))
+    """By .047 with these seeds and .036 with ten. Without clipping it would be by .045 and .025, and by less than .015
+    with some seeds: where a large gradient has gone into the momentum, the last steps go far astray."""
+    seeds = (0, 1, 2)
+    dgc = mean_accuracy(with_feedback("dgc:0.9:clip=0.5", "topk:0.001", 0.0), seeds)
     dense = mean_accuracy(with_feedback("none", "identity", 0.9))
-    naive = mean_accuracy(with_feedback("ef14", "topk:0.001", 0.9))
+    naive = mean_accuracy(with_feedback("ef14", "topk:0.001", 0.9), seeds)
     assert dense > 0.97
-    assert dgc > 0.96
-    assert dgc >= naive + 0.005
+    assert dgc > 0.955
+    assert dgc > dense - 0.025
+    assert dgc >= naive + 0.015
     lossy = Digits(seed=0)
     with_feedback("none", "topk:0.001", 0.9)(lossy)
     assert lossy.accuracy() < min(0.9, dgc - 0.015)
