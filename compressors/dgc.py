@@ -38,8 +38,8 @@ class Dgc(Feedback):
     state_names: ClassVar[tuple[str, ...]] = ("velocity", "residual")
 
     def __init__(self, momentum: float = 0.9, *, nesterov: bool = False, clip: float | None = None) -> None:
-        """momentum from 0 (EF14) to below 1, the paper's 0.9 if not said; then "nesterov" to look ahead, and
-        "clip=1.0" to clip the updates of all senders to this norm together: each of n to 1.0 / sqrt(n)."""
+        """momentum from 0 (EF14) to below 1, the paper's 0.9 if not said; then "nesterov", which looks
+        ahead, and "clip=1.0", which clips the update of each of n senders to the norm 1.0 / sqrt(n)."""
         if not 0 <= momentum < 1:
             raise CodecError(f"dgc's momentum lies from 0 to below 1, not at {momentum}")
         if clip is not None and not (clip > 0 and isfinite(clip)):

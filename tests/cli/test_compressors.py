@@ -43,7 +43,7 @@ def test_list_tells_codecs_and_feedbacks(muster: Callable[..., Any]) -> None:
         ("int8|int4", ["For each layer int8 or int4.", "int4  Block int4"]),
         ("ef14", ["ef14, a feedback", "a vector as long as the model: residual", "momentum  none"]),
         ("econtrol", ["2 vectors as long as the model: estimate and error", "the mean alone"]),
-        ("dgc:0.5", ["dgc:0.5, a feedback", "server's optimizer must have none", "looks ahead"]),
+        ("dgc:0.5", ["dgc:0.5, a feedback", "server's optimizer must have none", "which looks", "clip=1.0"]),
         ("ef21", ["towards the update.\n\n    sender      m = C(x - h);  h += m\n    receiver    H += "]),
         ("none", ["sender    keeps nothing", "receiver  keeps nothing"]),
     ],
