@@ -46,7 +46,7 @@ from coordinator.store import AssignmentRow, Store
 from muster.blobs import BlobStore
 from muster.clock import Clock
 from muster.config import CoordinatorConfig
-from muster.errors import MusterError, NotFoundError
+from muster.errors import ConfigError, MusterError, NotFoundError
 from muster.spec.model import RunSpec
 
 log = structlog.get_logger()
@@ -88,7 +88,15 @@ class Coordinator:
         self.members.restore(await self.store.load_peers())
         for run in await self.store.load_runs():
             self.runs[run.run_id] = run
-            await self._schedule(run.run_id, run.spec)
+            try:
+                await self._schedule(run.run_id, run.spec)
+            except ConfigError as error:
+                raise ConfigError(
+                    error.id,
+                    f"run {run.run_id!r}, which is not over, cannot go on here: {error.message}",
+                    cause="it was accepted with other plug-ins, or by another version of Muster",
+                    fix=f"install what it names, or start what accepted it and there: muster run stop {run.run_id}",
+                ) from error
         await self.effects.sweep()
         for loop in (self.journal.run, self._wake_loop, self._membership_loop):
             self.spawn(loop()).add_done_callback(self._vital_ended)

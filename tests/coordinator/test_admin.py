@@ -232,3 +232,23 @@ async def test_while_the_store_refuses_nothing_is_lost(stage: Any, monkeypatch: 
     assert receipt.digest == begin.header.digest
     await deliver(peers[1], offers[1])
     assert (await stage.ended(run_id)).state == "FINISHED"
+
+
+async def test_a_run_that_this_installation_would_refuse_is_named_at_the_start(
+    stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id, *_ = await cast(stage)
+    await stage.stop()
+
+    def refuse(spec: Any) -> Any:
+        raise ConfigError("spec.invalid", f"there is no rule {spec.aggregation.rule!r}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("coordinator.service.check_spec", refuse)
+        with pytest.raises(ConfigError, match="there is no rule 'caf'") as caught:
+            await stage.start()
+    assert run_id in caught.value.message
+    assert run_id in caught.value.fix
+    await stage.start()  # nothing is lost
+    run = (await stage.call("GetRun", pb.GetRunRequest(run_id=run_id))).run
+    assert run.state == "RUNNING"
