@@ -73,6 +73,6 @@ def test_of_dgc_they_send_ever_smaller_shares() -> None:
     assert shares == pytest.approx([0.3162, 0.1, 0.03162, 0.01, 0.003162, 0.001, 0.001, 0.001], rel=1e-3)
     assert dgc.codec_in("topk:1e-3", 6, 5) == "topk:1e-3"
     assert dgc.codec_in("topk:1e-3+int8", 6, 5) == "topk:1e-3+int8"
-    assert dgc.codec_in("topk:0.01+int8", 1, 1) == "topk:0.1+int8"
+    assert dgc.codec_in("topk:0.01+int8", 1, 1) == "topk:0.1+int8+auto"
     assert dgc.codec_in("sign", 1, 1) == "identity"
     assert all(compressors.build(dgc.codec_in("topk:0.001", round, 5)) for round in range(1, 7))
