@@ -49,6 +49,8 @@ class Feedback(ABC):
 
     has_momentum: bool = False  # the update that it makes is one already: the receiver's step must have none
 
+    whole_batches: ClassVar[bool] = False  # a step of training has to take in all of a site's examples
+
     @classmethod
     def parse(cls, argument: str | None) -> Self:
         """The feedback from what stands after the colon of its spelling. Raises `CodecError`."""
@@ -70,6 +72,10 @@ class Feedback(ABC):
         """The largest norm of an update, of all its chunks together, in a round for which so many senders are asked:
         who sends a larger one scales it down before its chunks go to `encode`."""
         return math.inf
+
+    def refuse_warm_up(self, codec: Codec) -> str | None:
+        """Why `codec_in` cannot do what it says of this codec, in one sentence; None if it can."""
+        return None
 
     def warn(self, codec: Codec, size: int) -> str | None:
         """Why it may do badly with this codec on chunks of this size; None if nothing is known against it."""

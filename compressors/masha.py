@@ -39,6 +39,7 @@ class Masha(Feedback):
     source = "Beznosikov, Richtarik, Diskin, Ryabinin, Gasnikov 2022"
     state_names: ClassVar[tuple[str, ...]] = ("anchor", "residual")
     receiver_state_names: ClassVar[tuple[str, ...]] = ("anchor",)
+    whole_batches: ClassVar[bool] = True
     receiver_follows = False
     needs_mean = True
 

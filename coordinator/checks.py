@@ -57,10 +57,9 @@ def _warning(key: str, codec_spelling: str, feedback_key: str, feedback_spelling
         return None
     names = (feedback_spelling.partition(":")[0], "ef14")  # without its argument it may do
     better = (name for name in names if _goes_well(name, codec_spelling))
-    return (
-        f'compression.{key} = "{codec_spelling}" and compression.{feedback_key} = "{feedback_spelling}": {why}; '
-        f'set compression.{feedback_key} = "{next(better)}"'
-    )
+    told = f'compression.{key} = "{codec_spelling}" and compression.{feedback_key} = "{feedback_spelling}": {why}'
+    best = next(better, None)
+    return told if best is None else f'{told}; set compression.{feedback_key} = "{best}"'
 
 
 def _goes_well(feedback_spelling: str, codec_spelling: str) -> bool:

@@ -6,6 +6,8 @@ not there.
 
 from __future__ import annotations
 
+import math
+
 from muster.layout import CHUNK_COORDINATES
 from muster.spec.model import RunSpec
 
@@ -70,14 +72,13 @@ def _wrong_masha_down(spec: RunSpec) -> str | None:
 def wrong_dgc(spec: RunSpec) -> str | None:
     """What goes up at first has larger shares, and what goes up is clipped: down there is nothing to clip."""
     import compressors
-    from compressors.dgc import Dgc
 
     table = spec.compression
     down = compressors.build_feedback(table.down_feedback)
-    if isinstance(down, Dgc) and down.clip is not None:
+    if down.norm_max(1) < math.inf:
         return f"{down.spelling} clips what peers send up: compression.down_feedback is ef14 or none"
     feedback = compressors.build_feedback(table.feedback)
-    if not isinstance(feedback, Dgc) or not table.warm_up_rounds:
+    if not table.warm_up_rounds:
         return None
     if refusal := feedback.refuse_warm_up(compressors.build(table.up)):
         return f"{refusal}: fewer codecs or fewer digits in compression.up, or compression.warm_up_rounds 0"

@@ -22,7 +22,6 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from compressors import build_feedback
-from compressors.masha import Masha
 from muster.errors import ConfigError, TaskError
 from muster.initial import draw as draw_model
 from muster.initial import draw_version, seed_generators
@@ -196,11 +195,11 @@ def _fit(
 
 
 def _check_whole(order: TrainOrder, data: Dataset[Any]) -> None:
-    """MASHA takes the difference of two operators, each of all examples: of two batches it would be their noise.
+    """MASHA takes the difference of two gradients, each of all examples: of two batches it would be their noise.
 
     Raises `ConfigError` `train.batch_not_whole`.
     """
-    if not isinstance(build_feedback(order.feedback), Masha):
+    if not build_feedback(order.feedback).whole_batches:
         return
     examples, batch_size = size_of(data), order.train["batch_size"]
     if examples > batch_size:

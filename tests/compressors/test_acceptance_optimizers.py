@@ -99,9 +99,10 @@ def with_feedback(name: str, spelling: str, server_momentum: float) -> Callable[
 
 
 def test_dgc_at_a_thousandth_is_near_dense_and_ahead_of_naive_compression() -> None:
-    """By .047 with these seeds and .036 with ten. Without clipping it would be by .045 and .025, and by less than .015
-    with some seeds: where a large gradient has gone into the momentum, the last steps go far astray."""
-    seeds = (0, 1, 2)
+    """By .036. Without clipping it would be by .025, and by less than .015 with some seeds: where a large gradient has
+    gone into the momentum, the last steps go far astray. Ten seeds, as naive compression ends anywhere in .12: with
+    three it is the seeds, and how a CPU rounds, that decide."""
+    seeds = tuple(range(10))
     dgc = mean_accuracy(with_feedback("dgc:0.9:clip=0.5", "topk:0.001", 0.0), seeds)
     dense = mean_accuracy(with_feedback("none", "identity", 0.9))
     naive = mean_accuracy(with_feedback("ef14", "topk:0.001", 0.9), seeds)

@@ -267,3 +267,12 @@ async def test_warnings_come_with_the_answer_and_into_the_log(stage: Any) -> Non
         assert [line["reason"] for line in logged] == list(answer.warnings)
         assert all(line["run_id"] == answer.run.run_id for line in logged)
         assert len(logged) == count
+
+
+def test_a_warning_without_a_better_feedback_tells_only_why(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.checks._goes_well", lambda *_: False)
+    (told,) = warnings(make_spec(compression={"up": "topk:0.01", "down": "int8"}))
+    assert told.startswith('compression.up = "topk:0.01"')
+    assert told.endswith("sends it later")
