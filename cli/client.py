@@ -21,6 +21,7 @@ Item = TypeVar("Item", pb.Run, pb.Peer)
 RECONNECT_SECONDS = (
     60.0  # a coordinator that is being restarted is waited for so long by those who follow a run
 )
+SUBMIT_SECONDS_MIN = 120.0  # the coordinator imports the task, which on a cold machine takes its time
 REPLAY_SECONDS_MAX = 600.0  # large models, one replay after the other
 ENDED = frozenset({"FINISHED", "FAILED", "CANCELLED"})  # states that a run never leaves
 
@@ -38,6 +39,12 @@ class Client:
         """One unary procedure of the admin service, by its name."""
         method: Method[Any, Any] = METHODS[name]
         return await self.channel.unary(method, request, timeout_seconds=self.timeout_seconds)
+
+    async def submit(self, request: pb.SubmitRunRequest) -> pb.SubmitRunResponse:
+        method: Method[Any, Any] = METHODS["SubmitRun"]
+        seconds = max(self.timeout_seconds, SUBMIT_SECONDS_MIN)
+        answer: pb.SubmitRunResponse = await self.channel.unary(method, request, timeout_seconds=seconds)
+        return answer
 
     async def runs(self) -> Sequence[pb.Run]:
         response: pb.ListRunsResponse = await self.call("ListRuns", pb.ListRunsRequest())

@@ -39,6 +39,12 @@ def coordinator_address(settings: Settings) -> str:
     return address
 
 
+def task_folders(settings: Settings, given: Sequence[Path] | None) -> list[Path]:
+    """Where a task may lie on this machine: the folders given, those of the node config, and the working directory."""
+    config = node_config(settings)
+    return [*(given or ()), *config.coordinator.task_folders, *config.peer.task_folders, Path()]
+
+
 def pairs(given: Sequence[str], option: str) -> dict[str, Any]:
     """["index=0", "path=/data/x-rays"] -> {"index": 0, "path": "/data/x-rays"}.
 

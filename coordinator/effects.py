@@ -29,7 +29,9 @@ from coordinator.engine.state import (
     RunState,
     Treatment,
 )
-from muster.errors import MusterError, StorageError, TaskError
+from coordinator.permits import task_args
+from muster.errors import MusterError, StorageError
+from muster.spec.model import RunSpec
 from muster.worker.host import WorkerHost
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 TASK_SECONDS_MAX = 600.0  # making the initial model, or evaluating one version, on the coordinator
+IMPORT_SECONDS_MAX = 120.0  # importing a task's module, on a cold machine with all that it imports
 STORAGE_RETRY_SECONDS = 2.0
 _SPOOL_SUFFIX = re.compile(r"\.part(\.header(\.tmp)?)?$")
 PRUNE_SECONDS = 2.0  # rounds that end within it share one look at what may go
@@ -50,16 +53,15 @@ class EffectRunner:
         self._coordinator = coordinator
         self._under_way: set[tuple[object, ...]] = set()
         self._layouts: dict[str, ParameterLayout] = {}
-        self._worker = WorkerHost(
-            "coordinator.jobs",
-            label="coordinator",
-            device="cpu",
-            log_path=Path(coordinator.config.data_dir) / "worker.log",
-        )
+        self._worker = self._make_worker("coordinator")
         self._worker_turn = asyncio.Lock()
         # Held from a file's adoption until its row is committed, and while files are dropped: equal bytes of two runs
         # are one blob, which one run must not drop while the other is about to name it.
         self._files = asyncio.Lock()
+
+    def _make_worker(self, label: str) -> WorkerHost:
+        log_path = Path(self._coordinator.config.data_dir) / "worker.log"
+        return WorkerHost("coordinator.jobs", label=label, device="cpu", log_path=log_path)
 
     async def close(self) -> None:
         await self._worker.close()
@@ -115,18 +117,30 @@ class EffectRunner:
     async def _run_job(self, job: str, run: RunState, **args: Any) -> dict[str, Any]:
         async with self._worker_turn:
             return await self._worker.run(
-                job,
-                {
-                    "task": run.spec.task,
-                    "task_folders": [
-                        str(Path(folder).resolve()) for folder in self._coordinator.config.task_folders
-                    ],
-                    "options": dict(run.spec.task_options),
-                    "seed": run.spec.seed,
-                    **args,
-                },
-                timeout_seconds=TASK_SECONDS_MAX,
+                job, {**self._task_args(run.spec), **args}, timeout_seconds=TASK_SECONDS_MAX
             )
+
+    def _task_args(self, spec: RunSpec) -> dict[str, Any]:
+        return {
+            **task_args(self._coordinator.config, spec.task),
+            "options": dict(spec.task_options),
+            "seed": spec.seed,
+        }
+
+    async def check_task(self, spec: RunSpec) -> None:
+        """Raises `NotAllowedError`, `ConfigError` or `TaskError` if the spec's task may not be loaded here, or
+        cannot be."""
+        args = self._task_args(spec)
+        if not self._worker_turn.locked():
+            async with self._worker_turn:
+                await self._worker.run("check_task", args, timeout_seconds=IMPORT_SECONDS_MAX)
+            return
+        # The worker is at another run's model: whoever submits does not wait for it.
+        worker = self._make_worker("coordinator-check")
+        try:
+            await worker.run("check_task", args, timeout_seconds=IMPORT_SECONDS_MAX)
+        finally:
+            await worker.close()
 
     # -- aggregation --------------------------------------------------------------------------------------------------
 
@@ -217,7 +231,7 @@ class EffectRunner:
         try:
             path = str(coordinator.blobs.path(effect.model.digest))
             metrics = (await self._run_job("evaluate", run, path=path))["metrics"]
-        except TaskError as error:
+        except MusterError as error:
             told = _told(error)
         await coordinator.post_surely(
             OwnEvaluated(run_id=run.run_id, version=effect.model.version, metrics=metrics, error=told)

@@ -151,8 +151,14 @@ class Coordinator:
                 return
 
     async def submit_run(self, event: RunSubmitted) -> Committed:
-        """Raises `ConfigError` if the spec names what is not installed here or cannot be combined."""
+        """Raises `ConfigError` if the spec names what is not installed here or cannot be combined, `NotAllowedError`
+        if its task may not be imported here, `TaskError` if importing it fails."""
         await self._schedule(event.run_id, event.spec)
+        try:
+            await self.effects.check_task(event.spec)
+        except MusterError:
+            self._schedules.pop(event.run_id, None)
+            raise
 
         def decide() -> Outcome:
             decision = engine.new_run(event, event.run_id, self.clock.now())

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import platformdirs
 from pydantic import Field, model_validator
@@ -22,7 +22,7 @@ from muster import plugins
 from muster.layers import Layers
 from muster.spec.lines import KeyPath, key_lines
 from muster.spec.load import line_of, parse_toml, read_toml, told
-from muster.spec.model import Table
+from muster.spec.model import TASK_PATTERN, Table
 from muster.spec.problems import Checked, Problem, check, invalid
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -104,8 +104,15 @@ class CoordinatorConfig(Table):
         ge=1,
         description="newest model versions of a run that stay on disk. Higher: more disk, longer history",
     )
+    allow: tuple[Annotated[str, Field(pattern=TASK_PATTERN)], ...] = Field(
+        default=(),
+        description="tasks or patterns (examples.digits:*) that a run may name, wherever they are installed; whoever "
+        "reaches the port has this machine import what is allowed. Default: only those in task_folders",
+    )
     task_folders: tuple[Path, ...] = Field(
-        default=(Path(),), description="folders searched for tasks, after the installed packages"
+        default=(),
+        description="folders whose tasks a run may name. Default: none; what allow names is then searched for in the "
+        "working directory, after the installed packages",
     )
     log_level: LogLevel = Field(default="info", description="least important log line that is written")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import sys
 import traceback
@@ -27,14 +28,8 @@ def load_task(
     Raises `ConfigError`: "task.malformed", "task.not_found" (no such module or class), "task.not_a_task";
     `TaskError` "task.failed_to_load" with its traceback if the module or the class raises.
     """
-    module_name, colon, class_name = reference.partition(":")
-    if not (module_name and colon and class_name):
-        raise ConfigError(
-            "task.malformed", f"{reference!r} does not name a task", fix="write 'package.module:Class'"
-        )
-    searched = [str(Path(folder).resolve()) for folder in folders]
-    sys.path.extend(folder for folder in dict.fromkeys(searched) if folder not in sys.path)
-    importlib.invalidate_caches()
+    module_name, class_name = _names(reference)
+    searched = _search(folders)
     found = _class(_module(reference, module_name, searched), reference, class_name)
     try:
         task = found()
@@ -42,6 +37,45 @@ def load_task(
         raise _failed(reference, error) from error
     task.options = MappingProxyType(dict(options or {}))
     return task
+
+
+def lies_in(reference: str, folders: Iterable[Path | str]) -> bool | None:
+    """Whether `load_task` with these folders would import the task's module from one of them, and not from where
+    packages are installed; None if it would find none. Nothing is imported.
+
+    It looks at the top package alone: what is in it, it brings itself. Raises `ConfigError` "task.malformed".
+    """
+    module_name, _ = _names(reference)
+    searched = _search(folders)
+    top = module_name.partition(".")[0]
+    try:
+        spec = importlib.util.find_spec(top)  # of a module without a parent, so none is imported for it
+    except ValueError:
+        return False  # a module of this process that came from nowhere, such as __main__
+    if spec is None:
+        return None
+    if spec.submodule_search_locations is not None:
+        homes = [Path(location).parent for location in spec.submodule_search_locations]
+    else:
+        homes = [Path(spec.origin).parent] if spec.has_location and spec.origin else []
+    return bool(homes) and all(str(home.resolve()) in searched for home in homes)
+
+
+def _names(reference: str) -> tuple[str, str]:
+    module_name, _, class_name = reference.partition(":")
+    if not (class_name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
+        raise ConfigError(
+            "task.malformed", f"{reference!r} does not name a task", fix="write 'package.module:Class'"
+        )
+    return module_name, class_name
+
+
+def _search(folders: Iterable[Path | str]) -> list[str]:
+    """Lets modules be found in the folders, after everything else."""
+    searched = [str(Path(folder).resolve()) for folder in folders]
+    sys.path.extend(folder for folder in dict.fromkeys(searched) if folder not in sys.path)
+    importlib.invalidate_caches()
+    return searched
 
 
 def _module(reference: str, module_name: str, searched: list[str]) -> ModuleType:

@@ -24,7 +24,7 @@ from pydantic import Field
 from muster.errors import ConfigError, NotAllowedError
 from muster.spec.lines import KeyPath, key_lines
 from muster.spec.load import line_of, parse_toml, read_toml, told
-from muster.spec.model import Table
+from muster.spec.model import TASK_PATTERN, Table
 from muster.spec.problems import check
 
 
@@ -32,7 +32,7 @@ class AllowEntry(Table):
     """One `[[allow]]` table."""
 
     task: str = Field(
-        pattern=r"^([\w.*?\[\]!-]+:[\w*?\[\]!-]+|\*)$",
+        pattern=TASK_PATTERN,
         description="a task 'package.module:Class' or a pattern of them",
     )
     data: dict[str, Any] = Field(default_factory=dict, description="handed to the task as site.data")

@@ -91,6 +91,7 @@ async def start_local(
         {
             "address": "127.0.0.1:0",
             "data_dir": folder / "coordinator",
+            "allow": tuple(allow),
             "task_folders": tuple(task_folders),
             **(coordinator or {}),
         }

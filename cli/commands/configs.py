@@ -49,20 +49,35 @@ def show(
 def validate(
     settings: Settings,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A run spec, a node config or a policy.")],
+    task_folder: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--task-folder", metavar="FOLDER", help="Searched for a spec's task too; may be given again."
+        ),
+    ] = None,
+    no_task: Annotated[
+        bool, typer.Option("--no-task", help="The spec's task is not on this machine: leave it out.")
+    ] = False,
 ) -> None:
     """Check a file and tell all its mistakes at once, with their lines.
 
     What kind of file it is shows in its tables: [[allow]] makes a policy, [coordinator] or [peer] a node config.
-    Of a run spec it is also checked that its methods go together, as a coordinator does that has the same packages.
+    Of a run spec it is also checked that its methods go together, as a coordinator does that has the same packages, and
+    that its task is there: it is looked for in installed packages, in the task folders of the node config and here.
     """
-    kind, digest, warnings = _check(file)
+    kind, digest, warnings, task = _check(file)
+    if task and not no_task:
+        from cli.node import task_folders
+        from muster.tasks import load_task
+
+        load_task(task, task_folders(settings, task_folder))
     data = {"path": str(file), "kind": kind, "valid": True, "digest": digest, "warnings": warnings}
     warn(settings, warnings)
     emit(settings, data, lambda: f"{file}: a valid {kind}" + (f", digest {digest}" if digest else ""))
 
 
-def _check(file: Path) -> tuple[str, str | None, list[str]]:
-    """What the file is, and of a run spec the digest and the warnings. Raises `ConfigError`."""
+def _check(file: Path) -> tuple[str, str | None, list[str], str]:
+    """What the file is, and of a run spec the digest, the warnings and the task. Raises `ConfigError`."""
     from muster.config import check_config_file
     from muster.spec.load import load_spec, read_toml
 
@@ -74,15 +89,15 @@ def _check(file: Path) -> tuple[str, str | None, list[str]]:
         from peer.policy import load_policy
 
         load_policy(file)
-        return "policy", None, []
+        return "policy", None, [], ""
     if tables & {"coordinator", "peer"}:
         check_config_file(file)
-        return "node config", None, []
+        return "node config", None, [], ""
     spec, _ = load_spec(file)
     from coordinator.checks import check_spec, warnings  # imports torch, for which no other file has to wait
 
     check_spec(spec)
-    return "run spec", spec.digest, list(warnings(spec))
+    return "run spec", spec.digest, list(warnings(spec)), spec.task
 
 
 def schema(

@@ -37,7 +37,7 @@ Set = Annotated[
 
 def register(app: typer.Typer) -> None:
     command(app, "demo", example="muster demo")(demo)
-    command(app, "serve", example="muster serve")(serve)
+    command(app, "serve", example="muster serve --allow 'examples.digits:*'")(serve)
     command(app, "join", example="muster join --name ward-3 --allow 'examples.digits:*' --data index=0")(join)
     command(app, "doctor", example="muster doctor")(doctor)
     command(app, "version", example="muster version")(version)
@@ -63,13 +63,26 @@ def demo(
 
 def serve(
     settings: Settings,
+    *,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK", help="A task that a run may name, or a pattern; may be given again."),
+    ] = None,
     data_dir: DataDir = None,
-    task_folder: TaskFolders = None,
+    task_folder: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--task-folder",
+            metavar="FOLDER",
+            help="A folder whose tasks a run may name; may be given again.",
+        ),
+    ] = None,
     set_: Set = None,
 ) -> None:
     """Be the coordinator, until interrupted.
 
-    --address says where to listen. A coordinator that was killed takes up every run where it stood.
+    --address says where to listen. A run's task is imported here only if --allow names it or if it lies in a
+    --task-folder. A coordinator that was killed takes up every run where it stood.
     """
     from coordinator.server import serve as serve_until_stopped
     from muster.installation import check_installation
@@ -77,7 +90,12 @@ def serve(
 
     check_installation()
     flags = sections(set_ or [])
-    own = {"address": settings.address, "data_dir": data_dir, "task_folders": task_folder}
+    own = {
+        "address": settings.address,
+        "allow": allow,
+        "data_dir": data_dir,
+        "task_folders": task_folder,
+    }
     flags["coordinator"] = {**flags.get("coordinator", {}), **_given(own)}
     config = node_config(settings, flags).coordinator
     configure_logging(config.log_level)

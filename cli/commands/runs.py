@@ -52,7 +52,7 @@ async def submit(
         request = pb.SubmitRunRequest(
             spec_json=checked.canonical_json(), spec_toml=text, request_id=request_id or uuid.uuid4().hex
         )
-        answer: pb.SubmitRunResponse = await client.call("SubmitRun", request)
+        answer = await client.submit(request)
         run, warnings = answer.run, list(answer.warnings)
         warn(settings, warnings)
         if wait:

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from muster.digests import digest_bytes
 
+# A task "package.module:Class", or a pattern of them.
+TASK_PATTERN = r"^([\w.*?\[\]!-]+:[\w*?\[\]!-]+|\*)$"
+
 
 class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)

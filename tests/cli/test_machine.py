@@ -128,7 +128,10 @@ def test_config_show_tells_where_a_value_was_said(muster: Callable[..., Any], at
 @pytest.mark.parametrize(
     ("text", "code", "kind"),
     [
-        ('task = "a:B"\nrounds = 1\n', 0, "run spec"),
+        ('task = "examples.digits:Digits"\nrounds = 1\n', 0, "run spec"),
+        ('task = "a.b:C"\nrounds = 1\n', 6, "task.not_found"),
+        ('task = "examples.digits:Digit"\nrounds = 1\n', 6, "task.not_found"),
+        ('task = "examples.digits:cache"\nrounds = 1\n', 6, "task.not_a_task"),
         ('task = "a:B"\nrunds = 1\n', 6, "spec.invalid"),
         ("[coordinator]\nmodels_keep = 3\n", 0, "node config"),
         ("[peer]\nnmae = 'x'\n", 6, "config.invalid"),
@@ -155,14 +158,18 @@ def test_config_validate(muster: Callable[..., Any], at_home: Path, text: str, c
 def test_config_validate_refuses_what_a_coordinator_would(
     muster: Callable[..., Any], at_home: Path, table: str, fix: str
 ) -> None:
-    (at_home / "run.toml").write_text(f'task = "a:B"\nrounds = 9\n[compression]\n{table}\n')
+    (at_home / "run.toml").write_text(
+        f'task = "examples.digits:Digits"\nrounds = 9\n[compression]\n{table}\n'
+    )
     said = muster("config", "validate", "run.toml", "--json")
     assert (said.code, said.data["error"]["id"]) == (6, "spec.invalid")
     assert said.data["error"]["fix"].startswith(fix)
 
 
 def test_config_validate_warns_of_what_is_valid(muster: Callable[..., Any], at_home: Path) -> None:
-    (at_home / "run.toml").write_text('task = "a:B"\nrounds = 9\n[compression]\nup = "topk:0.01"\n')
+    (at_home / "run.toml").write_text(
+        'task = "examples.digits:Digits"\nrounds = 9\n[compression]\nup = "topk:0.01"\n'
+    )
     said = muster("config", "validate", "run.toml")
     assert said.code == 0 and "a valid run spec" in said.out
     assert said.err.startswith('warning: compression.up = "topk:0.01" and compression.feedback = "none": ')

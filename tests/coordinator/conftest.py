@@ -133,6 +133,8 @@ class InProcessWorker:
     async def run(self, job: str, args: dict[str, Any], **_: Any) -> dict[str, Any]:
         try:
             return await asyncio.to_thread(jobs.JOBS[job], args, lambda _share: None)
+        except MusterError:
+            raise
         except Exception as error:
             raise TaskError("worker.failed", str(error), traceback=traceback.format_exc()) from error
 
@@ -282,6 +284,7 @@ class Stage:
         self.settings: dict[str, Any] = {
             "address": "127.0.0.1:0",
             "data_dir": folder / "coordinator",
+            "allow": ("*",),
             "task_folders": (folder,),
             "heartbeat_seconds": 0.2,
             "lost_heartbeats": 600,

@@ -45,6 +45,7 @@ def args(tmp_path: Path) -> dict[str, Any]:
     return {
         "task": "projected_task:Projected",
         "task_folders": [str(tmp_path)],
+        "named": True,
         "options": {},
         "seed": 3,
         "path": str(tmp_path / "version"),
