@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
@@ -30,10 +31,13 @@ class Client:
     """Made by `connect`. Every call raises what the coordinator raised, or `UnreachableError`,
     `DeadlineError`."""
 
-    def __init__(self, channel: Channel, *, address: str, timeout_seconds: float) -> None:
+    def __init__(
+        self, channel: Channel, *, address: str, timeout_seconds: float, tell: Callable[[str], None]
+    ) -> None:
         self.channel = channel
         self.address = address
         self.timeout_seconds = timeout_seconds
+        self._tell = tell  # what a person should know beside the data
 
     async def call(self, name: str, request: Message) -> Any:
         """One unary procedure of the admin service, by its name."""
@@ -82,15 +86,33 @@ class Client:
         return response.models
 
     async def find_run(self, text: str) -> pb.Run:
-        """The run whose id is `text`, or else whose name is, or else whose id begins with it."""
+        """The run whose id is `text`, or else whose name is, or else whose id begins with it.
+
+        Of several submissions of one name the newest is meant, and that is told; `NAME@N` is the Nth.
+        """
         runs = await self.runs()
-        return _pick(
-            text, runs, kind="run", ids=[run.run_id for run in runs], names=[run.name for run in runs]
-        )
+        by_name = submissions(runs)
+        if text in by_name and all(run.run_id != text for run in runs):
+            return self._newest(text, by_name[text])
+        name, at, number = text.rpartition("@")
+        if at and name in by_name:
+            return _submission(name, number, by_name[name])
+        ids = [run.run_id for run in runs]
+        return _pick(text, runs, kind="run", ids=ids, others=tuple(by_name))
+
+    def _newest(self, name: str, found: Sequence[pb.Run]) -> pb.Run:
+        newest = found[-1]
+        if len(found) > 1:
+            others = f"{name}@1" if len(found) == 2 else f"{name}@1 to {name}@{len(found) - 1}"
+            self._tell(
+                f"{len(found)} runs are called {name!r}; this is the newest, {newest.run_id}. "
+                f"The others are {others}: muster run list"
+            )
+        return newest
 
     async def find_peer(self, text: str) -> pb.Peer:
         peers = await self.peers()
-        return _pick(text, peers, kind="peer", ids=[peer.peer_id for peer in peers], names=[])
+        return _pick(text, peers, kind="peer", ids=[peer.peer_id for peer in peers])
 
     async def events(
         self, *, run_id: str = "", after_sequence: int = 0, follow: bool = False
@@ -139,12 +161,15 @@ async def once(request: Any) -> AsyncIterator[Any]:
 async def connect(settings: Settings) -> AsyncGenerator[Client]:
     """A client of the coordinator that the settings name."""
     from cli.node import coordinator_address
+    from cli.output import note
     from muster.transport.grpc_ import GrpcTransport
 
     address = settings.address or coordinator_address(settings)
     channel = GrpcTransport().connect(address)
     try:
-        yield Client(channel, address=address, timeout_seconds=settings.timeout_seconds)
+        yield Client(
+            channel, address=address, timeout_seconds=settings.timeout_seconds, tell=partial(note, settings)
+        )
     except UnreachableError as error:
         error.fix = "start one with `muster serve`, or give the address of another with --address"
         raise
@@ -152,12 +177,39 @@ async def connect(settings: Settings) -> AsyncGenerator[Client]:
         await channel.close()
 
 
-def _pick(text: str, items: Iterable[Item], *, kind: str, ids: list[str], names: list[str]) -> Item:
+def submissions(runs: Sequence[pb.Run]) -> dict[str, list[pb.Run]]:
+    """The runs of each name, first submitted first: NAME@1, NAME@2, ..."""
+    found: dict[str, list[pb.Run]] = {}
+    for run in sorted(runs[::-1], key=lambda run: run.created_at):  # they are listed newest first
+        if run.name:
+            found.setdefault(run.name, []).append(run)
+    return found
+
+
+def callings(runs: Sequence[pb.Run]) -> dict[str, str]:
+    """What each run may be called beside its id: its name, with @N where several have it."""
+    return {
+        run.run_id: name if len(found) == 1 else f"{name}@{at}"
+        for name, found in submissions(runs).items()
+        for at, run in enumerate(found, start=1)
+    }
+
+
+def _submission(name: str, number: str, found: Sequence[pb.Run]) -> pb.Run:
+    if number.isdecimal() and 0 < int(number) <= len(found):
+        return found[int(number) - 1]
+    many = f"{len(found)} runs are" if len(found) > 1 else "one run is"
+    raise NotFoundError(
+        "run.not_found",
+        f"there is no {name}@{number}: {many} called {name!r}",
+        fix="muster run list; @1 is the first that was submitted",
+    )
+
+
+def _pick(text: str, items: Iterable[Item], *, kind: str, ids: list[str], others: Sequence[str] = ()) -> Item:
+    """By id, or by its beginning; `others` are what else it may have been meant to say."""
     found = list(items)
-    for at, identifier in enumerate(ids):
-        if identifier == text:
-            return found[at]
-    matches = [at for at, name in enumerate(names) if name == text]
+    matches = [at for at, identifier in enumerate(ids) if identifier == text]
     matches = matches or [at for at, identifier in enumerate(ids) if text and identifier.startswith(text)]
     if len(matches) == 1:
         return found[matches[0]]
@@ -168,7 +220,7 @@ def _pick(text: str, items: Iterable[Item], *, kind: str, ids: list[str], names:
             f"{text!r} may mean any of {len(matches)} {kind}s: {candidates}",
             fix=f"give the {kind}'s id, or more of it",
         )
-    raise _not_found(text, kind, [*ids, *names])
+    raise _not_found(text, kind, [*ids, *others])
 
 
 def _not_found(text: str, kind: str, known: list[str]) -> MusterError:

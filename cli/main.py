@@ -36,7 +36,6 @@ Bare verbs act on this machine, nouns act on the federation through its coordina
 def build() -> typer.Typer:
     app = typer.Typer(
         add_completion=False,
-        no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},

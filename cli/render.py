@@ -100,13 +100,15 @@ def prose(text: str) -> Group:
     )
 
 
-def runs_table(runs: Sequence[pb.Run]) -> RenderableType:
+def runs_table(runs: Sequence[pb.Run], called: Mapping[str, str]) -> RenderableType:
+    """`called`: what each run may be called beside its id."""
     if not runs:
         return "No runs yet. Submit one: muster run submit run.toml"
-    made = table("RUN", "STATE", "ROUNDS", "METRICS", "CREATED", "REASON", numbers=("ROUNDS",))
+    made = table("NAME", "RUN", "STATE", "ROUNDS", "METRICS", "CREATED", "REASON", numbers=("ROUNDS",))
     for run in runs:
         rounds = f"{run.rounds_committed}/{run.rounds_total}"
         made.add_row(
+            called.get(run.run_id, "-"),
             run.run_id,
             state(run.state),
             rounds,
@@ -205,7 +207,9 @@ def event_line(event: pb.Event) -> Text:
     return line
 
 
-def status_view(status: pb.GetStatusResponse, runs: Sequence[pb.Run]) -> RenderableType:
+def status_view(
+    status: pb.GetStatusResponse, runs: Sequence[pb.Run], called: Mapping[str, str]
+) -> RenderableType:
     def counts(found: Mapping[str, int]) -> str:
         return ", ".join(f"{number} {name.lower()}" for name, number in sorted(found.items())) or "none"
 
@@ -222,7 +226,7 @@ def status_view(status: pb.GetStatusResponse, runs: Sequence[pb.Run]) -> Rendera
         ]
     )
     live = [run for run in runs if run.state in ("QUEUED", "RUNNING", "PAUSED")]
-    return Group(head, "", runs_table(live)) if live else head
+    return Group(head, "", runs_table(live, called)) if live else head
 
 
 def explanation_view(found: pb.ExplainRunResponse) -> RenderableType:

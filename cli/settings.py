@@ -84,6 +84,12 @@ def _with_parameters(function: Callable[..., Any], parameters: list[inspect.Para
 
 
 _CONTEXT = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+_VERSION = inspect.Parameter(
+    "version",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=False,
+    annotation=Annotated[bool, typer.Option("--version", "-V", help="The version of Muster, and no more.")],
+)
 
 
 def command(
@@ -125,15 +131,38 @@ def command(
 def root(app: typer.Typer, *, help: str) -> None:
     """Lets the options of every command stand before the command too."""
 
-    def remember(context: typer.Context, **given: Any) -> None:
+    def remember(context: typer.Context, *, version: bool, **given: Any) -> None:
         context.obj = {name: value for name, value in given.items() if value not in (None, False)}
+        if version:
+            show_version(_collect(context, {}))
+            raise typer.Exit
+        _help_alone(context)
 
-    _with_parameters(remember, [_CONTEXT, *_PARAMETERS])
-    app.callback(help=help)(remember)
+    _with_parameters(remember, [_CONTEXT, *_PARAMETERS, _VERSION])
+    app.callback(help=help, invoke_without_command=True)(remember)
+
+
+def show_version(settings: Settings) -> None:
+    from muster.version import muster_version
+
+    if settings.json:
+        from cli.output import emit_json
+        from muster.wire import PROTOCOL_VERSION
+
+        emit_json({"version": muster_version(), "protocol": PROTOCOL_VERSION})
+    else:
+        print(f"muster {muster_version()}")
+
+
+def _help_alone(context: typer.Context) -> None:
+    """What has commands and got none is asked what it can do: that is an answer, on standard output, exit 0."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def group(app: typer.Typer, name: str, *, help: str) -> typer.Typer:
     """A noun: a command that has commands."""
-    nested = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=help)
+    nested = typer.Typer(rich_markup_mode=None, help=help)
+    nested.callback(help=help, invoke_without_command=True)(_help_alone)
     app.add_typer(nested, name=name, help=help)
     return nested

@@ -159,7 +159,8 @@ async def _job(coordinator: Coordinator, run_id: str, number: int) -> tuple[Aggr
                 "replay.pruned",
                 f"round {number} cannot be replayed: {what} are kept no longer",
                 cause=f"the coordinator keeps the updates of the last {coordinator.config.updates_keep_rounds} rounds",
-                fix="replay a newer round, or raise coordinator.updates_keep_rounds before the next run",
+                fix=f"the newest can be: muster round replay {run_id}; to keep more of the next run: "
+                "muster serve --set coordinator.updates_keep_rounds=20",
             )
     job = AggregationJob(
         spec=RunSpec.model_validate_json(run.spec_json),

@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
 async def status(settings: Settings) -> None:
     """The federation at a glance: coordinator, peers, live runs."""
-    from cli.client import connect
+    from cli.client import callings, connect
     from cli.json_form import to_json
     from cli.render import status_view
     from protos.v1 import admin_pb2 as pb
@@ -25,7 +25,7 @@ async def status(settings: Settings) -> None:
         found: pb.GetStatusResponse = await client.call("GetStatus", pb.GetStatusRequest())
         runs = await client.runs()
     data = {**to_json(found), "live_runs": [to_json(run) for run in runs if not run.ended_at]}
-    emit(settings, data, lambda: status_view(found, runs))
+    emit(settings, data, lambda: status_view(found, runs, callings(runs)))
 
 
 async def why(settings: Settings, run: RunName) -> None:

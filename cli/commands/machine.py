@@ -11,7 +11,7 @@ import typer
 
 from cli.node import node_config, pairs, sections
 from cli.output import emit, emit_json
-from cli.settings import Settings, command
+from cli.settings import Settings, command, show_version
 
 
 class Shell(StrEnum):
@@ -185,14 +185,7 @@ async def doctor(settings: Settings) -> int:
 
 def version(settings: Settings) -> None:
     """The version of Muster and of the protocol that it speaks."""
-    from muster.version import muster_version
-
-    if settings.json:
-        from muster.wire import PROTOCOL_VERSION
-
-        emit_json({"version": muster_version(), "protocol": PROTOCOL_VERSION})
-    else:
-        print(f"muster {muster_version()}")
+    show_version(settings)
 
 
 def completion(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,11 +12,14 @@ from cli.output import emit
 from cli.settings import Settings, command
 from muster.errors import NotFoundError, UsageError
 
+if TYPE_CHECKING:
+    from cli.client import Client
+
 
 def register(app: typer.Typer) -> None:
     command(app, "list", example="muster round list digits")(list_rounds)
     command(app, "show", example="muster round show digits 3")(show)
-    command(app, "replay", example="muster round replay digits 3 --rule krum")(replay)
+    command(app, "replay", example="muster round replay digits --rule krum")(replay)
 
 
 async def list_rounds(settings: Settings, run: RunName) -> None:
@@ -50,20 +53,16 @@ async def show(
 
     async with connect(settings) as client:
         run_id = (await client.find_run(run)).run_id
-        if number is None:
-            number = max((each.number for each in await client.rounds(run_id)), default=0)
-            if number == 0:
-                raise NotFoundError(
-                    "round.not_found", f"run {run_id!r} has no round yet", fix=f"muster why {run_id}"
-                )
-        found = await client.round(run_id, number)
+        found = await client.round(run_id, number or await _newest(client, run_id))
     emit(settings, to_json(found), lambda: round_explained(found) if explain else round_view(found))
 
 
 async def replay(
     settings: Settings,
     run: RunName,
-    number: Annotated[int, typer.Argument(metavar="N", min=1)],
+    number: Annotated[
+        int | None, typer.Argument(metavar="N", min=1, help="The newest committed round if left out.")
+    ] = None,
     *,
     rule: Annotated[
         str | None, typer.Option("--rule", metavar="NAME", help="Instead of the run's own.")
@@ -89,7 +88,8 @@ async def replay(
 ) -> None:
     """Aggregate a round's stored updates once more, with another rule, and compare; nothing is changed.
 
-    With the run's own rule it must make the committed model again, to the byte.
+    With the run's own rule it must make the committed model again, to the byte. Updates of a run's newest round are
+    kept; the coordinator's updates_keep_rounds keeps those of more.
     """
     from cli.client import connect
     from cli.json_form import to_json
@@ -102,8 +102,21 @@ async def replay(
     if option:
         changes["options"] = dict(map(_option, option))
     async with connect(settings) as client:
-        found = await client.replay((await client.find_run(run)).run_id, number, changes)
+        run_id = (await client.find_run(run)).run_id
+        number = number or await _newest(client, run_id, committed=True)
+        found = await client.replay(run_id, number, changes)
     emit(settings, to_json(found), lambda: replay_view(found))
+
+
+async def _newest(client: Client, run_id: str, *, committed: bool = False) -> int:
+    rounds = await client.rounds(run_id)
+    numbers = [each.number for each in rounds if not committed or each.state == "COMMITTED"]
+    if not numbers:
+        what = "committed round" if committed and rounds else "round"
+        raise NotFoundError(
+            "round.not_found", f"run {run_id!r} has no {what} yet", fix=f"muster why {run_id}"
+        )
+    return max(numbers)
 
 
 def _option(text: str) -> tuple[str, Any]:

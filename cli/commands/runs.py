@@ -12,7 +12,11 @@ from cli.output import confirm, emit, note, warn
 from cli.settings import Settings, command
 
 RunName = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's id, its name, or the beginning of its id.")
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="A run's name (of several the newest; NAME@1 is the first submitted), its id, or the beginning of that.",
+    ),
 ]
 
 
@@ -68,13 +72,13 @@ async def submit(
 
 async def list_runs(settings: Settings) -> None:
     """All runs, with their state and newest metrics."""
-    from cli.client import connect
+    from cli.client import callings, connect
     from cli.json_form import to_json
     from cli.render import runs_table
 
     async with connect(settings) as client:
         runs = await client.runs()
-    emit(settings, [to_json(run) for run in runs], lambda: runs_table(runs))
+    emit(settings, [to_json(run) for run in runs], lambda: runs_table(runs, callings(runs)))
 
 
 async def show(settings: Settings, run: RunName) -> None:

@@ -78,7 +78,7 @@ class Fake:
             task="examples.digits:Digits",
             rounds_total=3,
             spec_json=json.dumps(spec or {"task": "examples.digits:Digits", "rounds": 3}),
-            created_at=T0,
+            created_at=T0 + len(self.runs),
             started_at=T0 + 1,
         )
         self.runs[run_id] = run

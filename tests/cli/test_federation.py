@@ -349,3 +349,44 @@ def test_options_may_stand_before_the_command(
 ) -> None:
     assert execute(["--json", "--address", federation.address, "run", "list"]) == 0
     assert capsys.readouterr().out.startswith("[")
+
+
+def test_a_name_submitted_again_means_the_newest_and_says_so(
+    ask: Callable[..., Any], ask_json: Callable[..., Any], tmp_path: Path
+) -> None:
+    spec = tmp_path / "again.toml"
+    spec.write_text(SPEC.format("again"))
+    first, second = (ask_json("run", "submit", str(spec))["run_id"] for _ in range(2))
+    said = ask("run", "show", "again", "--json")
+    assert said.data["run_id"] == second
+    assert f"2 runs are called 'again'; this is the newest, {second}. The others are again@1" in said.err
+    assert ask("run", "show", "again", "--quiet").err == ""
+    assert [ask_json("run", "show", f"again@{n}")["run_id"] for n in (1, 2)] == [first, second]
+    listed = ask("run", "list").out
+    for name in ("again@1", "again@2", "digits "):
+        assert any(line.startswith(name) for line in listed.splitlines()), name
+    beyond = ask("run", "show", "again@3")
+    assert beyond.code == 1
+    assert "there is no again@3: 2 runs are called 'again'" in beyond.err
+
+
+def test_a_round_left_out_is_the_newest_committed(
+    ask_json: Callable[..., Any], ask: Callable[..., Any]
+) -> None:
+    assert (
+        ask_json("round", "replay", "digits", "--rule", "krum")["reason"] == 'round 3 with {"rule": "krum"}'
+    )
+    assert "has no round yet" in ask("round", "replay", "text").err
+
+
+@pytest.mark.parametrize("noun", ["", "run", "round", "peer", "model", "config", "aggregator", "compressor"])
+def test_a_noun_alone_tells_what_it_can_do(muster: Callable[..., Any], noun: str) -> None:
+    said = muster(*noun.split())
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith(f"Usage: muster {noun}".rstrip())
+    assert "Commands:" in said.out
+
+
+def test_the_version_is_an_option_too(muster: Callable[..., Any]) -> None:
+    assert muster("--version").out == muster("version").out
+    assert muster("--version", "--json").data == muster("version", "--json").data
