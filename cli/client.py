@@ -180,7 +180,7 @@ async def connect(settings: Settings) -> AsyncGenerator[Client]:
 def submissions(runs: Sequence[pb.Run]) -> dict[str, list[pb.Run]]:
     """The runs of each name, first submitted first: NAME@1, NAME@2, ..."""
     found: dict[str, list[pb.Run]] = {}
-    for run in sorted(runs[::-1], key=lambda run: run.created_at):  # they are listed newest first
+    for run in sorted(runs, key=lambda run: (run.created_at, run.run_id)):
         if run.name:
             found.setdefault(run.name, []).append(run)
     return found

@@ -5,7 +5,7 @@
 * Nothing leaves an ended state; every step is one that its entity may take.
 * A peer has one live assignment in a round at most, attempts count up, and at most one update counts.
 * Nothing outlives its round, nothing outlives its run; a finished run has committed what it wanted.
-* A peer's session epochs only grow, and a removed peer never comes back.
+* The epochs of a name's sessions only grow, and after a peer was removed its name begins with an enrolment.
 """
 
 from __future__ import annotations
@@ -261,12 +261,12 @@ class _Checker:
     def _feed_peer(self, event: EventLike) -> None:
         peer = self._peers.setdefault(event.peer_id, _Peer())
         epoch = event.data["epoch"]
-        if peer.revoked:
+        if peer.revoked and event.kind != "peer.enrolled":
             self._broken(f"{event.peer_id} was removed before")
         if epoch < peer.epoch or (event.kind == "peer.connected" and epoch == peer.epoch):
             self._broken(f"session {epoch} of {event.peer_id} follows session {peer.epoch}")
         peer.epoch = max(peer.epoch, epoch)
-        peer.revoked = peer.revoked or event.kind == "peer.revoked"
+        peer.revoked = event.kind == "peer.revoked"
 
 
 def check(events: Iterable[EventLike]) -> list[str]:

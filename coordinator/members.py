@@ -54,7 +54,10 @@ class MemberBook:
             )
         if member.status is PeerStatus.REVOKED:
             raise NotAllowedError(
-                "peer.removed", f"peer {peer_id!r} was removed and cannot come back", cause=member.reason
+                "peer.removed",
+                f"peer {peer_id!r} was removed and cannot come back",
+                cause=member.reason,
+                fix="if it shall take part again, as a new peer: join with an empty data folder (--data-dir)",
             )
         return peer_id
 

@@ -3,9 +3,9 @@
     PENDING -> ACTIVE <-> SUSPECT -> LOST -> ACTIVE (it came back)
     DRAINING: keeps what it holds, gets no new work, LOST when it is gone
     QUARANTINED: may stay connected, gets no work, its updates are refused, until it is released
-    REVOKED: never comes back
+    REVOKED: with that secret never again; its name is free, and who takes it, with another, is a new peer
 
-A peer's epoch grows with each of its sessions; what an older session still says is ignored. Heartbeats
+A name's epoch grows with each session under it; what an older session still says is ignored. Heartbeats
 change no row; only transitions do.
 """
 
@@ -180,7 +180,7 @@ def decide(members: Members, event: PeerEvent | Tick, now: float, limits: Limits
     if member is None:
         return MembershipDecision(members, (), f"{event.peer_id} is not enrolled")
     if member.status is PeerStatus.REVOKED:
-        return MembershipDecision(members, (), f"{event.peer_id} was removed and cannot come back")
+        return MembershipDecision(members, (), f"{event.peer_id} was removed")
     return _HANDLERS[type(event)](members, member, event, now)
 
 
@@ -202,13 +202,25 @@ def _enrol(members: Members, event: Enrolled, now: float) -> MembershipDecision:
         values = {**facts, "enrolled_at": now}
         return _decided(members, None, made, "peer.enrolled", now, values=values)
     if member.status is PeerStatus.REVOKED:
-        return MembershipDecision(members, (), f"{event.peer_id} was removed and cannot come back")
+        return _taken_over(members, member, event, now, facts)
     if all(getattr(member, name) == value for name, value in facts.items()):
         return MembershipDecision(members, (), f"{event.peer_id} is enrolled already")
     reason = f"{event.peer_id} enrolled again, with Muster {event.muster_version} on {event.device}"
     return _decided(
         members, member, replace(member, reason=reason, **facts), "peer.enrolled", now, values=facts
     )
+
+
+def _taken_over(
+    members: Members, member: Member, event: Enrolled, now: float, facts: Mapping[str, Any]
+) -> MembershipDecision:
+    """A removed peer's name, by whoever is not that peer. The history under the name stays, and its epoch grows on."""
+    if event.secret_hash == member.secret_hash:
+        return MembershipDecision(members, (), f"{event.peer_id} was removed and cannot come back")
+    reason = f"{event.peer_id} enrolled as a new peer, under the name of one that was removed"
+    fresh = replace(member, status=PeerStatus.PENDING, reason=reason, seen_at=now, **facts)
+    values = {**facts, "enrolled_at": now}
+    return _decided(members, member, fresh, "peer.enrolled", now, values=values)
 
 
 def _connected(members: Members, member: Member, _: Connected, now: float) -> MembershipDecision:
@@ -281,7 +293,7 @@ def _release(members: Members, member: Member, _: Release, now: float) -> Member
 
 
 def _remove(members: Members, member: Member, event: Remove, now: float) -> MembershipDecision:
-    reason = f"{member.peer_id} is removed and cannot come back{_why(event.reason)}"
+    reason = f"{member.peer_id} is removed, and its name is free{_why(event.reason)}"
     revoked = replace(member, status=PeerStatus.REVOKED, reason=reason, connected=False)
     return _decided(members, member, revoked, "peer.revoked", now)
 

@@ -15,6 +15,7 @@ from coordinator.engine.state import (
     AssignmentProgressed,
     AssignmentStatus,
     Event,
+    PeerStatus,
 )
 from coordinator.members import hash_secret
 from coordinator.offers import Session
@@ -65,12 +66,14 @@ class MembershipServicer:
             )
         secret_hash = hash_secret(request.secret)
         known = self._coordinator.members.get(name)
-        if known is not None and known.secret_hash != secret_hash:
+        removed = known is not None and known.status is PeerStatus.REVOKED
+        if known is not None and known.secret_hash != secret_hash and not removed:
             raise AuthenticationError(
                 "peer.name_taken",
                 f"the name {name!r} belongs to another peer",
                 cause="it enrolled before with another secret; the data folder of this peer may be new or lost",
-                fix="take another name (--name), or give this peer its old data folder back",
+                fix=f"take another name (--name), or give this peer its old data folder back; if that is lost, the "
+                f"coordinator's admin frees the name: muster peer remove {name}",
             )
         await self._coordinator.members.submit(
             membership.Enrolled(

@@ -69,11 +69,14 @@ async def release(settings: Settings, peer: PeerName) -> None:
 
 
 async def remove(settings: Settings, peer: PeerName, reason: Reason = "") -> None:
-    """Revoke a peer for good: it can never come back under this name."""
+    """Send a peer away for good, and free its name.
+
+    What it did stays in the history. Who joins under the name then is a new peer, as one whose data folder was lost is.
+    """
     from protos.v1 import admin_pb2 as pb
 
     request = pb.RemovePeerRequest(reason=reason)
-    await _steer(settings, peer, "RemovePeer", request, question="Remove {} for good?")
+    await _steer(settings, peer, "RemovePeer", request, question="Send {} away for good, and free its name?")
 
 
 async def _steer(settings: Settings, text: str, procedure: str, request: Any, *, question: str = "") -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from muster.errors import (
+    AuthenticationError,
     MusterError,
     NotAllowedError,
 )
@@ -241,6 +242,24 @@ async def test_a_removed_peer_is_sent_away_for_good(stage: Any) -> None:
     with pytest.raises(NotAllowedError) as caught:
         await again.enrol()
     assert caught.value.id == "peer.removed"
+    assert "--data-dir" in caught.value.fix
+
+
+async def test_a_peer_that_lost_its_folder_takes_its_name_back_once_it_was_removed(stage: Any) -> None:
+    peer = await stage.peer("ward")
+    secret = "another secret, of another folder"
+    reborn = type(peer)(stage.channel(), "ward", stage.folder, secret)
+    with pytest.raises(AuthenticationError) as caught:
+        await reborn.enrol()
+    assert (caught.value.id, "muster peer remove ward" in caught.value.fix) == ("peer.name_taken", True)
+    await stage.call("RemovePeer", pb.RemovePeerRequest(peer_id="ward"))
+    assert not (await peer.hear("closing")).closing.reconnect
+    await reborn.enrol()
+    await reborn.connect()
+    found = (await stage.call("GetPeer", pb.GetPeerRequest(peer_id="ward"))).peer
+    assert (found.state, found.epoch) == ("ACTIVE", 2)
+    with pytest.raises(AuthenticationError):
+        await type(peer)(stage.channel(), "ward", stage.folder).enrol()
 
 
 async def test_a_draining_peer_finishes_what_it_holds_and_is_asked_nothing_new(stage: Any) -> None:

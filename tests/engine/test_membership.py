@@ -198,7 +198,7 @@ def test_a_release_while_away_leaves_the_detector_to_its_work(cluster: Cluster) 
     "event",
     [
         Connected(peer_id="a"),
-        Enrolled(peer_id="a", secret_hash="other", device="cpu", muster_version="9"),
+        Enrolled(peer_id="a", secret_hash="hash", device="cpu", muster_version="9"),
         Release(peer_id="a"),
         Drain(peer_id="a"),
         Quarantine(peer_id="a"),
@@ -209,10 +209,25 @@ def test_a_release_while_away_leaves_the_detector_to_its_work(cluster: Cluster) 
 )
 def test_a_removed_peer_never_comes_back(cluster: Cluster, event: Any) -> None:
     cluster.connect()
-    assert cluster.send(Remove(peer_id="a", reason="sold")) == "a is removed and cannot come back: sold"
+    assert cluster.send(Remove(peer_id="a", reason="sold")) == "a is removed, and its name is free: sold"
     assert membership.gone(cluster.newest)
-    assert cluster.send(event) == "a was removed and cannot come back"
+    assert cluster.send(event).startswith("a was removed")
     assert (cluster.newest, cluster.a.status, cluster.a.connected) == ((), PeerStatus.REVOKED, False)
+
+
+def test_a_removed_peers_name_is_free_for_another(cluster: Cluster) -> None:
+    cluster.connect()
+    cluster.send(Remove(peer_id="a"))
+    told = cluster.send(
+        Enrolled(peer_id="a", secret_hash="other", device="cuda", muster_version="9"), after=1
+    )
+    assert told == "a enrolled as a new peer, under the name of one that was removed"
+    assert cluster.newest[0].values["enrolled_at"] == cluster.now
+    assert (cluster.a.status, cluster.a.secret_hash, cluster.a.epoch) == (PeerStatus.PENDING, "other", 1)
+    # What the session of the one that was removed still says is not said by the new one.
+    assert cluster.beat(epoch=1) == "session 1 of a has ended"
+    assert cluster.connect() == "a is back with session 2"
+    assert cluster.a.status is PeerStatus.ACTIVE
 
 
 def test_nobody_acts_without_being_enrolled(cluster: Cluster) -> None:
@@ -254,6 +269,8 @@ def test_the_log_of_all_this_passes_the_checker(cluster: Cluster) -> None:
     cluster.send(Quarantine(peer_id="a"))
     cluster.send(Release(peer_id="a"))
     cluster.send(Remove(peer_id="a"))
+    cluster.send(Enrolled(peer_id="a", secret_hash="other", device="cpu", muster_version="9"))
+    cluster.connect()
 
     @dataclass(frozen=True)
     class Logged:
