@@ -145,8 +145,9 @@ class AdminServicer:
         explanation = explain(
             live, self._coordinator.peer_views(), self._coordinator.clock.now(), self._coordinator.bytes_held
         )
+        obstacle = self._coordinator.effects.obstacle(row.run_id)
         return pb.ExplainRunResponse(
-            sentence=f"the run is {row.state}: {explanation.sentence}",
+            sentence=f"the run is {row.state}: {obstacle or explanation.sentence}",
             details=explanation.details,
             recent=events,
         )
@@ -221,13 +222,14 @@ class AdminServicer:
                 cause="a skipped round makes none" if number else "the initial model is still being made",
                 fix=f"muster model list {request.run_id}",
             )
-        if not self._coordinator.blobs.has(model.digest):
+        if model.blob_gone and not self._coordinator.blobs.has(model.digest):
             raise NotFoundError(
                 "model.pruned",
                 f"version {model.version} of run {request.run_id!r} is kept no longer",
                 cause=f"the coordinator keeps the newest {self._coordinator.config.models_keep} versions",
                 fix="pull a newer one, or raise coordinator.models_keep",
             )
+        path = await self._coordinator.repairs.model(model.run_id, model.digest, model.size_bytes)
         yield pb.PullModelResponse(
             header=BlobHeader(
                 size_bytes=model.size_bytes,
@@ -238,7 +240,7 @@ class AdminServicer:
                 offset=request.offset,
             )
         )
-        async for chunk in read_chunks(self._coordinator.blobs.path(model.digest), request.offset):
+        async for chunk in read_chunks(path, request.offset):
             yield chunk
 
     # -- peers --------------------------------------------------------------------------------------------------------

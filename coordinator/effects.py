@@ -30,7 +30,8 @@ from coordinator.engine.state import (
     Treatment,
 )
 from coordinator.permits import task_args
-from muster.errors import MusterError, StorageError
+from muster.blobs import LOST
+from muster.errors import MusterError, StorageError, TransferError
 from muster.spec.model import RunSpec
 from muster.worker.host import WorkerHost
 
@@ -44,6 +45,7 @@ log = structlog.get_logger()
 TASK_SECONDS_MAX = 600.0  # making the initial model, or evaluating one version, on the coordinator
 IMPORT_SECONDS_MAX = 120.0  # importing a task's module, on a cold machine with all that it imports
 STORAGE_RETRY_SECONDS = 2.0
+STORAGE_SECONDS_MAX = 600.0  # a round that the disk does not let aggregate for so long is skipped
 _SPOOL_SUFFIX = re.compile(r"\.part(\.header(\.tmp)?)?$")
 PRUNE_SECONDS = 2.0  # rounds that end within it share one look at what may go
 
@@ -58,6 +60,11 @@ class EffectRunner:
         # Held from a file's adoption until its row is committed, and while files are dropped: equal bytes of two runs
         # are one blob, which one run must not drop while the other is about to name it.
         self._files = asyncio.Lock()
+        self._obstacles: dict[str, str] = {}  # run -> why its aggregation does not get on
+
+    def obstacle(self, run_id: str) -> str:
+        """Why the run's aggregation waits, in one sentence; "" where it does not."""
+        return self._obstacles.get(run_id, "")
 
     def _make_worker(self, label: str) -> WorkerHost:
         log_path = Path(self._coordinator.config.data_dir) / "worker.log"
@@ -145,32 +152,42 @@ class EffectRunner:
     # -- aggregation --------------------------------------------------------------------------------------------------
 
     async def _aggregate(self, effect: Aggregate) -> None:
+        began = self._coordinator.clock.now()
+        try:
+            while (refusal := await self._try_to_aggregate(effect, began)) is None:
+                await self._coordinator.clock.sleep(STORAGE_RETRY_SECONDS)
+        finally:
+            self._obstacles.pop(effect.run_id, None)
+        if refusal:
+            event = AggregationSkipped(run_id=effect.run_id, round=effect.round, reason_given=refusal)
+            await self._coordinator.post_surely(event)
+
+    async def _try_to_aggregate(self, effect: Aggregate, began: float) -> str | None:
+        """Why the round makes no version, or "" if it has made one, or None if it may be tried again."""
         from coordinator.recipe import AggregationRefused
 
-        coordinator = self._coordinator
-        while True:
-            try:
-                await self._aggregate_once(effect)
-            except AggregationRefused as refusal:
-                event = AggregationSkipped(
-                    run_id=effect.run_id, round=effect.round, reason_given=str(refusal)
-                )
-                await coordinator.post_surely(event)
-            except (StorageError, OSError) as error:
-                # Nothing is lost: the round stays AGGREGATING and goes on when there is room again.
-                log.exception(
-                    "aggregation.storage", run_id=effect.run_id, round=effect.round, reason=str(error)
-                )
-                await coordinator.clock.sleep(STORAGE_RETRY_SECONDS)
-                continue
-            except (
-                Exception
-            ) as error:  # a rule may be anybody's plug-in: its failure costs the round, not the run
-                log.exception("aggregation.failed", run_id=effect.run_id, round=effect.round)
-                told = f"aggregation failed: {type(error).__name__}: {error}"
-                event = AggregationSkipped(run_id=effect.run_id, round=effect.round, reason_given=told)
-                await coordinator.post_surely(event)
-            return
+        try:
+            await self._aggregate_once(effect)
+        except AggregationRefused as refusal:
+            return str(refusal)
+        except (StorageError, OSError) as error:
+            log.warning("aggregation.storage", run_id=effect.run_id, round=effect.round, reason=str(error))
+            told = str(error)
+            if isinstance(error, StorageError) and error.id in LOST:
+                return f"the coordinator has lost a file that it needs: {told}"
+            if self._coordinator.clock.now() - began >= STORAGE_SECONDS_MAX:
+                return f"the coordinator's storage has refused for {STORAGE_SECONDS_MAX:g} s: {told}"
+            # Nothing is lost: the round stays AGGREGATING and goes on when there is room again.
+            self._obstacles[effect.run_id] = (
+                f"the aggregation of round {effect.round} waits for storage: {told}"
+            )
+            return None
+        except (
+            Exception
+        ) as error:  # a rule may be anybody's plug-in: its failure costs the round, not the run
+            log.exception("aggregation.failed", run_id=effect.run_id, round=effect.round)
+            return f"aggregation failed: {type(error).__name__}: {error}"
+        return ""
 
     async def _aggregate_once(self, effect: Aggregate) -> None:
         from coordinator import aggregation
@@ -193,6 +210,9 @@ class EffectRunner:
         ]
         cohort = len(run.rounds[effect.round].cohort)
         names = aggregation.state_names(run.spec, updates, cohort=cohort, base_version=effect.base.version)
+        await coordinator.repairs.model(run.run_id, effect.base.digest, effect.base.size_bytes, afresh=True)
+        beside = [*states.values(), *(update.path.name for update in updates)]
+        await asyncio.gather(*(blobs.verified(digest, afresh=True) for digest in beside))
         model_out = blobs.temporary()
         states_out = {name: blobs.temporary() for name in names}
         job = aggregation.AggregationJob(
@@ -209,7 +229,7 @@ class EffectRunner:
         )
         try:
             loop = asyncio.get_running_loop()
-            result = await loop.run_in_executor(coordinator.pool, aggregation.aggregate, job)
+            result = await loop.run_in_executor(coordinator.aggregations, aggregation.aggregate, job)
             async with self._files:
                 await blobs.adopt(model_out, result.model_digest)
                 for name, digest in result.state_digests.items():
@@ -229,8 +249,9 @@ class EffectRunner:
         metrics: dict[str, float] = {}
         told = ""
         try:
-            path = str(coordinator.blobs.path(effect.model.digest))
-            metrics = (await self._run_job("evaluate", run, path=path))["metrics"]
+            model = effect.model
+            path = await coordinator.repairs.model(run.run_id, model.digest, model.size_bytes)
+            metrics = (await self._run_job("evaluate", run, path=str(path)))["metrics"]
         except MusterError as error:
             told = _told(error)
         await coordinator.post_surely(
@@ -240,17 +261,20 @@ class EffectRunner:
     # -- what lies on disk --------------------------------------------------------------------------------------------
 
     async def layout(self, run: RunState) -> ParameterLayout:
-        """The run's parameter layout, read once from a model file's header."""
-        from muster.modelfile import ModelFile
-
+        """The run's parameter layout, read once from a model file's header. Raises `StorageError` if it is lost."""
         model = run.model
         if model is None:
             raise AssertionError(f"run {run.run_id} has no model yet")
         found = self._layouts.get(model.layout_digest)
         if found is None:
-            file = await asyncio.to_thread(ModelFile, self._coordinator.blobs.path(model.digest))
-            found = self._layouts[model.layout_digest] = file.layout
-            file.close()
+            path = self._coordinator.blobs.path(model.digest)
+            found = await asyncio.to_thread(_layout, path)
+            if found is None or found.digest != model.layout_digest:
+                path = await self._coordinator.repairs.model(run.run_id, model.digest, model.size_bytes)
+                found = await asyncio.to_thread(_layout, path)
+            if found is None:
+                raise AssertionError(f"{path} has the right bytes and no layout")
+            self._layouts[model.layout_digest] = found
         return found
 
     def observe(self, decision: Decision) -> None:
@@ -292,6 +316,18 @@ class EffectRunner:
         for path in coordinator.spool.iterdir():
             if _SPOOL_SUFFIX.sub("", path.name) not in live:
                 path.unlink(missing_ok=True)
+
+
+def _layout(path: Path) -> ParameterLayout | None:
+    """None where the file is gone or is no model version."""
+    from muster.modelfile import ModelFile
+
+    try:
+        file = ModelFile(path)
+    except (OSError, TransferError):
+        return None
+    file.close()
+    return file.layout
 
 
 def _aggregated(effect: Aggregate, result: AggregationResult, before: Mapping[str, str]) -> Aggregated:

@@ -89,7 +89,9 @@ class Intake:
                 estimate=estimate,
                 factor=factor,
             )
-            facts = await loop.run_in_executor(coordinator.pool, admission.admit, path, digest, expected)
+            facts = await loop.run_in_executor(
+                coordinator.admissions, admission.admit, path, digest, expected
+            )
         except UpdateRejected as error:
             body.remove()
             await self._refused(assignment, error)

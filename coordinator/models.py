@@ -1,15 +1,18 @@
-"""Model versions, coordinator to peer."""
+"""Model versions, coordinator to peer, and back where the coordinator has lost one."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coordinator.store import ModelRow
 from coordinator.store.tables import DELTA, FACTOR, SCALE
-from muster.errors import NotFoundError
+from muster.blobs import LOST
+from muster.errors import NotFoundError, StorageError, TransferError
 from muster.transfer import read_chunks
 from muster.transport.base import CallContext, Encoded, Route
-from muster.wire import FETCH_MODEL, PLAN_MODEL
+from muster.wire import FETCH_MODEL, PLAN_MODEL, RESTORE_MODEL
 from protos.v1 import models_pb2 as pb
 from protos.v1.tensors_pb2 import BlobHeader
 
@@ -27,6 +30,7 @@ class ModelsServicer:
         return [
             Route(method=PLAN_MODEL, handle=self.plan_model),
             Route(method=FETCH_MODEL, handle=self.fetch_model),
+            Route(method=RESTORE_MODEL, handle=self.restore_model),
         ]
 
     async def plan_model(self, request: pb.PlanModelRequest, context: CallContext) -> pb.PlanModelResponse:
@@ -71,14 +75,7 @@ class ModelsServicer:
         request = await anext(requests)
         coordinator = self._coordinator
         peer_id = coordinator.members.authenticate(request.credentials.peer_id, request.credentials.secret)
-        path = coordinator.blobs.path(request.digest)
-        model = await coordinator.store.model_by_digest(request.run_id, request.digest)
-        if model is None:
-            model = await coordinator.store.model_by_state(
-                request.run_id, (DELTA, SCALE, FACTOR), request.digest
-            )
-        if model is None or not coordinator.blobs.has(request.digest):
-            raise _not_found(request.run_id, request.digest)
+        model, path = await self._found(request)
         yield pb.FetchModelResponse(
             header=BlobHeader(
                 size_bytes=path.stat().st_size,
@@ -92,6 +89,42 @@ class ModelsServicer:
         async for chunk in read_chunks(path, request.offset):
             coordinator.journal.count_bytes(model.run_id, model.round + 1, peer_id, "down", chunk.size)
             yield chunk
+
+    async def _found(self, request: pb.FetchModelRequest) -> tuple[ModelRow, Path]:
+        """The version that is asked for, or the one that goes with what is asked for, and the file. Raises
+        `NotFoundError` "model.not_found", "model.lost"."""
+        coordinator, run_id, digest = self._coordinator, request.run_id, request.digest
+        model = await coordinator.store.model_by_digest(run_id, digest)
+        beside = None
+        if model is None:
+            beside = await coordinator.store.model_by_state(run_id, (DELTA, SCALE, FACTOR), digest)
+        found = model or beside
+        if found is None or not (coordinator.blobs.has(digest) or (model and not model.blob_gone)):
+            raise _not_found(run_id, digest)
+        try:
+            if model is not None:
+                return found, await coordinator.repairs.model(run_id, digest, model.size_bytes)
+            return found, await coordinator.blobs.verified(digest)
+        except StorageError as error:
+            if error.id not in LOST:
+                raise
+            raise NotFoundError(
+                "model.lost",
+                f"the coordinator has lost a file of version {found.version} of run {run_id!r}",
+                cause=f"{error.message}; {error.cause}",
+                fix=f"at the coordinator: {error.fix}",
+            ) from error
+
+    async def restore_model(
+        self, requests: AsyncIterator[pb.RestoreModelRequest], context: CallContext
+    ) -> AsyncIterator[pb.RestoreModelResponse]:
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("part") != "begin":
+            raise TransferError("transfer.no_header", "a version that is given back starts with its header")
+        credentials = first.begin.credentials
+        peer_id = self._coordinator.members.authenticate_sender(credentials.peer_id, credentials.secret)
+        await self._coordinator.repairs.receive(peer_id, first.begin.header, requests)
+        yield pb.RestoreModelResponse()
 
 
 def _not_found(run_id: str, digest: str) -> NotFoundError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from coordinator.engine.state import AssignmentState, ModelVersion, RunState
@@ -57,6 +58,13 @@ class SessionBook:
             del self._sessions[session.peer_id]
             return True
         return False
+
+    def ask(self, message: pb.SessionResponse, *, but: Container[str]) -> int:
+        """Sends it to every connected peer that is not in `but`; how many."""
+        asked = [session for peer_id, session in self._sessions.items() if peer_id not in but]
+        for session in asked:
+            session.send(message)
+        return len(asked)
 
     def run_ended(self, run_id: str) -> None:
         """Peers may forget what they keep for it; one that is away hears it when its next session opens."""

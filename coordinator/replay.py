@@ -23,6 +23,7 @@ from coordinator.aggregation import (
     state_names,
 )
 from coordinator.recipe import AggregationRefused
+from muster.blobs import BlobStore
 from muster.errors import ConfigError, MusterError, NotFoundError, StateError
 from muster.layout import CHUNK_COORDINATES
 from muster.modelfile import ModelFile
@@ -65,7 +66,7 @@ async def replay(coordinator: Coordinator, run_id: str, number: int, changes: Ma
     places = _places(coordinator, replace(job, spec=spec))
     try:
         result, comparison = await asyncio.get_running_loop().run_in_executor(
-            coordinator.replays, _aggregate_and_compare, places, coordinator.blobs.path(committed)
+            coordinator.replays, _aggregate_and_compare, places, coordinator.blobs, committed
         )
     except AggregationRefused as refusal:
         raise StateError("replay.refused", f"round {number} cannot be aggregated so: {refusal}") from refusal
@@ -75,10 +76,14 @@ async def replay(coordinator: Coordinator, run_id: str, number: int, changes: Ma
     return Replayed(table=spec.aggregation, result=result, committed_digest=committed, comparison=comparison)
 
 
-def _aggregate_and_compare(job: AggregationJob, committed: Path) -> tuple[AggregationResult, Comparison]:
+def _aggregate_and_compare(
+    job: AggregationJob, blobs: BlobStore, committed: str
+) -> tuple[AggregationResult, Comparison]:
     """In one thread, which tidies up behind itself even if nobody waits for it any more."""
     try:
-        return aggregate(job), compare(job.base, committed, job.model_out)
+        for path in (job.base, *job.states.values(), *(update.path for update in job.updates)):
+            blobs.verify(path.name)
+        return aggregate(job), compare(job.base, blobs.verify(committed), job.model_out)
     finally:
         for path in (job.model_out, *job.states_out.values()):
             path.unlink(missing_ok=True)

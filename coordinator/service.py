@@ -42,6 +42,7 @@ from coordinator.engine.state import (
 from coordinator.journal import STORE_RETRY_SECONDS, Committed, Journal, Outcome
 from coordinator.members import MemberBook
 from coordinator.offers import SessionBook
+from coordinator.repairs import Repairs
 from coordinator.store import AssignmentRow, Store
 from muster.blobs import BlobStore
 from muster.clock import Clock
@@ -67,9 +68,12 @@ class Coordinator:
         self.address = ""  # as bound; set when it serves
         self._schedules: dict[str, Schedule] = {}
         self.members = MemberBook(self.journal, clock, config, self._members_changed)
-        self.pool = ThreadPoolExecutor(2, thread_name_prefix="bulk")
+        # Apart, so that no peer's update, however slow to decode, holds up a round.
+        self.admissions = ThreadPoolExecutor(2, thread_name_prefix="admission")
+        self.aggregations = ThreadPoolExecutor(2, thread_name_prefix="aggregation")
         # A thread of its own, one replay after the other: rounds never wait for what somebody is curious about.
         self.replays = ThreadPoolExecutor(1, thread_name_prefix="replay")
+        self.repairs = Repairs(self)
         self.effects = EffectRunner(self)
         self._wakes: list[tuple[float, str]] = []
         self._wake_changed = asyncio.Event()
@@ -109,7 +113,7 @@ class Coordinator:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.effects.close()
-        for pool in (self.pool, self.replays):
+        for pool in (self.admissions, self.aggregations, self.replays):
             pool.shutdown(wait=True, cancel_futures=True)
         await self.store.close()
 

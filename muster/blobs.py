@@ -2,20 +2,33 @@
 
     root/ab/ab12...      a blob, under its BLAKE3 digest
     root/temporary/...   files being written
+    root/damaged/...     files whose bytes no longer have the digest that names them, set aside
 
 A database row that names a digest is written after `adopt`, never before; what a crash leaves between the two
 is an orphan, which `sweep` removes at the next start.
+
+Disks forget: whoever reads a blob for something that lasts asks for it with `verified`, which reads it once and
+compares. One that has changed is set aside, so that it is never taken for the right one again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Container
 from pathlib import Path
 
-from muster.digests import checked_digest
+from muster.digests import checked_digest, digest_file
 from muster.disk import disk_threads, replace_durably, storage_error, sync_folder
+from muster.errors import StorageError
+
+LOST = frozenset({"blob.missing", "blob.damaged"})  # ids of errors that waiting does not mend
+VERIFIED_SECONDS = 60.0  # so long a file that has not been written to since counts as verified
+_VERIFIED_MAX = 1024  # files that are remembered as verified
+
+_Signature = tuple[int, int, int]  # inode, size, time of the last change
 
 
 class BlobStore:
@@ -28,6 +41,8 @@ class BlobStore:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._temporary = root / "temporary"
+        self._damaged = root / "damaged"
+        self._verified: OrderedDict[str, tuple[_Signature, float]] = OrderedDict()
         try:
             self._temporary.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -39,6 +54,53 @@ class BlobStore:
 
     def has(self, digest: str) -> bool:
         return self.path(digest).exists()
+
+    async def verified(self, digest: str, *, afresh: bool = False) -> Path:
+        """The blob's path, once its bytes have been found to be those that its digest names.
+
+        A file that was verified within `VERIFIED_SECONDS` and has not been written to since is not read again, unless
+        `afresh`. Raises `StorageError` "blob.missing", or "blob.damaged" and then the file is set aside.
+        """
+        return await asyncio.get_running_loop().run_in_executor(disk_threads(), self.verify, digest, afresh)
+
+    def verify(self, digest: str, afresh: bool = True) -> Path:
+        """As `verified`, blocking."""
+        path = self.path(digest)
+        try:
+            signature = _signature(path)
+            before, at = self._verified.get(digest, ((0, 0, 0), 0.0))
+            if not afresh and before == signature and time.monotonic() - at < VERIFIED_SECONDS:
+                return path
+            right = digest_file(path) == digest
+        except FileNotFoundError:
+            raise StorageError(
+                "blob.missing",
+                f"{path} is gone",
+                cause="somebody removed it, or the file system lost it",
+                fix="put it back from a backup; it is found there again",
+            ) from None
+        except OSError:  # the disk cannot read it, which is one way of losing it
+            right = False
+        if not right:
+            self._set_aside(digest)
+            raise StorageError(
+                "blob.damaged",
+                f"{path} has other bytes than were stored",
+                cause=f"the disk has lost or changed some; what is left lies in {self._damaged}",
+                fix="put it back from a backup, and check the disk",
+            )
+        self._verified[digest] = (signature, time.monotonic())
+        while len(self._verified) > _VERIFIED_MAX:
+            self._verified.popitem(last=False)
+        return path
+
+    def _set_aside(self, digest: str) -> None:
+        self._verified.pop(digest, None)
+        try:
+            self._damaged.mkdir(exist_ok=True)
+            self.path(digest).replace(self._damaged / digest)
+        except OSError as error:
+            raise storage_error(self.path(digest), error) from error
 
     def temporary(self) -> Path:
         """A path of its own for a file to be written and then adopted; nothing is there yet."""
@@ -55,7 +117,9 @@ class BlobStore:
 
     def remove(self, digest: str) -> None:
         """No error if it is not there. Open files and maps of it stay valid."""
+        self._verified.pop(digest, None)
         self.path(digest).unlink(missing_ok=True)
+        (self._damaged / digest).unlink(missing_ok=True)
 
     def sweep(self, keep: Container[str]) -> int:
         """Removes every blob whose digest is not in `keep`, and everything temporary; tells how many files.
@@ -84,3 +148,8 @@ class BlobStore:
         except OSError as error:
             raise storage_error(path, error) from error
         return target
+
+
+def _signature(path: Path) -> _Signature:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -25,7 +25,8 @@ _READ_AHEAD_CHUNKS = 1  # read by a thread while the one before is sent
 
 
 class EncodedChunk(Encoded):
-    """A `FetchModelResponse`, `PullModelResponse` or `UploadUpdateRequest` that carries this chunk."""
+    """A `FetchModelResponse`, `PullModelResponse`, `RestoreModelRequest` or `UploadUpdateRequest` that carries this
+    chunk."""
 
     __slots__ = ("offset", "size")
 

@@ -15,7 +15,7 @@ _MODULES = {
     "UpdatesService": updates_pb2,
     "AdminService": admin_pb2,
 }
-_BULK = {"FetchModel", "UploadUpdate", "PullModel"}
+_BULK = {"FetchModel", "RestoreModel", "UploadUpdate", "PullModel"}
 
 
 def _methods() -> dict[str, Method[Any, Any]]:
@@ -40,6 +40,9 @@ ENROL: Method[membership_pb2.EnrolRequest, membership_pb2.EnrolResponse] = METHO
 SESSION: Method[membership_pb2.SessionRequest, membership_pb2.SessionResponse] = METHODS["Session"]
 PLAN_MODEL: Method[models_pb2.PlanModelRequest, models_pb2.PlanModelResponse] = METHODS["PlanModel"]
 FETCH_MODEL: Method[models_pb2.FetchModelRequest, models_pb2.FetchModelResponse] = METHODS["FetchModel"]
+RESTORE_MODEL: Method[models_pb2.RestoreModelRequest, models_pb2.RestoreModelResponse] = METHODS[
+    "RestoreModel"
+]
 BEGIN_UPDATE: Method[updates_pb2.BeginUpdateRequest, updates_pb2.BeginUpdateResponse] = METHODS["BeginUpdate"]
 UPLOAD_UPDATE: Method[updates_pb2.UploadUpdateRequest, updates_pb2.UploadUpdateResponse] = METHODS[
     "UploadUpdate"

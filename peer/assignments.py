@@ -72,6 +72,7 @@ class Assignments:
         self._tell = tell
         self._works: dict[str, Work] = {}
         self._moved = asyncio.Event()  # one for each time that an assignment ends
+        self._restoring: asyncio.Task[None] | None = None
 
     # -- what the daemon asks -----------------------------------------------------------------------------
 
@@ -145,8 +146,16 @@ class Assignments:
         await self._store.do(self._store.store.forget, run_id)
         self._courier.forget(run_id)
 
+    def restore(self, wanted: pb.Restore) -> None:
+        """The coordinator has lost a version, which may be here. One at a time; it asks again if it must."""
+        if self._restoring is None or self._restoring.done():
+            self._restoring = asyncio.create_task(self._courier.restore(wanted))
+
     async def close(self) -> None:
         """Stops all work where it stands; the next start goes on from there."""
+        if self._restoring is not None:
+            self._restoring.cancel()
+            await asyncio.wait({self._restoring})
         for work in list(self._works.values()):
             await self._stop(work)
 

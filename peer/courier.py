@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,19 +22,27 @@ from muster.errors import (
     UnreachableError,
 )
 from muster.failpoints import failpoint
-from muster.transfer import fetch, upload
-from muster.wire import FETCH_MODEL, GET_UPDATE_STATUS, PLAN_MODEL
+from muster.transfer import fetch, read_chunks, upload
+from muster.transport.base import Encoded
+from muster.wire import FETCH_MODEL, GET_UPDATE_STATUS, PLAN_MODEL, RESTORE_MODEL
 from peer.line import Line
 from peer.models import DeadlineAt, ModelCache
 from peer.reports import worth_retrying
-from protos.v1.membership_pb2 import Assignment
-from protos.v1.models_pb2 import FetchModelRequest, PlanModelRequest, PlanModelResponse
+from protos.v1.membership_pb2 import Assignment, Restore
+from protos.v1.models_pb2 import (
+    FetchModelRequest,
+    PlanModelRequest,
+    PlanModelResponse,
+    RestoreModelBegin,
+    RestoreModelRequest,
+)
 from protos.v1.tensors_pb2 import BlobHeader
 from protos.v1.updates_pb2 import BeginUpdateRequest, GetUpdateStatusRequest, Receipt
 
 log = structlog.get_logger()
 
 CALL_SECONDS_MAX = 10.0
+RESTORE_SECONDS_MAX = 3600.0  # for giving the coordinator back a version; it gives up a sender that stalls
 UNDRAWN_MAX = 1024  # runs that are remembered; the oldest is tried again
 ATTEMPT_SECONDS_MIN = 10.0  # for an attempt that begins when the deadline is near or past
 
@@ -135,6 +143,31 @@ class Courier:
             log.info("assignment.unknown", assignment_id=offer.assignment_id, error=str(error))
             return False
         return answer.HasField("receipt") and answer.receipt.digest == digest
+
+    async def restore(self, wanted: Restore) -> None:
+        """Sends the coordinator a version that it has lost, if it is here. Whatever goes wrong is only logged: the
+        coordinator asks others, or again."""
+        try:
+            async with self._models.held(wanted.digest) as path:
+                if path is None or path.stat().st_size != wanted.size_bytes:
+                    return
+                log.info("model.restoring", run_id=wanted.run_id, digest=wanted.digest)
+                stream = self._line.channel.stream(
+                    RESTORE_MODEL, self._restoration(wanted, path), timeout_seconds=RESTORE_SECONDS_MAX
+                )
+                async with aclosing(stream):
+                    await anext(stream, None)
+        except (MusterError, OSError) as error:
+            log.warning("model.not_restored", run_id=wanted.run_id, error=str(error))
+
+    async def _restoration(
+        self, wanted: Restore, path: Path
+    ) -> AsyncGenerator[RestoreModelRequest | Encoded, None]:
+        header = BlobHeader(size_bytes=wanted.size_bytes, digest=wanted.digest, run_id=wanted.run_id)
+        yield RestoreModelRequest(begin=RestoreModelBegin(credentials=self._line.credentials, header=header))
+        async with aclosing(read_chunks(path, 0)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     def forget(self, run_id: str) -> None:
         """A run is over, and its model versions are not needed any more."""

@@ -76,6 +76,21 @@ class ModelCache:
             self._remove_unused(digest)
 
     @asynccontextmanager
+    async def held(self, digest: str) -> AsyncGenerator[Path | None]:
+        """The file of this digest if it is here whole, and its bytes are still those; it stays until the caller is
+        done."""
+        path = self._whole / checked_digest(digest)
+        if not path.exists():
+            yield None
+            return
+        self._users[digest] += 1
+        try:
+            yield path if await asyncio.to_thread(digest_file, path) == digest else None
+        finally:
+            self._users[digest] -= 1
+            self._remove_unused(digest)
+
+    @asynccontextmanager
     async def companion(self, digest: str, fetch: Callable[[Path], Awaitable[None]]) -> AsyncGenerator[Path]:
         """A file that goes with one version, fetched if need be; it stays until the caller is done."""
         self._users[digest] += 1

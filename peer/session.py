@@ -38,6 +38,8 @@ class Handler(Protocol):
 
     async def run_ended(self, run_id: str) -> None: ...
 
+    def restore(self, wanted: pb.Restore) -> None: ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class SessionEnd:
@@ -123,6 +125,8 @@ class Session:
                 await self._handler.cancel(response.cancel.assignment_id, response.cancel.reason)
             case "run_ended":
                 await self._handler.run_ended(response.run_ended.run_id)
+            case "restore":
+                self._handler.restore(response.restore)
             case _:  # of a newer coordinator, and nothing that this side needs to know
                 pass
 

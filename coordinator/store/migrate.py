@@ -7,6 +7,7 @@ file that has been released is never changed.
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 SCRIPTS = Path(__file__).parent / "migrations"
 VERSIONS = SCRIPTS / "versions"
+# Alembic keeps the connection of the migration under way in module globals: two at once write into each other's.
+_UNDER_WAY = threading.Lock()
 
 
 def head(versions: Path = VERSIONS) -> str:
@@ -55,7 +58,8 @@ def upgrade(connection: Connection, versions: Path = VERSIONS) -> None:
             fix="upgrade Muster here: pip install --upgrade muster-fl",
         )
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    with _UNDER_WAY:
+        command.upgrade(config, "head")
     if connection.dialect.name == "sqlite" and connection.execute(text("PRAGMA foreign_key_check")).first():
         raise StorageError(
             "store.damaged",

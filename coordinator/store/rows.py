@@ -132,6 +132,7 @@ class ModelRow:
     size_bytes: int
     layout_digest: str
     created_at: float
+    blob_gone: bool  # the version's file was given up; the row stays for the record
     metrics: Mapping[str, float]
 
 

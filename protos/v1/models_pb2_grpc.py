@@ -44,6 +44,11 @@ class ModelsServiceStub(object):
                 request_serializer=protos_dot_v1_dot_models__pb2.FetchModelRequest.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_models__pb2.FetchModelResponse.FromString,
                 _registered_method=True)
+        self.RestoreModel = channel.stream_unary(
+                '/muster.v1.ModelsService/RestoreModel',
+                request_serializer=protos_dot_v1_dot_models__pb2.RestoreModelRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_models__pb2.RestoreModelResponse.FromString,
+                _registered_method=True)
 
 
 class ModelsServiceServicer(object):
@@ -65,6 +70,13 @@ class ModelsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RestoreModel(self, request_iterator, context):
+        """Gives back a version that the coordinator has asked for with `Restore`: a header, then all chunks from the first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +89,11 @@ def add_ModelsServiceServicer_to_server(servicer, server):
                     servicer.FetchModel,
                     request_deserializer=protos_dot_v1_dot_models__pb2.FetchModelRequest.FromString,
                     response_serializer=protos_dot_v1_dot_models__pb2.FetchModelResponse.SerializeToString,
+            ),
+            'RestoreModel': grpc.stream_unary_rpc_method_handler(
+                    servicer.RestoreModel,
+                    request_deserializer=protos_dot_v1_dot_models__pb2.RestoreModelRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_models__pb2.RestoreModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -133,6 +150,33 @@ class ModelsService(object):
             '/muster.v1.ModelsService/FetchModel',
             protos_dot_v1_dot_models__pb2.FetchModelRequest.SerializeToString,
             protos_dot_v1_dot_models__pb2.FetchModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreModel(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/muster.v1.ModelsService/RestoreModel',
+            protos_dot_v1_dot_models__pb2.RestoreModelRequest.SerializeToString,
+            protos_dot_v1_dot_models__pb2.RestoreModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,158 @@
+"""Files that the coordinator's disk has lost or changed: brought back from a peer, or told, never taken for right."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from muster.errors import NotFoundError, StateError, StorageError
+from muster.wire import FETCH_MODEL, METHODS, RESTORE_MODEL
+from protos.v1.admin_pb2 import PullModelRequest
+from protos.v1.membership_pb2 import Assignment
+from protos.v1.models_pb2 import FetchModelRequest, RestoreModelBegin, RestoreModelRequest
+from protos.v1.tensors_pb2 import BlobHeader
+
+ONE_PEER = {"peers_min": 1, "quorum": 1.0, "grace_seconds": 0, "skips_max": 1}
+
+
+class Disk:
+    """What may happen to the coordinator's file of a digest."""
+
+    def __init__(self, stage: Any) -> None:
+        self.blobs = stage.running.coordinator.blobs
+
+    def flip(self, digest: str) -> None:
+        path: Path = self.blobs.path(digest)
+        raw = bytearray(path.read_bytes())
+        raw[-5] ^= 0x40
+        path.write_bytes(raw)
+
+    def remove(self, digest: str) -> None:
+        self.blobs.path(digest).unlink()
+
+    def cut(self, digest: str) -> None:
+        path: Path = self.blobs.path(digest)
+        path.write_bytes(path.read_bytes()[:-7])
+
+
+async def give_back(stage: Any, peer: Any, digest: str, body: bytes) -> None:
+    header = BlobHeader(size_bytes=len(body), digest=digest)
+    path: Path = stage.folder / "given_back"
+    path.write_bytes(body)
+
+    async def out() -> AsyncIterator[RestoreModelRequest]:
+        yield RestoreModelRequest(begin=RestoreModelBegin(credentials=peer.credentials, header=header))
+        for chunk in stage.chunks_of(path):
+            yield RestoreModelRequest(chunk=chunk)
+
+    _ = [each async for each in peer.channel.stream(RESTORE_MODEL, out(), timeout_seconds=10)]
+
+
+@pytest.fixture
+async def offered(stage: Any) -> tuple[Any, Any, Assignment]:
+    peer = await stage.peer("peer")
+    await stage.submit(rounds=2, round=ONE_PEER, aggregation={"rule": "mean"})
+    return stage, peer, await peer.offer()
+
+
+@pytest.mark.parametrize("harm", ["flip", "remove", "cut"])
+async def test_a_base_version_that_is_lost_comes_back_from_a_peer_that_holds_it(
+    offered: Any, harm: str
+) -> None:
+    stage, peer, offer = offered
+    right = stage.running.coordinator.blobs.path(offer.base_digest).read_bytes()
+    getattr(Disk(stage), harm)(offer.base_digest)
+    delivery = asyncio.create_task(peer.deliver(offer, peer.write(offer, torch.zeros(5))))
+    wanted = (await peer.hear("restore")).restore
+    assert (wanted.digest, wanted.size_bytes) == (offer.base_digest, len(right))
+    await give_back(stage, peer, offer.base_digest, right)
+    await delivery
+    following = await peer.offer()
+    assert (
+        following.base_digest == offer.base_digest
+    )  # a step of zero: the same bytes, so nothing was taken over
+    assert stage.running.coordinator.blobs.path(offer.base_digest).read_bytes() == right
+
+
+async def test_bytes_that_are_not_the_version_are_refused_and_the_round_says_what_is_lost(
+    offered: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.repairs.ANSWER_SECONDS_MAX", 0.5)
+    stage, peer, offer = offered
+    right = stage.running.coordinator.blobs.path(offer.base_digest).read_bytes()
+    with pytest.raises(StateError, match="asked for"):
+        await give_back(stage, peer, offer.base_digest, right)  # nobody has asked
+    Disk(stage).flip(offer.base_digest)
+    await peer.deliver(offer, peer.write(offer, torch.zeros(5)))
+    await peer.hear("restore")
+    with pytest.raises(Exception, match="digest"):
+        await give_back(stage, peer, offer.base_digest, bytes(len(right)))
+    skipped = await stage.until(offer.run_id, "round.skipped")
+    assert "other bytes than were stored" in skipped.reason
+    assert "backup" in skipped.reason
+    with pytest.raises(StorageError, match="no connected peer holds it"):
+        await (
+            stage.channel()
+            .stream(METHODS["PullModel"], only(PullModelRequest(run_id=offer.run_id)))
+            .__anext__()
+        )
+
+
+async def test_a_lost_version_is_not_served_and_a_kept_copy_is_left_for_people(
+    offered: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.repairs.ANSWER_SECONDS_MAX", 0.2)
+    stage, peer, offer = offered
+    Disk(stage).flip(offer.base_digest)
+    request = FetchModelRequest(run_id=offer.run_id, digest=offer.base_digest, credentials=peer.credentials)
+    with pytest.raises(NotFoundError) as caught:
+        await peer.channel.stream(FETCH_MODEL, only(request), timeout_seconds=10).__anext__()
+    assert caught.value.id == "model.lost"
+    assert list((stage.folder / "coordinator" / "blobs" / "damaged").iterdir())
+
+
+@pytest.mark.parametrize("harm", ["flip", "remove"])
+async def test_an_update_that_is_lost_costs_its_round_and_not_the_process(offered: Any, harm: str) -> None:
+    stage, first, offer = offered
+    coordinator = stage.running.coordinator
+    adopt = coordinator.blobs.adopt
+
+    async def adopt_and_lose(path: Path, digest: str) -> Path:
+        found = await adopt(path, digest)
+        getattr(Disk(stage), harm)(digest)
+        return Path(found)
+
+    coordinator.blobs.adopt = adopt_and_lose
+    await first.deliver(offer, first.write(offer, torch.zeros(5)))
+    skipped = await stage.until(offer.run_id, "round.skipped")
+    assert "lost a file that it needs" in skipped.reason
+
+
+async def test_a_disk_that_refuses_is_told_and_not_waited_for_without_end(
+    offered: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.effects.STORAGE_RETRY_SECONDS", 0.02)
+    stage, peer, offer = offered
+    coordinator = stage.running.coordinator
+
+    def full(job: Any) -> Any:
+        raise StorageError("storage.disk_full", "no space left for /data")
+
+    monkeypatch.setattr("coordinator.aggregation.aggregate", full)
+    await peer.deliver(offer, peer.write(offer, torch.zeros(5)))
+    while not coordinator.effects.obstacle(offer.run_id):
+        await stage.running.coordinator.clock.sleep(0.01)
+    assert "waits for storage: [storage.disk_full]" in coordinator.effects.obstacle(offer.run_id)
+    monkeypatch.setattr("coordinator.effects.STORAGE_SECONDS_MAX", 0.0)
+    skipped = await stage.until(offer.run_id, "round.skipped")
+    assert "no space left" in skipped.reason
+    assert not coordinator.effects.obstacle(offer.run_id)
+
+
+async def only(request: Any) -> AsyncIterator[Any]:
+    yield request
