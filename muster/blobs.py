@@ -66,9 +66,10 @@ class BlobStore:
     def verify(self, digest: str, afresh: bool = True) -> Path:
         """As `verified`, blocking."""
         path = self.path(digest)
+        signature = (0, 0, 0)
         try:
             signature = _signature(path)
-            before, at = self._verified.get(digest, ((0, 0, 0), 0.0))
+            before, at = self._verified.get(digest, (None, 0.0))
             if not afresh and before == signature and time.monotonic() - at < VERIFIED_SECONDS:
                 return path
             right = digest_file(path) == digest
