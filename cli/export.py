@@ -20,7 +20,7 @@ FORMAT = "muster.run/1"  # raised when a reader of the old form would misread th
 async def collect(client: Client, settings: Settings, run: pb.Run) -> dict[str, Any]:
     """`format`, `run` (totals), `spec`, `rounds` (with assignments), `models`, `metrics` (a row for each round that
     was evaluated) and `events`."""
-    totals = to_json(run)
+    totals = to_json(await client.run(run.run_id))  # with its warnings
     spec = totals.pop("spec")
     numbers = [each.number for each in await client.rounds(run.run_id)]
     rounds: list[dict[str, Any]] = []

@@ -19,6 +19,7 @@ from muster.errors import MusterError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+WARNED = "run.warned"  # the kind of event that records a warning of a run
 PIPE_WIDTH = 1 << 15  # off a terminal a line is as long as it needs to be
 
 

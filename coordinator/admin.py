@@ -11,11 +11,9 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-import structlog
 from pydantic import ValidationError
 
 from coordinator import convert, membership
-from coordinator.checks import warnings
 from coordinator.engine.state import Event, PauseRequested, ResumeRequested, RunSubmitted, StopRequested
 from coordinator.explain import explain
 from coordinator.store import rows
@@ -30,8 +28,6 @@ from protos.v1.tensors_pb2 import BlobHeader
 
 if TYPE_CHECKING:
     from coordinator.service import Coordinator
-
-log = structlog.get_logger()
 
 EVENTS_PER_MESSAGE = 200
 RECENT_EVENTS = 10
@@ -88,7 +84,6 @@ class AdminServicer:
         request_id = request.request_id or secrets.token_hex(8)
         async with self._submitting:  # so that a request that comes twice at once finds what it made
             known = await self._store.run_by_request(request_id)
-            is_new = known is None
             if known is None:
                 run_id = f"{_slug(spec.name or spec.task.split(':')[1])}-{secrets.token_hex(3)}"
                 event = RunSubmitted(
@@ -96,16 +91,14 @@ class AdminServicer:
                 )
                 await self._coordinator.submit_run(event)
                 known = await self._run(run_id)
-        told = await asyncio.to_thread(warnings, RunSpec.model_validate_json(known.spec_json))
-        for sentence in told if is_new else ():
-            log.warning("run.warning", run_id=known.run_id, reason=sentence)
-        return pb.SubmitRunResponse(run=_message(known), warnings=told)
+        run = await self._whole(known)
+        return pb.SubmitRunResponse(run=run, warnings=[each.reason for each in run.warnings])
 
     async def list_runs(self, request: pb.ListRunsRequest, context: CallContext) -> pb.ListRunsResponse:
         return pb.ListRunsResponse(runs=[_message(row) for row in await self._store.runs()])
 
     async def get_run(self, request: pb.GetRunRequest, context: CallContext) -> pb.GetRunResponse:
-        return pb.GetRunResponse(run=_message(await self._run(request.run_id)))
+        return pb.GetRunResponse(run=await self._whole(await self._run(request.run_id)))
 
     async def pause_run(self, request: pb.PauseRunRequest, context: CallContext) -> pb.PauseRunResponse:
         row = await self._change(PauseRequested(run_id=request.run_id), "PAUSED")
@@ -151,6 +144,12 @@ class AdminServicer:
             details=explanation.details,
             recent=events,
         )
+
+    async def _whole(self, row: rows.RunRow) -> pb.Run:
+        """With its warnings, the newest last."""
+        message = _message(row)
+        message.warnings.extend(map(convert.warning, await self._store.warnings(row.run_id)))
+        return message
 
     async def _run(self, run_id: str) -> rows.RunRow:
         row = await self._store.run(run_id)

@@ -35,6 +35,18 @@ def run(row: rows.RunRow, rounds_total: int) -> pb.Run:
     )
 
 
+def warning(row: rows.WarningRow) -> pb.RunWarning:
+    return pb.RunWarning(
+        cause=row.cause,
+        reason=row.reason,
+        peer_id=row.peer_id,
+        times=row.times,
+        first_round=row.first_round,
+        last_round=row.last_round,
+        last_at=row.last_at,
+    )
+
+
 def round(row: rows.RoundRow, *, codec: str, codec_down: str, rule: str) -> pb.Round:
     return pb.Round(
         run_id=row.run_id,

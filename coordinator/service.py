@@ -11,13 +11,14 @@ import heapq
 import shutil
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from coordinator import membership
-from coordinator.checks import check_spec
+from coordinator.checks import cautions, check_spec
 from coordinator.effects import EffectRunner
 from coordinator.engine import decide as engine
 from coordinator.engine.assignments import live_offers
@@ -156,13 +157,16 @@ class Coordinator:
 
     async def submit_run(self, event: RunSubmitted) -> Committed:
         """Raises `ConfigError` if the spec names what is not installed here or cannot be combined, `NotAllowedError`
-        if its task may not be imported here, `TaskError` if importing it fails."""
+        if its task may not be imported here, `TaskError` if importing it fails. What the spec is warned of is kept
+        with the run."""
         await self._schedule(event.run_id, event.spec)
         try:
             await self.effects.check_task(event.spec)
         except MusterError:
             self._schedules.pop(event.run_id, None)
             raise
+        told = await asyncio.to_thread(cautions, event.spec)
+        event = replace(event, warnings=(*event.warnings, *told))
 
         def decide() -> Outcome:
             decision = engine.new_run(event, event.run_id, self.clock.now())
@@ -199,7 +203,8 @@ class Coordinator:
 
         def then() -> None:
             for transition in filter(lambda each: each.kind, decision.transitions):
-                log.info(
+                tell = log.warning if transition.kind == "run.warned" else log.info
+                tell(
                     transition.kind,
                     run_id=transition.run_id,
                     round=transition.round,

@@ -61,7 +61,8 @@ async def submit(
         warn(settings, warnings)
         if wait:
             note(settings, f"submitted {run.run_id}")
-            run = await follow(client, settings, run)
+            run = await follow(client, settings, run, told=warnings)
+            warnings = [each.reason for each in run.warnings]
     emit(settings, {**to_json(run), "warnings": warnings}, lambda: run_view(run))
     if not wait:
         note(
@@ -82,13 +83,13 @@ async def list_runs(settings: Settings) -> None:
 
 
 async def show(settings: Settings, run: RunName) -> None:
-    """One run: its state and why, its totals; with --json its whole spec."""
+    """One run: its state and why, its totals, what it was warned of; with --json its whole spec."""
     from cli.client import connect
     from cli.json_form import to_json
     from cli.render import run_view
 
     async with connect(settings) as client:
-        found = await client.find_run(run)
+        found = await client.run((await client.find_run(run)).run_id)
     emit(settings, to_json(found), lambda: run_view(found))
 
 

@@ -20,6 +20,7 @@ from coordinator.engine.state import (
     RunState,
     RunStatus,
     UpdateFacts,
+    WarningState,
     versions_in_use,
 )
 from coordinator.store import tables
@@ -133,7 +134,17 @@ def _run(
         committed=row["committed"],
         skipped=row["skipped"],
         skipped_in_row=row["skipped_in_row"],
+        warnings=_warnings(connection, row["run_id"]),
     )
+
+
+def _warnings(connection: Connection, run_id: str) -> dict[str, WarningState]:
+    warnings = tables.WARNINGS
+    found = connection.execute(select(warnings).where(warnings.c.run_id == run_id))
+    return {
+        row["cause"]: WarningState(**{name: value for name, value in row.items() if name != "run_id"})
+        for row in found.mappings()
+    }
 
 
 def _models(connection: Connection, run_id: str, versions: Iterable[int]) -> dict[int, ModelVersion]:

@@ -31,6 +31,7 @@ from coordinator.store.rows import (
     PeerRow,
     RoundRow,
     RunRow,
+    WarningRow,
 )
 
 RUNS, ROUNDS, ASSIGNMENTS, MODELS = tables.RUNS, tables.ROUNDS, tables.ASSIGNMENTS, tables.MODELS
@@ -105,6 +106,15 @@ def runs(connection: Connection, *where: ColumnElement[bool]) -> list[RunRow]:
         .order_by(RUNS.c.created_at.desc(), RUNS.c.run_id)
     )
     return [_as(RunRow, row) for row in found.mappings()]
+
+
+def warnings(connection: Connection, run_id: str) -> list[WarningRow]:
+    """Newest last; the engine bounds how many there are of a run."""
+    table = tables.WARNINGS
+    found = connection.execute(
+        select(table).where(table.c.run_id == run_id).order_by(table.c.last_at, table.c.cause)
+    )
+    return [_as(WarningRow, row) for row in found.mappings()]
 
 
 # -- rounds and assignments ----------------------------------------------------------------------------------

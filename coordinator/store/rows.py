@@ -71,6 +71,20 @@ class RunRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WarningRow:
+    """What must not be silent of a run: one row for each cause, with the newest sentence."""
+
+    run_id: str
+    cause: str
+    reason: str
+    peer_id: str
+    times: int
+    first_round: int  # 0: of no round
+    last_round: int
+    last_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class AssignmentRow:
     assignment_id: str
     run_id: str

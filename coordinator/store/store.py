@@ -24,6 +24,7 @@ from coordinator.store.rows import (
     RoundRow,
     RunRow,
     Transfer,
+    WarningRow,
 )
 from coordinator.store.write import write_transfers, write_transitions
 from muster.errors import NotFoundError, StorageError
@@ -200,6 +201,10 @@ class Store:
         return _first(
             await self._database.read(lambda c: queries.runs(c, tables.RUNS.c.request_id == request_id))
         )
+
+    async def warnings(self, run_id: str) -> list[WarningRow]:
+        """Newest last."""
+        return await self._database.read(lambda c: queries.warnings(c, run_id))
 
     async def rounds(self, run_id: str) -> list[RoundRow]:
         """In order, without their assignments."""

@@ -29,6 +29,7 @@ ENTITIES: Mapping[str, Table] = {
     "evaluation": tables.EVALUATIONS,
     "peer": tables.PEERS,
     "optimizer_state": tables.OPTIMIZER_STATES,
+    "warning": tables.WARNINGS,
 }
 
 Row = dict[str, Any]

@@ -61,6 +61,7 @@ class Run(_message.Message):
     BYTES_DOWN_FIELD_NUMBER: _builtins.int
     BYTES_UP_DENSE_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     name: _builtins.str
     state: _builtins.str
@@ -86,6 +87,10 @@ class Run(_message.Message):
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """of the newest evaluation"""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunWarning]:
+        """the newest last; of a run that is asked for alone, not in lists"""
+
     def __init__(
         self,
         *,
@@ -107,14 +112,57 @@ class Run(_message.Message):
         bytes_down: _builtins.int = ...,
         bytes_up_dense: _builtins.int = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        warnings: _abc.Iterable[Global___RunWarning] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "bytes_up_dense", b"bytes_up_dense", "created_at", b"created_at", "ended_at", b"ended_at", "metrics", b"metrics", "model_digest", b"model_digest", "name", b"name", "reason", b"reason", "rounds_committed", b"rounds_committed", "rounds_skipped", b"rounds_skipped", "rounds_total", b"rounds_total", "run_id", b"run_id", "spec_digest", b"spec_digest", "spec_json", b"spec_json", "started_at", b"started_at", "state", b"state", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "bytes_up_dense", b"bytes_up_dense", "created_at", b"created_at", "ended_at", b"ended_at", "metrics", b"metrics", "model_digest", b"model_digest", "name", b"name", "reason", b"reason", "rounds_committed", b"rounds_committed", "rounds_skipped", b"rounds_skipped", "rounds_total", b"rounds_total", "run_id", b"run_id", "spec_digest", b"spec_digest", "spec_json", b"spec_json", "started_at", b"started_at", "state", b"state", "task", b"task", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Run: _TypeAlias = Run  # noqa: Y015
+
+@_typing.final
+class RunWarning(_message.Message):
+    """What is no failure and must not be silent: one for each cause, however often it came."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAUSE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PEER_ID_FIELD_NUMBER: _builtins.int
+    TIMES_FIELD_NUMBER: _builtins.int
+    FIRST_ROUND_FIELD_NUMBER: _builtins.int
+    LAST_ROUND_FIELD_NUMBER: _builtins.int
+    LAST_AT_FIELD_NUMBER: _builtins.int
+    cause: _builtins.str
+    """short and stable: "evaluate.failed:site-0" """
+    reason: _builtins.str
+    """one English sentence, of the newest time"""
+    peer_id: _builtins.str
+    times: _builtins.int
+    first_round: _builtins.int
+    """0: of no round"""
+    last_round: _builtins.int
+    last_at: _builtins.float
+    def __init__(
+        self,
+        *,
+        cause: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        peer_id: _builtins.str = ...,
+        times: _builtins.int = ...,
+        first_round: _builtins.int = ...,
+        last_round: _builtins.int = ...,
+        last_at: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "first_round", b"first_round", "last_at", b"last_at", "last_round", b"last_round", "peer_id", b"peer_id", "reason", b"reason", "times", b"times"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunWarning: _TypeAlias = RunWarning  # noqa: Y015
 
 @_typing.final
 class Round(_message.Message):

@@ -187,11 +187,14 @@ class Fake:
             run = self._add(f"{name}-{len(self.runs):04d}", name, "FINISHED", "done", spec)
             if name.startswith("doomed"):
                 run.state, run.reason = "FAILED", "5 rounds in a row were skipped"
+            if name == "risky":
+                run.warnings.add(cause="compression.up", reason="it is risky", times=3, last_round=2)
+                self._event("run.warned", run.run_id, "it is risky", data_json='{"cause": "compression.up"}')
             self._event(f"run.{run.state.lower()}", run.run_id, run.reason)
             run.ended_at = T0 + 5
             self.requests[request.request_id] = run.run_id
         run = self.runs[self.requests[request.request_id]]
-        return pb.SubmitRunResponse(run=run, warnings=["it is risky"] if run.name == "risky" else [])
+        return pb.SubmitRunResponse(run=run, warnings=[each.reason for each in run.warnings])
 
     async def list_runs(self, request: Any, context: CallContext) -> pb.ListRunsResponse:
         return pb.ListRunsResponse(runs=self.runs.values())
