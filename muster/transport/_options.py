@@ -40,8 +40,12 @@ def server_options(keepalive: Keepalive) -> list[tuple[str, int]]:
     return [
         *common_options(keepalive),
         ("grpc.so_reuseport", 0),  # else a second server takes half of the first one's connections, silently
-        # Pings more frequent than this are punished with GOAWAY; the default of 300 s would punish ours.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", round(keepalive.idle_seconds * 500)),
+        # Pings more frequent than this are strikes, and strikes are punished with GOAWAY; the default of 300 s would
+        # punish ours. A caller with a shorter keepalive than ours costs little and is no reason to end a session.
+        # (The core ignores arguments that it does not know, and the first is spelt otherwise in most of what is
+        # written about it.)
+        ("grpc.http2.min_ping_interval_without_data_ms", round(keepalive.idle_seconds * 500)),
+        ("grpc.http2.max_ping_strikes", 0),
     ]
 
 

@@ -8,17 +8,19 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import pytest
+from grpc._cython import cygrpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from muster.errors import ConfigError, UnreachableError
 from muster.transport import GrpcTransport, Route
 from muster.transport._malloc import keep_message_buffers
-from muster.transport._options import Keepalive
+from muster.transport._options import Keepalive, channel_options, server_options
 from muster.wire import UPLOAD_UPDATE
 from protos.v1.tensors_pb2 import Chunk
 from simulator.proxy import ChaosProxy
@@ -125,6 +127,29 @@ async def test_a_silent_connection_is_noticed_by_keepalive(echo, send, fault):
         assert time.monotonic() - started < 10  # gRPC's default takes 60
         await channel.close()
     await server.stop(0)
+
+
+async def test_a_quiet_session_outlives_its_pings(echo, send):
+    """A server that punishes pings ends a quiet connection at the third, and the core sends one a second at most."""
+    server = await GrpcTransport().serve("127.0.0.1:0", [Route(method=echo.both, handle=forever)])
+    pinging = Keepalive(idle_seconds=0.1, timeout_seconds=5.0)
+    channel = GrpcTransport(keepalive=pinging).connect(server.address)
+    stream = channel.stream(echo.both, send([]))
+    await anext(stream)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(3.5):
+            await anext(stream)
+    await channel.close()
+    await server.stop(0)
+
+
+def test_every_argument_that_is_set_is_one_that_the_core_knows():
+    """It ignores all others in silence, and with them whatever they were meant to guard against."""
+    core = Path(cygrpc.__file__).read_bytes()
+    keepalive = Keepalive()
+    ours = {name for name, _ in [*server_options(keepalive), *channel_options(keepalive)]}
+    assert "grpc.keepalive_time_ms" in ours
+    assert {name for name in ours if name.encode() + b"\0" not in core} == set()
 
 
 async def forever(requests: Any, context: Any) -> Any:
