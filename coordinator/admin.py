@@ -239,7 +239,7 @@ class AdminServicer:
                 offset=request.offset,
             )
         )
-        async for chunk in read_chunks(path, request.offset):
+        async for chunk in read_chunks(path, request.offset, request.chunk_bytes_max):
             yield chunk
 
     # -- peers --------------------------------------------------------------------------------------------------------

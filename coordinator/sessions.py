@@ -34,7 +34,6 @@ NAME_LENGTH_MAX = 64
 SECRET_LENGTH_MIN = 16
 EXAMPLES_MAX = 2**53  # what a float64 weight still counts exactly
 DESCRIPTION_MAX = 100  # characters of a device, a version or an error id that a peer tells
-HELLO_SECONDS_MAX = 10.0  # a stream that says nothing is cut off
 FAILURE_TEXT_MAX = 16_384  # of a message or traceback that a peer sends
 
 _PROGRESS = {
@@ -90,7 +89,7 @@ class MembershipServicer:
         self, requests: AsyncIterator[pb.SessionRequest], context: CallContext
     ) -> AsyncIterator[pb.SessionResponse]:
         coordinator = self._coordinator
-        first = await _first(requests)
+        first = await anext(requests, None)
         if first is None or first.WhichOneof("message") != "hello":
             raise UsageError("session.no_hello", "a session starts with a hello")
         hello = first.hello
@@ -210,13 +209,6 @@ def _is_name(name: str) -> bool:
     allowed = name.replace(".", "").replace("_", "").replace("-", "")
     plain = allowed.isascii() and allowed.isalnum() and name[0] not in ".-"
     return 0 < len(name) <= NAME_LENGTH_MAX and plain
-
-
-async def _first(requests: AsyncIterator[pb.SessionRequest]) -> pb.SessionRequest | None:
-    try:
-        return await asyncio.wait_for(anext(requests, None), HELLO_SECONDS_MAX)
-    except TimeoutError:
-        return None
 
 
 async def _result(reader: asyncio.Task[bool]) -> bool:
