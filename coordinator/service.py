@@ -48,6 +48,7 @@ from coordinator.store import AssignmentRow, Store
 from muster.blobs import BlobStore
 from muster.clock import Clock
 from muster.config import CoordinatorConfig
+from muster.disk import make_folder
 from muster.errors import ConfigError, MusterError, NotFoundError
 from muster.spec.model import RunSpec
 
@@ -89,7 +90,7 @@ class Coordinator:
 
     async def start(self) -> None:
         """Reads back what is durable and takes up every run where it stands."""
-        self.spool.mkdir(parents=True, exist_ok=True)
+        make_folder(self.spool, "coordinator.data_dir")
         self.members.restore(await self.store.load_peers())
         for run in await self.store.load_runs():
             self.runs[run.run_id] = run

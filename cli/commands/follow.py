@@ -130,13 +130,14 @@ async def export(
 ) -> None:
     """Write all that is known of a run into one JSON file: spec, rounds, assignments, events, metrics."""
     from cli.client import connect
-    from cli.export import collect, write_atomically
+    from cli.export import collect, write_document
+    from cli.target import target
 
     async with connect(settings) as client:
         found = await client.find_run(run)
+        path = target(settings, output, f"{found.run_id}.json")
         document = await collect(client, settings, found)
-    path = output or Path(f"{found.run_id}.json")
-    write_atomically(path, document)
+    write_document(path, document)
     data = {"run_id": found.run_id, "path": str(path), "size_bytes": path.stat().st_size}
     emit(
         settings, data, lambda: f"{path}: {len(document['rounds'])} rounds, {len(document['events'])} events"

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
@@ -50,6 +51,9 @@ def parse_url(url: str) -> URL:
         raise _bad_url(f"no support for {parsed.drivername!r} databases", "")
     if driver.startswith("sqlite") and parsed.database in (None, "", ":memory:"):
         raise _bad_url("the database URL names no file", "what lies in memory only is lost with the process")
+    if driver.startswith("sqlite"):
+        # Taken from the text: not every version of SQLAlchemy reads %3F in a path as the ? that it means.
+        parsed = parsed.set(database=unquote(url.partition(":///")[2].partition("?")[0]))
     return parsed.set(drivername=driver)
 
 
