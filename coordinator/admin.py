@@ -48,6 +48,7 @@ class AdminServicer:
             "PauseRun": self.pause_run,
             "ResumeRun": self.resume_run,
             "StopRun": self.stop_run,
+            "RemoveRun": self.remove_run,
             "ExplainRun": self.explain_run,
             "ListRounds": self.list_rounds,
             "GetRound": self.get_round,
@@ -112,6 +113,11 @@ class AdminServicer:
         reason = request.reason or "stopped by the admin"
         row = await self._change(StopRequested(run_id=request.run_id, reason=reason), "CANCELLED")
         return pb.StopRunResponse(run=_message(row))
+
+    async def remove_run(self, request: pb.RemoveRunRequest, context: CallContext) -> pb.RemoveRunResponse:
+        run = _message(await self._run(request.run_id))
+        await self._coordinator.effects.remove_run(run.run_id)
+        return pb.RemoveRunResponse(run=run)
 
     async def _change(self, event: Event, wanted: str) -> rows.RunRow:
         """Idempotent: a run that is as wanted already is an answer, not an error."""

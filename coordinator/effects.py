@@ -290,11 +290,22 @@ class EffectRunner:
             gone = await coordinator.store.unneeded_blobs(
                 updates_keep_rounds=coordinator.config.updates_keep_rounds,
                 models_keep=coordinator.config.models_keep,
+                ended_runs_keep=coordinator.config.ended_runs_keep,
             )
             await coordinator.store.forget_blobs(gone)
             self._sweep_spool()
             for digest in gone:
                 await asyncio.to_thread(coordinator.blobs.remove, digest)
+
+    async def remove_run(self, run_id: str) -> None:
+        """Forgets a run that has ended, with its files. Raises `NotFoundError`, `StateError` "run.live"."""
+        coordinator = self._coordinator
+        async with self._files:
+            now = coordinator.clock.now()
+            gone = await coordinator.store.remove_run(run_id, now, f"run {run_id} was removed on request")
+            for digest in gone:
+                await asyncio.to_thread(coordinator.blobs.remove, digest)
+        log.info("run.removed", run_id=run_id, files=len(gone))
 
     async def sweep(self) -> None:
         """At start: what a kill left behind between a file's rename and its row."""

@@ -114,6 +114,12 @@ class CoordinatorConfig(Table):
         description="tasks or patterns (examples.digits:*) that a run may name, wherever they are installed; whoever "
         "reaches the port has this machine import what is allowed. Default: only those in task_folders",
     )
+    ended_runs_keep: int = Field(
+        default=20,
+        ge=0,
+        description="ended runs, the newest, that keep what models_keep and updates_keep_rounds allow; older ones keep "
+        "their last version only, until `muster run remove`. Higher: more disk",
+    )
     task_folders: tuple[Path, ...] = Field(
         default=(),
         description="folders whose tasks a run may name. Default: none; what allow names is then searched for in the "

@@ -1,4 +1,4 @@
-"""`muster run submit | list | show | pause | resume | stop`."""
+"""`muster run submit | list | show | pause | resume | stop | remove`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
     command(app, "pause", example="muster run pause digits")(pause)
     command(app, "resume", example="muster run resume digits")(resume)
     command(app, "stop", example="muster run stop digits --reason 'wrong learning rate'")(stop)
+    command(app, "remove", example="muster run remove digits")(remove)
 
 
 async def submit(
@@ -119,6 +120,18 @@ async def stop(
     from protos.v1 import admin_pb2 as pb
 
     await _steer(settings, run, "StopRun", pb.StopRunRequest(reason=reason), question="Stop {} for good?")
+
+
+async def remove(settings: Settings, run: RunName) -> None:
+    """Forget a run that has ended, with its rounds, events, models and updates.
+
+    Nothing of it can be had back: pull the model first.
+    """
+    from protos.v1 import admin_pb2 as pb
+
+    await _steer(
+        settings, run, "RemoveRun", pb.RemoveRunRequest(), question="Remove {} with all its models for good?"
+    )
 
 
 async def _steer(settings: Settings, text: str, procedure: str, request: Any, *, question: str = "") -> None:

@@ -11,7 +11,7 @@ from typing import Self, TypeVar
 from sqlalchemy import URL, Connection
 
 from coordinator.engine.state import RunState, Transition
-from coordinator.store import blobs, load, migrate, queries, tables
+from coordinator.store import blobs, load, migrate, queries, removal, tables
 from coordinator.store.database import Database, make_migrating_engine, parse_url, sqlite_path, write
 from coordinator.store.faults import told
 from coordinator.store.lock import FolderLock
@@ -116,12 +116,16 @@ class Store:
 
         sequences = await self._database.write(work)
         if kinds:
-            self._newest = max(self._newest, *sequences)
-            self._news.set()
-            self._news = asyncio.Event()
+            self._tell(max(sequences))
         for kind in kinds:
             failpoint(f"{kind}.after")
         return sequences
+
+    def _tell(self, sequence: int) -> None:
+        """Those who wait that there is an event of this number."""
+        self._newest = max(self._newest, sequence)
+        self._news.set()
+        self._news = asyncio.Event()
 
     async def forget_blobs(self, digests: Iterable[str]) -> None:
         """Records that these blobs are given up, so that neither `live_blobs` nor `unneeded_blobs` tells them
@@ -129,6 +133,16 @@ class Store:
         start."""
         given_up = list(digests)
         await self._database.write(lambda connection: blobs.forget(connection, given_up))
+
+    async def remove_run(self, run_id: str, at: float, reason: str) -> frozenset[str]:
+        """Deletes every row of a run that has ended, and records an event that belongs to no run. Gives the digests of
+        the blobs that no row names any more; their files are the caller's to remove, or the next start's.
+
+        Raises `NotFoundError` "run.not_found", `StateError` "run.live".
+        """
+        removed, sequence = await self._database.write(lambda c: removal.remove_run(c, run_id, at, reason))
+        self._tell(sequence)
+        return removed
 
     # -- what happened ---------------------------------------------------------------------------------------
 
@@ -179,12 +193,20 @@ class Store:
         """Digests of the blobs that rows name; whatever else lies in the blob store is an orphan."""
         return await self._database.read(blobs.live)
 
-    async def unneeded_blobs(self, *, updates_keep_rounds: int, models_keep: int | None) -> frozenset[str]:
+    async def unneeded_blobs(
+        self, *, updates_keep_rounds: int, models_keep: int | None, ended_runs_keep: int | None = None
+    ) -> frozenset[str]:
         """Digests of the blobs that may be given up (`forget_blobs`), then removed: updates of rounds that
         have ended but for each run's last `updates_keep_rounds`, versions but for each run's newest
-        `models_keep` (None: all) and what live work needs, and old states of the server optimizer."""
+        `models_keep` (None: all) and what live work needs, and old states of the server optimizer; and all but the
+        last version of ended runs but for the newest `ended_runs_keep` (None: all)."""
         return await self._database.read(
-            lambda c: blobs.unneeded(c, updates_keep_rounds=updates_keep_rounds, models_keep=models_keep)
+            lambda c: blobs.unneeded(
+                c,
+                updates_keep_rounds=updates_keep_rounds,
+                models_keep=models_keep,
+                ended_runs_keep=ended_runs_keep,
+            )
         )
 
     # -- questions -------------------------------------------------------------------------------------------

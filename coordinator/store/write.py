@@ -62,7 +62,7 @@ def write_transitions(connection: Connection, transitions: Sequence[Transition])
     """
     for shape, like in groupby(transitions, shape_of):
         _write_like(connection, shape, list(like))
-    return _write_events(connection, transitions)
+    return write_events(connection, transitions)
 
 
 def _write_like(connection: Connection, shape: Shape, like: Sequence[Transition]) -> None:
@@ -118,7 +118,8 @@ _NEWEST = select(func.coalesce(func.max(tables.EVENTS.c.sequence), 0))
 _EVENT_INSERT = insert(tables.EVENTS)
 
 
-def _write_events(connection: Connection, transitions: Sequence[Transition]) -> list[int]:
+def write_events(connection: Connection, transitions: Sequence[Transition]) -> list[int]:
+    """The events that the transitions tell, without their rows; returns as `write_transitions`."""
     telling = [transition for transition in transitions if transition.kind]
     if not telling:
         return [0] * len(transitions)

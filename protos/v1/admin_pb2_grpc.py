@@ -69,6 +69,11 @@ class AdminServiceStub(object):
                 request_serializer=protos_dot_v1_dot_admin__pb2.StopRunRequest.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_admin__pb2.StopRunResponse.FromString,
                 _registered_method=True)
+        self.RemoveRun = channel.unary_unary(
+                '/muster.v1.AdminService/RemoveRun',
+                request_serializer=protos_dot_v1_dot_admin__pb2.RemoveRunRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_admin__pb2.RemoveRunResponse.FromString,
+                _registered_method=True)
         self.ExplainRun = channel.unary_unary(
                 '/muster.v1.AdminService/ExplainRun',
                 request_serializer=protos_dot_v1_dot_admin__pb2.ExplainRunRequest.SerializeToString,
@@ -177,6 +182,13 @@ class AdminServiceServicer(object):
 
     def StopRun(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveRun(self, request, context):
+        """Forgets a run that has ended: its rounds, events, models and updates.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -298,6 +310,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.StopRun,
                     request_deserializer=protos_dot_v1_dot_admin__pb2.StopRunRequest.FromString,
                     response_serializer=protos_dot_v1_dot_admin__pb2.StopRunResponse.SerializeToString,
+            ),
+            'RemoveRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveRun,
+                    request_deserializer=protos_dot_v1_dot_admin__pb2.RemoveRunRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_admin__pb2.RemoveRunResponse.SerializeToString,
             ),
             'ExplainRun': grpc.unary_unary_rpc_method_handler(
                     servicer.ExplainRun,
@@ -554,6 +571,33 @@ class AdminService(object):
             '/muster.v1.AdminService/StopRun',
             protos_dot_v1_dot_admin__pb2.StopRunRequest.SerializeToString,
             protos_dot_v1_dot_admin__pb2.StopRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/muster.v1.AdminService/RemoveRun',
+            protos_dot_v1_dot_admin__pb2.RemoveRunRequest.SerializeToString,
+            protos_dot_v1_dot_admin__pb2.RemoveRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,8 @@ class AdminServiceStub:
     PauseRun: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PauseRunRequest, _admin_pb2.PauseRunResponse]
     ResumeRun: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ResumeRunRequest, _admin_pb2.ResumeRunResponse]
     StopRun: _grpc.UnaryUnaryMultiCallable[_admin_pb2.StopRunRequest, _admin_pb2.StopRunResponse]
+    RemoveRun: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RemoveRunRequest, _admin_pb2.RemoveRunResponse]
+    """Forgets a run that has ended: its rounds, events, models and updates."""
     ExplainRun: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ExplainRunRequest, _admin_pb2.ExplainRunResponse]
     ListRounds: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListRoundsRequest, _admin_pb2.ListRoundsResponse]
     GetRound: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetRoundRequest, _admin_pb2.GetRoundResponse]
@@ -64,6 +66,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     PauseRun: _aio.UnaryUnaryMultiCallable[_admin_pb2.PauseRunRequest, _admin_pb2.PauseRunResponse]  # type: ignore[assignment]
     ResumeRun: _aio.UnaryUnaryMultiCallable[_admin_pb2.ResumeRunRequest, _admin_pb2.ResumeRunResponse]  # type: ignore[assignment]
     StopRun: _aio.UnaryUnaryMultiCallable[_admin_pb2.StopRunRequest, _admin_pb2.StopRunResponse]  # type: ignore[assignment]
+    RemoveRun: _aio.UnaryUnaryMultiCallable[_admin_pb2.RemoveRunRequest, _admin_pb2.RemoveRunResponse]  # type: ignore[assignment]
+    """Forgets a run that has ended: its rounds, events, models and updates."""
     ExplainRun: _aio.UnaryUnaryMultiCallable[_admin_pb2.ExplainRunRequest, _admin_pb2.ExplainRunResponse]  # type: ignore[assignment]
     ListRounds: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListRoundsRequest, _admin_pb2.ListRoundsResponse]  # type: ignore[assignment]
     GetRound: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetRoundRequest, _admin_pb2.GetRoundResponse]  # type: ignore[assignment]
@@ -129,6 +133,14 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.StopRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.StopRunResponse, _abc.Awaitable[_admin_pb2.StopRunResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RemoveRun(
+        self,
+        request: _admin_pb2.RemoveRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RemoveRunResponse, _abc.Awaitable[_admin_pb2.RemoveRunResponse]]:
+        """Forgets a run that has ended: its rounds, events, models and updates."""
 
     @_abc_1.abstractmethod
     def ExplainRun(

@@ -211,6 +211,12 @@ class Fake:
     async def stop_run(self, request: pb.StopRunRequest, context: CallContext) -> pb.StopRunResponse:
         return pb.StopRunResponse(run=self._steer(request.run_id, "CANCELLED", request.reason))
 
+    async def remove_run(self, request: pb.RemoveRunRequest, context: CallContext) -> pb.RemoveRunResponse:
+        run = self.run(request.run_id)
+        if run.state != "FINISHED":
+            raise StateError("run.live", f"run {run.run_id!r} is {run.state} and is not removed")
+        return pb.RemoveRunResponse(run=run)  # only seen: the federation of the tests stays as it is
+
     def _steer(self, run_id: str, state: str, reason: str = "as asked") -> pb.Run:
         run = self.run(run_id)
         if run.state == "FINISHED":

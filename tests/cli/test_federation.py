@@ -86,6 +86,15 @@ def test_stop_takes_an_answer(
     assert (said.data["state"] if said.out else None) == state
 
 
+def test_remove_asks_first_and_spares_a_live_run(ask: Callable[..., Any]) -> None:
+    said = ask("run", "remove", "digits")
+    assert said.code == 2
+    assert "with all its models for good?" in said.err
+    assert "error[run.live]" in ask("run", "remove", "text", "--yes").err
+    removed = ask("run", "remove", "digits", "--yes", "--json")
+    assert (removed.code, removed.data["state"]) == (0, "FINISHED")
+
+
 def test_round_list_and_show(ask: Callable[..., Any], ask_json: Callable[..., Any]) -> None:
     listed = ask("round", "list", "digits").out.splitlines()
     assert [line.split()[:2] for line in listed[1:]] == [
