@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from muster.defaults import code_of
 from muster.hashedfile import BlobInfo
 from muster.layout import ParameterLayout
 from muster.modelfile import layout_of, write_initial
@@ -42,8 +41,7 @@ def draw(task: Task, seed: int) -> nn.Module:
     torch.set_num_threads(1)
     try:
         seed_generators(seed)
-        with code_of(task):
-            return task.model()
+        return task.model()
     finally:
         torch.set_num_threads(threads)
 

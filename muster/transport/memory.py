@@ -20,12 +20,11 @@ from google.protobuf.message import Message
 
 from muster.clock import Clock, SystemClock
 from muster.errors import ConfigError, DeadlineError, UnreachableError, VersionError
-from muster.transport._dispatch import Dispatcher, parse
+from muster.transport._dispatch import Dispatcher, decode
 from muster.transport._memory_call import MemoryCall
 from muster.transport.base import Encoded, Method, Route
 from muster.transport.faults import FaultHook
 from muster.transport.handshake import handshake_headers
-from muster.transport.limits import Limits
 from muster.wire import PROTOCOL_VERSION
 
 Request = TypeVar("Request", bound=Message)
@@ -40,7 +39,6 @@ class MemoryHub:
         self.clock: Clock = clock or SystemClock()
         self.servers: dict[str, MemoryServer] = {}
         self.ports = itertools.count(1)
-        self.channels = itertools.count(1)
 
 
 class MemoryTransport:
@@ -50,11 +48,13 @@ class MemoryTransport:
         self,
         hub: MemoryHub | None = None,
         *,
-        limits: Limits | None = None,
+        calls_max: int = 8192,
+        bulk_calls_max: int = 64,
         protocol: int = PROTOCOL_VERSION,
     ) -> None:
         self.hub = hub or MemoryHub()
-        self._limits = limits or Limits()
+        self._calls_max = calls_max
+        self._bulk_calls_max = bulk_calls_max
         self._protocol = protocol
 
     async def serve(self, address: str, routes: Sequence[Route]) -> MemoryServer:
@@ -66,7 +66,12 @@ class MemoryTransport:
                 f"{address} is in use",
                 fix="stop the other server, or choose another address",
             )
-        dispatcher = Dispatcher(routes, protocol=self._protocol, limits=self._limits)
+        dispatcher = Dispatcher(
+            routes,
+            protocol=self._protocol,
+            calls_max=self._calls_max,
+            bulk_calls_max=self._bulk_calls_max,
+        )
         server = MemoryServer(address, dispatcher, self.hub)
         self.hub.servers[address] = server
         return server
@@ -108,7 +113,6 @@ class MemoryChannel:
         self._address = address
         self._hub = hub
         self._headers = headers
-        self._name = f"memory:{next(hub.channels)}"
         self._connections: dict[bool, set[MemoryCall]] = {False: set(), True: set()}  # by `bulk`
         self._closed = False
 
@@ -127,7 +131,7 @@ class MemoryChannel:
             await call.leave()
         if body is None:
             raise call.broken("it gave no answer")
-        response: Response = parse(method.response, body)
+        response: Response = decode(method.response, body)
         return response
 
     async def stream(
@@ -147,7 +151,7 @@ class MemoryChannel:
                     body = await call.receive()
                 if body is None:
                     return
-                yield parse(method.response, body)
+                yield decode(method.response, body)
         except TimeoutError:
             raise self._late(method, timeout_seconds) from None
         finally:
@@ -179,7 +183,6 @@ class MemoryChannel:
             )
         return MemoryCall(
             address=self._address,
-            caller=self._name,
             route=route,
             dispatcher=server.dispatcher,
             headers=self._headers,
