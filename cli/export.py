@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from cli.client import Client
 from cli.json_form import to_json
 from cli.progress import progress_bar
 from cli.settings import Settings
-from cli.target import written
+from muster.errors import StorageError
 from protos.v1 import admin_pb2 as pb
 
 FORMAT = "muster.run/1"  # raised when a reader of the old form would misread the new one
@@ -19,7 +20,7 @@ FORMAT = "muster.run/1"  # raised when a reader of the old form would misread th
 async def collect(client: Client, settings: Settings, run: pb.Run) -> dict[str, Any]:
     """`format`, `run` (totals), `spec`, `rounds` (with assignments), `models`, `metrics` (a row for each round that
     was evaluated) and `events`."""
-    totals = to_json(await client.run(run.run_id))  # with its warnings
+    totals = to_json(run)
     spec = totals.pop("spec")
     numbers = [each.number for each in await client.rounds(run.run_id)]
     rounds: list[dict[str, Any]] = []
@@ -39,12 +40,16 @@ async def collect(client: Client, settings: Settings, run: pb.Run) -> dict[str, 
     }
 
 
-def write_document(path: Path, document: dict[str, Any]) -> None:
+def write_atomically(path: Path, document: dict[str, Any]) -> None:
     """The whole file or none of it. Raises `StorageError`."""
-
-    def write(partial: Path) -> None:
+    partial = path.with_name(f".{path.name}.part")
+    try:
         with partial.open("w", encoding="utf-8") as file:
             json.dump(document, file, indent=1, ensure_ascii=False, allow_nan=False)
             file.write("\n")
-
-    written(path, write)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StorageError("cli.not_written", f"cannot write {path}: {error.strerror}") from error

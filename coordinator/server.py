@@ -18,7 +18,6 @@ from coordinator.uploads import UpdatesServicer
 from muster.blobs import BlobStore
 from muster.clock import Clock, SystemClock
 from muster.config import CoordinatorConfig
-from muster.disk import make_folder
 from muster.errors import InternalError
 from muster.transport.base import Server, Transport
 
@@ -45,7 +44,7 @@ class RunningCoordinator:
         """Raises `ConfigError` for an address that is taken or not allowed, `StorageError` and `VersionError` of
         the store."""
         folder = Path(config.data_dir)
-        make_folder(folder, "coordinator.data_dir, --data-dir")
+        folder.mkdir(parents=True, exist_ok=True)
         store = await Store.open(config.database_url)
         coordinator = Coordinator(config, store, BlobStore(folder / "blobs"), clock or SystemClock())
         try:

@@ -42,8 +42,7 @@ async def pull(
 ) -> None:
     """Fetch a model as plain PyTorch weights: a safetensors file that `model.load_state_dict` takes.
 
-    A download that was interrupted goes on where it stood; the file appears when its digest was checked. One that is
-    there already is overwritten only with --yes, or when asked.
+    A download that was interrupted goes on where it stood; the file appears when its digest was checked.
     """
     from cli.client import connect
     from cli.json_form import to_json

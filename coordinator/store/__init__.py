@@ -9,7 +9,6 @@ from coordinator.store.rows import (
     RoundRow,
     RunRow,
     Transfer,
-    WarningRow,
 )
 from coordinator.store.store import Store
 
@@ -23,5 +22,4 @@ __all__ = [
     "RunRow",
     "Store",
     "Transfer",
-    "WarningRow",
 ]
