@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from muster.errors import RunUnsuccessful, UsageError
+from muster.errors import RunUnsuccessful, StorageError, UsageError
 from muster.spec.load import load_spec
 from muster.spec.model import AggregationTable, CompressionTable, RunSpec
 from protos.v1 import admin_pb2 as pb
@@ -106,7 +106,7 @@ async def _demo(peers: int, rounds: int, attack: str, console: Console) -> dict[
         ),
     }
     results: dict[str, Result] = {}
-    with tempfile.TemporaryDirectory(prefix="muster-demo-") as folder:
+    with _scratch() as folder:
         async with ProcessFederation(Path(folder), task_folders=[root]) as federation:
             await federation.start_coordinator()
             console.print(f"coordinator at {federation.address}; {peers} peers; logs in {folder}")
@@ -117,6 +117,18 @@ async def _demo(peers: int, rounds: int, attack: str, console: Console) -> dict[
                     await _turn(federation, f"peer-{peers}", peers, attack)
                 results[name] = await _one(federation, name, spec, console)
     return results
+
+
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="muster-demo-")
+    except OSError as error:
+        raise StorageError(
+            "demo.no_folder",
+            "no folder can be made for the demo",
+            cause=str(error),
+            fix="name one that can be written to: TMPDIR=FOLDER muster demo",
+        ) from error
 
 
 async def _turn(federation: ProcessFederation, liar: str, peers: int, attack: str) -> None:

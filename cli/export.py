@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from cli.client import Client
 from cli.json_form import to_json
 from cli.progress import progress_bar
 from cli.settings import Settings
-from muster.errors import StorageError
+from cli.target import written
 from protos.v1 import admin_pb2 as pb
 
 FORMAT = "muster.run/1"  # raised when a reader of the old form would misread the new one
@@ -20,7 +19,7 @@ FORMAT = "muster.run/1"  # raised when a reader of the old form would misread th
 async def collect(client: Client, settings: Settings, run: pb.Run) -> dict[str, Any]:
     """`format`, `run` (totals), `spec`, `rounds` (with assignments), `models`, `metrics` (a row for each round that
     was evaluated) and `events`."""
-    totals = to_json(run)
+    totals = to_json(await client.run(run.run_id))  # with its warnings
     spec = totals.pop("spec")
     numbers = [each.number for each in await client.rounds(run.run_id)]
     rounds: list[dict[str, Any]] = []
@@ -40,16 +39,12 @@ async def collect(client: Client, settings: Settings, run: pb.Run) -> dict[str, 
     }
 
 
-def write_atomically(path: Path, document: dict[str, Any]) -> None:
+def write_document(path: Path, document: dict[str, Any]) -> None:
     """The whole file or none of it. Raises `StorageError`."""
-    partial = path.with_name(f".{path.name}.part")
-    try:
+
+    def write(partial: Path) -> None:
         with partial.open("w", encoding="utf-8") as file:
             json.dump(document, file, indent=1, ensure_ascii=False, allow_nan=False)
             file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StorageError("cli.not_written", f"cannot write {path}: {error.strerror}") from error
+
+    written(path, write)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cli.client import Client
-from cli.output import console, emit_json
+from cli.output import WARNED, console, emit_json, warn
 from cli.settings import Settings
 from muster.errors import DeadlineError, RunUnsuccessful, UnreachableError
 from protos.v1 import admin_pb2 as pb
@@ -21,24 +21,53 @@ REFRESH_SECONDS = 0.25  # a tiny model makes ten rounds a second; nobody reads f
 IDLE_SECONDS = 1.0  # without news the clock on the screen still goes on
 
 
-async def follow(client: Client, settings: Settings, run: pb.Run, *, beside: bool = True) -> pb.Run:
-    """Returns the finished run; raises `RunUnsuccessful` for one that failed or was stopped.
+class Warned:
+    """Tells each of a run's warnings once, on standard error, as it comes; quiet or not."""
 
-    `beside`: what is shown goes to standard error, since the caller's data are something else.
+    def __init__(self, settings: Settings, told: Iterable[str] = ()) -> None:
+        self._settings = settings
+        self._told = set(told)
+
+    def tell(self, sentences: Iterable[str]) -> None:
+        for sentence in sentences:
+            if sentence not in self._told:
+                self._told.add(sentence)
+                warn(self._settings, [sentence])
+
+    def take(self, event: pb.Event) -> bool:
+        """Whether it is a warning, which is then told."""
+        if event.kind != WARNED:
+            return False
+        self.tell([event.reason])
+        return True
+
+
+async def follow(
+    client: Client, settings: Settings, run: pb.Run, *, beside: bool = True, told: Iterable[str] = ()
+) -> pb.Run:
+    """Returns the finished run, with its warnings; raises `RunUnsuccessful` for one that failed or was stopped.
+
+    `beside`: what is shown goes to standard error, since the caller's data are something else. `told`: warnings
+    that the caller has told already.
     """
     screen = console(settings, stderr=beside)
+    warned = Warned(settings, told)
     if settings.json and not beside:
         from cli.json_form import to_json
 
         await _each_event(client, run.run_id, lambda event: emit_json(to_json(event), line=True))
     elif settings.quiet:
-        await _each_event(client, run.run_id, lambda _: None)
+        await _each_event(client, run.run_id, warned.take)
     elif screen.is_terminal:
-        await _live(client, run, screen)
+        await _live(client, run, screen, warned)
     else:
         from cli.render import event_line
 
-        await _each_event(client, run.run_id, lambda event: screen.print(event_line(event), soft_wrap=True))
+        def show(event: pb.Event) -> None:
+            if not warned.take(event):
+                screen.print(event_line(event), soft_wrap=True)
+
+        await _each_event(client, run.run_id, show)
     ended = await client.run(run.run_id)
     if ended.state != "FINISHED":
         raise RunUnsuccessful(
@@ -51,7 +80,7 @@ async def follow(client: Client, settings: Settings, run: pb.Run, *, beside: boo
     return ended
 
 
-async def _each_event(client: Client, run_id: str, show: Callable[[pb.Event], None]) -> None:
+async def _each_event(client: Client, run_id: str, show: Callable[[pb.Event], object]) -> None:
     async for batch in client.events(run_id=run_id, follow=True):
         for event in batch:
             show(event)
@@ -97,18 +126,21 @@ class Screen:
         return Group(*parts)
 
 
-async def _live(client: Client, run: pb.Run, console: Console) -> None:
+async def _live(client: Client, run: pb.Run, console: Console, warned: Warned) -> None:
     from rich.live import Live
 
     screen = Screen(client, run)
     recent = (await client.call("ExplainRun", pb.ExplainRunRequest(run_id=run.run_id))).recent
     newest = max((event.sequence for event in recent), default=0)
+    warned.tell(each.reason for each in (await client.run(run.run_id)).warnings)
     screen.changed.update(each.number for each in (await client.rounds(run.run_id))[-ROUNDS_SHOWN:])
     news = asyncio.Event()
 
     async def read() -> None:
         async for batch in client.events(run_id=run.run_id, after_sequence=newest, follow=True):
             screen.changed.update(event.round for event in batch if event.round)
+            for event in batch:
+                warned.take(event)  # the live screen lets what is written pass above it
             news.set()
 
     reader = asyncio.create_task(read())

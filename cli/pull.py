@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cli.client import Client
 from cli.progress import progress_bar
 from cli.settings import Settings
-from muster.errors import DeadlineError, NotFoundError, StorageError, UsageError
+from cli.target import beside, target, written
+from muster.errors import DeadlineError, NotFoundError, UsageError
 from muster.wire import METHODS
 from protos.v1 import admin_pb2 as pb
 
@@ -29,12 +29,8 @@ async def pull_model(
     name, at, number = which.rpartition("@")
     run = await client.find_run(name if at else which)
     model = _choose(run.run_id, await client.models(run.run_id), number if at else None)
-    path = output or Path(f"{run.run_id}-{model.round}.safetensors")
-    if not path.parent.is_dir():
-        raise StorageError(
-            "cli.not_written", f"there is no folder {path.parent}", fix=f"mkdir -p {path.parent}"
-        )
-    body = path.with_name(f".{path.name}.{model.digest[:16]}.part")
+    path = target(settings, output, f"{run.run_id}-{model.round}.safetensors")
+    body = beside(path, f"{model.digest[:16]}.part")
 
     def request_at(offset: int) -> pb.PullModelRequest:
         return pb.PullModelRequest(run_id=run.run_id, round=model.round, offset=offset)
@@ -49,7 +45,7 @@ async def pull_model(
 async def _fetch(
     client: Client,
     request_at: Callable[[int], pb.PullModelRequest],
-    target: Path,
+    body: Path,
     digest: str,
     show: OnProgress,
 ) -> None:
@@ -70,7 +66,7 @@ async def _fetch(
                 client.channel,
                 METHODS["PullModel"],
                 request_at,
-                target,
+                body,
                 timeout_seconds=STALL_SECONDS,
                 digest=digest,
                 on_progress=progress,
@@ -100,18 +96,9 @@ def _convert(body: Path, path: Path) -> None:
 
     from muster.modelfile import ModelFile, export_state
 
-    partial = path.with_name(f".{path.name}.new")
     file = ModelFile(body)
     try:
-        save_file(export_state(file), partial, metadata={"format": "pt"})
-        fd = os.open(partial, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StorageError("cli.not_written", f"cannot write {path}: {error.strerror}") from error
+        tensors = export_state(file)
+        written(path, lambda partial: save_file(tensors, partial, metadata={"format": "pt"}))
     finally:
         file.close()

@@ -24,6 +24,7 @@ STATE_STYLES = {
     **dict.fromkeys(("RUNNING", "OPEN", "AGGREGATING", "TRAINING", "UPLOADING", "ACCEPTED"), "cyan"),
 }
 KIB = 1024
+WARNINGS_SHOWN = 10
 
 
 def size(count: float) -> str:
@@ -124,7 +125,7 @@ def run_view(run: pb.Run, *, now: float | None = None) -> RenderableType:
     ratio = run.bytes_up_dense / run.bytes_up if run.bytes_up else 0.0
     saved = f", {ratio:.1f} times less than dense" if ratio > 1.05 else ""
     skipped = f", {run.rounds_skipped} skipped" if run.rounds_skipped else ""
-    return facts(
+    head = facts(
         [
             ("run", run.run_id),
             ("name", run.name),
@@ -140,6 +141,29 @@ def run_view(run: pb.Run, *, now: float | None = None) -> RenderableType:
             ("model digest", run.model_digest),
         ]
     )
+    return Group(head, "", *warning_lines(run)) if run.warnings else head
+
+
+def warning_lines(run: pb.Run) -> list[Text]:
+    """What the run was warned of, newest last, and how often."""
+    shown = run.warnings[-WARNINGS_SHOWN:]
+    lines = [Text("warnings", style="bold")]
+    if len(run.warnings) > len(shown):
+        lines.append(Text(f"  {len(run.warnings) - len(shown)} earlier: muster run logs {run.run_id}"))
+    for each in shown:
+        line = Text("  ")
+        line.append(each.reason, style="yellow").append(f" ({times})" if (times := repeated(each)) else "")
+        lines.append(line)
+    return lines
+
+
+def repeated(warning: pb.RunWarning) -> str:
+    """ "5 times, rounds 1 to 5"; empty for what came once."""
+    if warning.times < 2:
+        return ""
+    first, last = warning.first_round, warning.last_round
+    where = f", rounds {first} to {last}" if first != last else f", round {last}" if last else ""
+    return f"{warning.times} times{where}"
 
 
 def peers_table(peers: Sequence[pb.Peer]) -> RenderableType:
@@ -275,7 +299,8 @@ def failure_line(entry: Mapping[str, Any]) -> Text:
         part for part in (f"round {entry['round']}" if entry["round"] else "", entry["peer_id"]) if part
     )
     line = Text(f"{moment(entry['at'])}  ")
-    line.append(f"{entry['kind']:<22}", style="red")
+    line.append(f"{entry['kind']:<22}", style="yellow" if entry["kind"] == "run.warned" else "red")
     line.append(f" {about}:" if about else "", style="bold")
     line.append(f" {entry['reason']}" + (f" [{entry['error_id']}]" if entry["error_id"] else ""))
+    line.append(f" ({entry['repeated']})" if entry.get("repeated") else "")
     return line

@@ -119,7 +119,7 @@ class Codec(ABC):
 
     def decode_device(self, body: bytes | memoryview, out: Tensor) -> None:
         """`decode` for a chunk elsewhere: a codec that has nothing better decodes on the host and copies that."""
-        decoded = torch.empty(out.numel())
+        decoded = torch.empty(out.numel(), dtype=torch.float32)
         self.decode_host(body, decoded)
         out.detach().copy_(decoded)
 

@@ -74,8 +74,8 @@ class Dgc(Feedback):
         refusal = contractive_only("dgc", codec)
         if refusal is not None or self.momentum == 0:
             return refusal
-        probe = torch.linspace(1, 2, PROBE)
-        decoded = torch.empty(PROBE)
+        probe = torch.linspace(1, 2, PROBE, dtype=torch.float32)
+        decoded = torch.empty(PROBE, dtype=torch.float32)
         codec.decode(codec.encode(probe, 0), decoded)
         if not decoded.all():
             return None

@@ -159,7 +159,7 @@ class LowRank(Codec):
 def _factors(matrix: Tensor, rank: int, generator: torch.Generator) -> tuple[bytes, bytes]:
     """[rows, rank] and [rank, columns]; not numbers if the matrix holds a value that is not finite."""
     rows, columns = matrix.shape
-    basis = torch.randn(min(rows, columns), rank, generator=generator)
+    basis = torch.randn(min(rows, columns), rank, generator=generator, dtype=torch.float32)
     peak = float(torch.maximum(matrix.max(), -matrix.min()))
     if not peak < float("inf"):
         return bytes(np.full(rows * rank, np.nan, "<f4")), bytes(np.full(rank * columns, np.nan, "<f4"))

@@ -121,7 +121,7 @@ class OneExchange:
 
     def message(self, x: Tensor) -> Tensor:
         slots = self.slots
-        sent = torch.empty(self.message_size)
+        sent = torch.empty(self.message_size, dtype=torch.float32)
         slots.take_plain(x, sent[: slots.plain_size])
         for slot, used, made in self._sides(sent):
             torch.mm(slot.matrix(x).T if self.turn else slot.matrix(x), used, out=made)
@@ -160,7 +160,7 @@ def factor_size(slots: Slots, turn: int) -> int:
 def first_factor(slots: Slots, turn: int, seed: int) -> Tensor:
     """[factor_size] where the iterations begin: random directions."""
     generator = torch.Generator().manual_seed(seed % (1 << 64))
-    factor = torch.randn(factor_size(slots, turn), generator=generator)
+    factor = torch.randn(factor_size(slots, turn), generator=generator, dtype=torch.float32)
     for columns in slots.lefts(factor) if turn else slots.rights(factor):
         columns.copy_(orthonormal(columns))
     return factor

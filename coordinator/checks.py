@@ -34,7 +34,13 @@ def check_spec(spec: RunSpec) -> Schedule:
 
 
 def warnings(spec: RunSpec) -> tuple[str, ...]:
-    """What may do badly in a spec that `check_spec` accepts: a sentence for each, with the keys and a value to set.
+    """The sentences of `cautions`."""
+    return tuple(sentence for _, sentence in cautions(spec))
+
+
+def cautions(spec: RunSpec) -> tuple[tuple[str, str], ...]:
+    """What may do badly in a spec that `check_spec` accepts: for each a short stable cause, under which the run
+    keeps it, and a sentence with the keys and a value to set.
 
     Blocking, as `check_spec`.
     """
@@ -44,7 +50,9 @@ def warnings(spec: RunSpec) -> tuple[str, ...]:
     directions = [("up", table.up, "feedback", table.feedback)]
     if not downlink.replays(spec):
         directions.append(("down", table.down, "down_feedback", table.down_feedback))
-    return tuple(told for each in directions if (told := _warning(*each)))
+    return tuple(
+        (f"compression.{each[0]}", told) for each in directions if (told := _warning(*each)) is not None
+    )
 
 
 def _warning(key: str, codec_spelling: str, feedback_key: str, feedback_spelling: str) -> str | None:

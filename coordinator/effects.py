@@ -33,7 +33,6 @@ from coordinator.permits import task_args
 from muster.blobs import LOST
 from muster.errors import MusterError, StorageError, TransferError
 from muster.spec.model import RunSpec
-from muster.texts import many_lines, one_line
 from muster.worker.host import WorkerHost
 
 if TYPE_CHECKING:
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-SENTENCE_CHARS_MAX = 500  # how a rule treated one update
 TASK_SECONDS_MAX = 600.0  # making the initial model, or evaluating one version, on the coordinator
 IMPORT_SECONDS_MAX = 120.0  # importing a task's module, on a cold machine with all that it imports
 STORAGE_RETRY_SECONDS = 2.0
@@ -161,9 +159,7 @@ class EffectRunner:
         finally:
             self._obstacles.pop(effect.run_id, None)
         if refusal:
-            event = AggregationSkipped(
-                run_id=effect.run_id, round=effect.round, reason_given=one_line(refusal)
-            )
+            event = AggregationSkipped(run_id=effect.run_id, round=effect.round, reason_given=refusal)
             await self._coordinator.post_surely(event)
 
     async def _try_to_aggregate(self, effect: Aggregate, began: float) -> str | None:
@@ -294,11 +290,22 @@ class EffectRunner:
             gone = await coordinator.store.unneeded_blobs(
                 updates_keep_rounds=coordinator.config.updates_keep_rounds,
                 models_keep=coordinator.config.models_keep,
+                ended_runs_keep=coordinator.config.ended_runs_keep,
             )
             await coordinator.store.forget_blobs(gone)
             self._sweep_spool()
             for digest in gone:
                 await asyncio.to_thread(coordinator.blobs.remove, digest)
+
+    async def remove_run(self, run_id: str) -> None:
+        """Forgets a run that has ended, with its files. Raises `NotFoundError`, `StateError` "run.live"."""
+        coordinator = self._coordinator
+        async with self._files:
+            now = coordinator.clock.now()
+            gone = await coordinator.store.remove_run(run_id, now, f"run {run_id} was removed on request")
+            for digest in gone:
+                await asyncio.to_thread(coordinator.blobs.remove, digest)
+        log.info("run.removed", run_id=run_id, files=len(gone))
 
     async def sweep(self) -> None:
         """At start: what a kill left behind between a file's rename and its row."""
@@ -352,16 +359,16 @@ def _aggregated(effect: Aggregate, result: AggregationResult, before: Mapping[st
                 weight=treated.weight,
                 score=treated.score,
                 selected=treated.selected,
-                sentence=one_line(treated.sentence, SENTENCE_CHARS_MAX),
+                sentence=treated.sentence,
             )
             for treated in result.treatments
         ),
         seconds=result.seconds,
-        how=one_line(result.reason),
+        how=result.reason,
         states={**before, **result.state_digests},
     )
 
 
 def _told(error: MusterError) -> str:
     traceback = error.fields.get("traceback", "")
-    return many_lines(f"{error}\n{traceback}" if traceback else str(error), keep="end")
+    return f"{error}\n{traceback}" if traceback else str(error)

@@ -24,6 +24,7 @@ _STEPS: Mapping[str, tuple[frozenset[str], str]] = {
     "run.submitted": (_NEW, "QUEUED"),
     "run.started": (frozenset({"QUEUED"}), "RUNNING"),
     "run.waiting": (frozenset({"RUNNING"}), ""),
+    "run.warned": (_GOING, ""),
     "run.paused": (frozenset({"RUNNING"}), "PAUSED"),
     "run.resumed": (frozenset({"PAUSED"}), "RUNNING"),
     "run.finished": (frozenset({"RUNNING", "PAUSED"}), "FINISHED"),

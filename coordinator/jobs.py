@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.permits import load_permitted
+from muster.defaults import code_of
 from muster.initial import draw, draw_version
 from muster.modelfile import ModelFile, load_into
 from muster.seeds import initial_seed
@@ -45,7 +46,8 @@ def evaluate(args: dict[str, Any], progress: Callable[[float], None]) -> dict[st
     finally:
         file.close()
     model.eval()
-    return {"metrics": {name: float(value) for name, value in task.evaluate(model, _site(args)).items()}}
+    with code_of(task):
+        return {"metrics": {name: float(value) for name, value in task.evaluate(model, _site(args)).items()}}
 
 
 JOBS = {"check_task": check_task, "init_model": init_model, "evaluate": evaluate}

@@ -29,9 +29,18 @@ class ModelsServicer:
     def routes(self) -> list[Route]:
         return [
             Route(method=PLAN_MODEL, handle=self.plan_model),
-            Route(method=FETCH_MODEL, handle=self.fetch_model),
-            Route(method=RESTORE_MODEL, handle=self.restore_model),
+            Route(method=FETCH_MODEL, handle=self.fetch_model, caller=self._caller),
+            Route(method=RESTORE_MODEL, handle=self.restore_model, caller=self._restorer),
         ]
+
+    def _caller(self, first: pb.FetchModelRequest) -> str:
+        return self._coordinator.members.authenticate(first.credentials.peer_id, first.credentials.secret)
+
+    def _restorer(self, first: pb.RestoreModelRequest) -> str:
+        if first.WhichOneof("part") != "begin":
+            raise _no_header()
+        credentials = first.begin.credentials
+        return self._coordinator.members.authenticate_sender(credentials.peer_id, credentials.secret)
 
     async def plan_model(self, request: pb.PlanModelRequest, context: CallContext) -> pb.PlanModelResponse:
         """The deltas from the newest version that is held, where all are here and shorter than the version; and the
@@ -86,7 +95,7 @@ class ModelsServicer:
                 offset=request.offset,
             )
         )
-        async for chunk in read_chunks(path, request.offset):
+        async for chunk in read_chunks(path, request.offset, request.chunk_bytes_max):
             coordinator.journal.count_bytes(model.run_id, model.round + 1, peer_id, "down", chunk.size)
             yield chunk
 
@@ -119,10 +128,9 @@ class ModelsServicer:
         self, requests: AsyncIterator[pb.RestoreModelRequest], context: CallContext
     ) -> AsyncIterator[pb.RestoreModelResponse]:
         first = await anext(requests, None)
-        if first is None or first.WhichOneof("part") != "begin":
-            raise TransferError("transfer.no_header", "a version that is given back starts with its header")
-        credentials = first.begin.credentials
-        peer_id = self._coordinator.members.authenticate_sender(credentials.peer_id, credentials.secret)
+        if first is None:
+            raise _no_header()
+        peer_id = self._restorer(first)
         await self._coordinator.repairs.receive(peer_id, first.begin.header, requests)
         yield pb.RestoreModelResponse()
 
@@ -133,3 +141,7 @@ def _not_found(run_id: str, digest: str) -> NotFoundError:
         f"run {run_id!r} has no model version {digest[:12]!r}",
         cause="it was never committed or is kept no longer",
     )
+
+
+def _no_header() -> TransferError:
+    return TransferError("transfer.no_header", "a version that is given back starts with its header")

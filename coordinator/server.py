@@ -18,6 +18,7 @@ from coordinator.uploads import UpdatesServicer
 from muster.blobs import BlobStore
 from muster.clock import Clock, SystemClock
 from muster.config import CoordinatorConfig
+from muster.disk import make_folder
 from muster.errors import InternalError
 from muster.transport.base import Server, Transport
 
@@ -44,7 +45,7 @@ class RunningCoordinator:
         """Raises `ConfigError` for an address that is taken or not allowed, `StorageError` and `VersionError` of
         the store."""
         folder = Path(config.data_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, "coordinator.data_dir, --data-dir")
         store = await Store.open(config.database_url)
         coordinator = Coordinator(config, store, BlobStore(folder / "blobs"), clock or SystemClock())
         try:

@@ -19,8 +19,7 @@ from coordinator.engine.state import (
 )
 from coordinator.members import hash_secret
 from coordinator.offers import Session
-from muster.errors import AuthenticationError, NotFoundError, StorageError, TransferError, UsageError
-from muster.texts import DESCRIPTION_CHARS_MAX, many_lines, one_line
+from muster.errors import AuthenticationError, NotFoundError, TransferError, UsageError
 from muster.transport.base import CallContext, Route
 from muster.version import muster_version
 from muster.wire import ENROL, SESSION
@@ -34,8 +33,8 @@ log = structlog.get_logger()
 NAME_LENGTH_MAX = 64
 SECRET_LENGTH_MIN = 16
 EXAMPLES_MAX = 2**53  # what a float64 weight still counts exactly
-HELLO_SECONDS_MAX = 10.0  # a stream that says nothing is cut off
-METRICS_MAX = 1024  # names in one evaluation
+DESCRIPTION_MAX = 100  # characters of a device, a version or an error id that a peer tells
+FAILURE_TEXT_MAX = 16_384  # of a message or traceback that a peer sends
 
 _PROGRESS = {
     pb.ASSIGNMENT_PHASE_ACCEPTED: AssignmentStatus.ACCEPTED,
@@ -79,8 +78,8 @@ class MembershipServicer:
             membership.Enrolled(
                 peer_id=name,
                 secret_hash=secret_hash,
-                device=one_line(request.device, DESCRIPTION_CHARS_MAX),
-                muster_version=one_line(request.muster_version, DESCRIPTION_CHARS_MAX),
+                device=request.device[:DESCRIPTION_MAX],
+                muster_version=request.muster_version[:DESCRIPTION_MAX],
             )
         )
         self._coordinator.members.authenticate(name, request.secret)
@@ -90,7 +89,7 @@ class MembershipServicer:
         self, requests: AsyncIterator[pb.SessionRequest], context: CallContext
     ) -> AsyncIterator[pb.SessionResponse]:
         coordinator = self._coordinator
-        first = await _first(requests)
+        first = await anext(requests, None)
         if first is None or first.WhichOneof("message") != "hello":
             raise UsageError("session.no_hello", "a session starts with a hello")
         hello = first.hello
@@ -139,7 +138,7 @@ class MembershipServicer:
                 session.peer_id, assignment_id, "the coordinator no longer waits for it"
             )
         for run_id in hello.held_run_ids:
-            if run_id not in coordinator.runs and run_id not in coordinator.set_aside:
+            if run_id not in coordinator.runs:
                 session.send(pb.SessionResponse(run_ended=pb.RunEnded(run_id=run_id)))
 
     async def _read(self, session: Session, requests: AsyncIterator[pb.SessionRequest]) -> bool:
@@ -179,22 +178,6 @@ class MembershipServicer:
             await self._coordinator.post(event)
         except NotFoundError:
             return  # the run ended meanwhile
-        except StorageError:
-            raise  # the peer comes again with it
-        except (
-            Exception
-        ) as error:  # this report can never be stored: it costs the assignment that it is about
-            log.exception("report.refused", peer_id=session.peer_id, assignment_id=report.assignment_id)
-            await self._coordinator.post_surely(
-                AssignmentFailed(
-                    run_id=assignment.run_id,
-                    assignment_id=assignment.assignment_id,
-                    error_id="report.refused",
-                    message=one_line(f"its report cannot be stored: {type(error).__name__}: {error}"),
-                    traceback="",
-                    retry=False,
-                )
-            )
 
 
 def _event(run_id: str, report: pb.AssignmentReport) -> Event:
@@ -203,49 +186,29 @@ def _event(run_id: str, report: pb.AssignmentReport) -> Event:
             run_id=run_id, assignment_id=report.assignment_id, status=_PROGRESS[report.phase]
         )
     if report.phase == pb.ASSIGNMENT_PHASE_EVALUATED:
-        return _evaluated(run_id, report)
+        return AssignmentEvaluated(
+            run_id=run_id,
+            assignment_id=report.assignment_id,
+            metrics=dict(report.metrics),
+            examples=min(report.example_count, EXAMPLES_MAX),
+        )
     if report.phase == pb.ASSIGNMENT_PHASE_FAILED:
         failure = report.failure
         return AssignmentFailed(
             run_id=run_id,
             assignment_id=report.assignment_id,
-            error_id=one_line(failure.error_id, DESCRIPTION_CHARS_MAX),
-            message=many_lines(failure.message),
-            traceback=many_lines(failure.traceback, keep="end"),
+            error_id=failure.error_id[:DESCRIPTION_MAX],
+            message=failure.message[:FAILURE_TEXT_MAX],
+            traceback=failure.traceback[-FAILURE_TEXT_MAX:],
             retry=failure.retry,
         )
     raise UsageError("session.bad_report", f"phase {report.phase} is unknown here")
-
-
-def _evaluated(run_id: str, report: pb.AssignmentReport) -> Event:
-    if len(report.metrics) > METRICS_MAX:
-        return AssignmentFailed(
-            run_id=run_id,
-            assignment_id=report.assignment_id,
-            error_id="metrics.too_many",
-            message=f"the evaluation gives {len(report.metrics)} metrics; at most {METRICS_MAX} are taken",
-            traceback="",
-            retry=False,
-        )
-    return AssignmentEvaluated(
-        run_id=run_id,
-        assignment_id=report.assignment_id,
-        metrics={one_line(name, DESCRIPTION_CHARS_MAX): value for name, value in report.metrics.items()},
-        examples=min(report.example_count, EXAMPLES_MAX),
-    )
 
 
 def _is_name(name: str) -> bool:
     allowed = name.replace(".", "").replace("_", "").replace("-", "")
     plain = allowed.isascii() and allowed.isalnum() and name[0] not in ".-"
     return 0 < len(name) <= NAME_LENGTH_MAX and plain
-
-
-async def _first(requests: AsyncIterator[pb.SessionRequest]) -> pb.SessionRequest | None:
-    try:
-        return await asyncio.wait_for(anext(requests, None), HELLO_SECONDS_MAX)
-    except TimeoutError:
-        return None
 
 
 async def _result(reader: asyncio.Task[bool]) -> bool:

@@ -39,8 +39,6 @@ from protos.v1.tensors_pb2 import BlobHeader
 if TYPE_CHECKING:
     from coordinator.service import Coordinator
 
-CHUNK_SECONDS_MAX = 30.0  # a sender that gives no chunk for so long is cut off; it may resume
-
 
 class UpdatesServicer:
     def __init__(self, coordinator: Coordinator) -> None:
@@ -56,7 +54,7 @@ class UpdatesServicer:
     def routes(self) -> list[Route]:
         return [
             Route(method=BEGIN_UPDATE, handle=self.begin_update),
-            Route(method=UPLOAD_UPDATE, handle=self.upload_update),
+            Route(method=UPLOAD_UPDATE, handle=self.upload_update, caller=self._caller),
             Route(method=GET_UPDATE_STATUS, handle=self.get_update_status),
             Route(method=COMMIT_UPDATE, handle=self.commit_update),
         ]
@@ -94,9 +92,9 @@ class UpdatesServicer:
         self, requests: AsyncIterator[pb.UploadUpdateRequest], context: CallContext
     ) -> AsyncIterator[pb.UploadUpdateResponse]:
         first = await anext(requests, None)
-        if first is None or first.WhichOneof("part") != "begin":
-            raise TransferError("transfer.no_header", "an upload must start with its header")
-        peer_id = self._peer(first.begin.credentials)
+        if first is None:
+            raise _no_header()
+        peer_id = self._caller(first)
         header = first.begin.header
         await self._assignment(header.assignment_id, peer_id)  # nobody waits at somebody else's lock
         # One stream at a time for a body: a retry waits until the broken one has let go of the file, and takes no
@@ -181,6 +179,11 @@ class UpdatesServicer:
 
     # -- look-ups -----------------------------------------------------------------------------------------------------
 
+    def _caller(self, first: pb.UploadUpdateRequest) -> str:
+        if first.WhichOneof("part") != "begin":
+            raise _no_header()
+        return self._peer(first.begin.credentials)
+
     def _peer(self, credentials: Credentials) -> str:
         return self._coordinator.members.authenticate_sender(credentials.peer_id, credentials.secret)
 
@@ -235,12 +238,12 @@ class UpdatesServicer:
         return self._locks.setdefault(assignment_id, asyncio.Lock())
 
 
+def _no_header() -> TransferError:
+    return TransferError("transfer.no_header", "an upload must start with its header")
+
+
 async def _next_chunk(
     requests: AsyncIterator[pb.UploadUpdateRequest],
 ) -> pb.UploadUpdateRequest | None:
-    try:
-        return await asyncio.wait_for(anext(requests, None), CHUNK_SECONDS_MAX)
-    except TimeoutError:
-        raise TransferError(
-            "transfer.stalled", f"no chunk came for {CHUNK_SECONDS_MAX:.0f} s", fix="resume the upload"
-        ) from None
+    """The transport cuts off who sends too slowly."""
+    return await anext(requests, None)

@@ -73,7 +73,7 @@ class ModelState:
 
     def chunks(self) -> Iterator[Tensor]:
         """All chunks in order, each in the same scratch."""
-        scratch = torch.empty(min(CHUNK_COORDINATES, self.layout.size))
+        scratch = torch.empty(min(CHUNK_COORDINATES, self.layout.size), dtype=torch.float32)
         for index in range(self.layout.chunk_count):
             start, stop = self.layout.chunk_bounds(index)
             chunk = scratch[: stop - start]

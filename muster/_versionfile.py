@@ -137,7 +137,7 @@ class ModelFile:
     def close(self) -> None:
         """Lets go of the map. Tensors taken from it stay valid; the map goes with the last of them."""
         self._map = None
-        self._vector = torch.empty(0)
+        self._vector = torch.empty(0, dtype=torch.float32)
 
 
 class ModelWriter:

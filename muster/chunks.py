@@ -21,6 +21,7 @@ from muster.disk import disk_threads, storage_error
 from muster.errors import OffsetError, StorageError
 from muster.transport.base import Encoded
 
+CHUNK_BYTES_MIN = 16 << 10  # over a kilobyte a second it comes within what a pace allows
 _READ_AHEAD_CHUNKS = 1  # read by a thread while the one before is sent
 
 
@@ -48,8 +49,11 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-async def read_chunks(path: Path, offset: int) -> AsyncGenerator[EncodedChunk, None]:
-    """The file from `offset` to its end, as messages, a thread reading ahead.
+async def read_chunks(
+    path: Path, offset: int, chunk_bytes: int = CHUNK_BYTES
+) -> AsyncGenerator[EncodedChunk, None]:
+    """The file from `offset` to its end, as messages, a thread reading ahead. `chunk_bytes` is what a slow line asks
+    for; it is kept within `CHUNK_BYTES_MIN` and `CHUNK_BYTES`, and 0 asks for nothing.
 
     Raises `OffsetError` "transfer.offset" (beyond the end), `StorageError` "storage.failed".
     """
@@ -58,13 +62,14 @@ async def read_chunks(path: Path, offset: int) -> AsyncGenerator[EncodedChunk, N
     except OSError as error:
         raise storage_error(path, error) from error
     reading: Future[list[EncodedChunk]] | None = None
+    chunk_bytes = max(CHUNK_BYTES_MIN, min(chunk_bytes or CHUNK_BYTES, CHUNK_BYTES))
     try:
         size = os.fstat(fd).st_size
         if offset > size:
             raise OffsetError(
                 "transfer.offset", f"asked for offset {offset} of a body of {size} bytes", offset=size
             )
-        step = _READ_AHEAD_CHUNKS * CHUNK_BYTES
+        step = _READ_AHEAD_CHUNKS * chunk_bytes
         while offset < size:
             end = min(size, offset + step)
             if reading is None:

@@ -43,6 +43,11 @@ def _own_name() -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", platform.node().partition(".")[0])[:64].strip("-._") or "peer"
 
 
+def _in_url(path: Path) -> str:
+    """As the path of a URL, with all that would end it or mean something else in it written as %XX."""
+    return str(path).replace("%", "%25").replace("?", "%3F").replace("#", "%23")
+
+
 class CoordinatorConfig(Table):
     """The coordinator on this machine."""
 
@@ -55,9 +60,9 @@ class CoordinatorConfig(Table):
         description="folder of database, models and updates; give it a disk that can hold spool_bytes_max",
     )
     database_url: str = Field(
-        default_factory=lambda data: f"sqlite:///{data['data_dir']}/muster.db",
+        default_factory=lambda data: f"sqlite:///{_in_url(data['data_dir'])}/muster.db",
         description="SQLAlchemy URL. Default: SQLite in data_dir. PostgreSQL: postgresql+psycopg://USER@HOST/NAME, "
-        "its password in ~/.pgpass and not here",
+        "its password in ~/.pgpass and not here. In a path of SQLite's %, ? and # are %25, %3F and %23",
     )
     heartbeat_seconds: float = Field(
         default=5.0,
@@ -108,6 +113,12 @@ class CoordinatorConfig(Table):
         default=(),
         description="tasks or patterns (examples.digits:*) that a run may name, wherever they are installed; whoever "
         "reaches the port has this machine import what is allowed. Default: only those in task_folders",
+    )
+    ended_runs_keep: int = Field(
+        default=20,
+        ge=0,
+        description="ended runs, the newest, that keep what models_keep and updates_keep_rounds allow; older ones keep "
+        "their last version only, until `muster run remove`. Higher: more disk",
     )
     task_folders: tuple[Path, ...] = Field(
         default=(),

@@ -11,6 +11,7 @@ from pathlib import Path
 from muster.errors import StorageError
 
 _THREADS = 8  # more bodies than this wait for each other, which a disk makes them do anyway
+_SHOWN_MAX = 200  # characters of a path in a message
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -36,6 +37,48 @@ def storage_error(path: Path, error: OSError) -> StorageError:
         cause=reason,
         fix="check the disk and the permissions",
     )
+
+
+def make_folder(folder: Path, setting: str) -> None:
+    """Makes the folder and those above it, if it is not there. `setting` is what names it: "coordinator.data_dir".
+
+    Raises `StorageError` "storage.no_folder", which tells what stands in the way, or "storage.disk_full".
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise storage_error(folder, error) from error
+        raise StorageError(
+            "storage.no_folder",
+            f"the folder {shorten(folder)} cannot be made",
+            cause=_obstacle(folder, error),
+            fix=f"give another folder ({setting}), or mend that one",
+        ) from error
+
+
+def shorten(path: Path) -> str:
+    text = str(path)
+    return text if len(text) <= _SHOWN_MAX else f"{text[: _SHOWN_MAX // 2]}...{text[-_SHOWN_MAX // 2 :]}"
+
+
+def _obstacle(folder: Path, error: OSError | ValueError) -> str:
+    """Why it cannot be made, in words."""
+    if isinstance(error, ValueError):
+        return str(error)
+    if error.errno == errno.ENAMETOOLONG:
+        return f"its name is too long, {len(str(folder))} characters"
+    above = folder
+    while not os.path.lexists(above) and above != above.parent:
+        above = above.parent
+    if not above.is_dir():
+        what = "a link that leads nowhere" if above.is_symlink() and not above.exists() else "a file"
+        return f"{above} is {what}, not a folder"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"this user may not make folders in {above}"
+    if error.errno == errno.EROFS:
+        return f"{above} is on a file system that is mounted read-only"
+    return f"{above} takes no folders: {error.strerror or error}"
 
 
 def sync_file(path: Path) -> None:

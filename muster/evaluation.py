@@ -34,7 +34,7 @@ def evaluate_classifier(
     hook = model.register_forward_hook(keep)
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # a tensor that is made in inference mode and kept could never be trained with
             for raw in DataLoader(dataset, batch_size=batch_size):
                 batch = to_device(raw, device)
                 size = batch_length(batch)

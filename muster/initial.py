@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from muster.defaults import code_of
 from muster.hashedfile import BlobInfo
 from muster.layout import ParameterLayout
 from muster.modelfile import layout_of, write_initial
@@ -41,7 +42,8 @@ def draw(task: Task, seed: int) -> nn.Module:
     torch.set_num_threads(1)
     try:
         seed_generators(seed)
-        return task.model()
+        with code_of(task):
+            return task.model()
     finally:
         torch.set_num_threads(threads)
 

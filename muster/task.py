@@ -58,7 +58,8 @@ class Task(ABC):
     """One learning problem. Made once in each worker process with no arguments, then asked as needed.
 
     A worker keeps one `model()` between rounds and fills it from the round's base version, so whatever a module keeps
-    outside its `state_dict` outlives a round.
+    outside its `state_dict` outlives a round. A peer evaluates a copy: what evaluation leaves there is gone.
+    What the task sets for all of torch (`set_default_dtype`, `set_default_device`) holds for its own code.
 
     `options` is the run spec's `[task_options]`, set before anything else is asked (also found as `site.options`).
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
+from muster.defaults import code_of
 from muster.errors import ConfigError, TaskError
 from muster.plugins import nearest
 from muster.task import Task
@@ -30,11 +31,12 @@ def load_task(
     """
     module_name, class_name = _names(reference)
     searched = _search(folders)
-    found = _class(_module(reference, module_name, searched), reference, class_name)
-    try:
-        task = found()
-    except Exception as error:
-        raise _failed(reference, error) from error
+    with code_of(module_name):
+        found = _class(_module(reference, module_name, searched), reference, class_name)
+        try:
+            task = found()
+        except Exception as error:
+            raise _failed(reference, error) from error
     task.options = MappingProxyType(dict(options or {}))
     return task
 

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from muster.backoff import Backoff
-from muster.chunks import read_chunks
+from muster.chunks import CHUNK_BYTES_MIN, read_chunks
+from muster.digests import CHUNK_BYTES
 from muster.disk import disk_threads, replace_durably, storage_error
 from muster.errors import (
     DeadlineError,
@@ -48,10 +49,26 @@ _DIGEST_ATTEMPTS = 2  # a body that was damaged twice is wrong at its source
 # What the next attempt can mend; any other error is for the caller.
 _TRANSIENT = frozenset({
     "transfer.offset", "transfer.checksum", "transfer.truncated", "transfer.stalled", "transfer.nothing_held",
-    "transfer.digest",
+    "transfer.digest", "transfer.unanswered", "transport.silent",
 })  # fmt: skip
 # The other side's disk or spool; a full one here is told at once.
 _TRANSIENT_THERE = _TRANSIENT | {"storage.disk_full", "storage.spool_full"}
+
+
+class Stride:
+    """How large the chunks are. Over a line so slow that a whole one does not come in the time that a receiver waits
+    for a message, smaller ones do."""
+
+    def __init__(self) -> None:
+        self.chunk_bytes = CHUNK_BYTES
+
+    def shrink(self) -> None:
+        self.chunk_bytes = max(self.chunk_bytes // 4, CHUNK_BYTES_MIN)
+
+    def ask(self, request: Message) -> None:
+        """For the sender to keep to, where the request has a field for it."""
+        if self.chunk_bytes < CHUNK_BYTES and "chunk_bytes_max" in request.DESCRIPTOR.fields_by_name:
+            setattr(request, "chunk_bytes_max", self.chunk_bytes)  # noqa: B010  # a field of some messages
 
 
 async def fetch(
@@ -79,20 +96,21 @@ async def fetch(
     whatever the other side refuses with.
     """
     partial = target.with_name(target.name + ".partial")
+    stride = Stride()
 
     async def attempt(progress: Callable[[int, int], None], seconds_left: float) -> BlobHeader:
         held = await _on_disk(_held, partial)
-        async with aclosing(
-            channel.stream(method, _only(request_at(held)), timeout_seconds=seconds_left)
-        ) as stream:
-            header: BlobHeader = (await _next_within(stream, CALL_SECONDS_MAX)).header
+        request = request_at(held)
+        stride.ask(request)
+        async with aclosing(channel.stream(method, _only(request), timeout_seconds=seconds_left)) as stream:
+            header: BlobHeader = (await _next_within(stream, CALL_SECONDS_MAX, waits=True)).header
             _check_wanted(header, digest)
             body = await _on_disk(lambda: PartialBody.open(partial, header, durable=durable))
             try:
                 if header.offset != body.offset:
                     body.remove()  # of another body, or the other side cannot start there: from nothing then
                     raise OffsetError("transfer.offset", f"asked for offset {held}, got {header.offset}")
-                while (message := await _next_within(stream, CALL_SECONDS_MAX, None)) is not None:
+                while (message := await _next_within(stream, CALL_SECONDS_MAX)) is not None:
                     await body.write(message.chunk)
                     progress(body.offset, header.size_bytes)
                 await body.complete()
@@ -108,6 +126,7 @@ async def fetch(
         on_progress=on_progress,
         what=f"fetching {target.name}",
         transient=_TRANSIENT,
+        stride=stride,
     )
 
 
@@ -130,6 +149,7 @@ async def upload(
     `path` cannot be read, and whatever the coordinator refuses with (`UpdateRejected`, `StateError`...).
     """
     header = begin.header
+    stride = Stride()
 
     async def attempt(progress: Callable[[int, int], None], seconds_left: float) -> Receipt:
         call_seconds = min(CALL_SECONDS_MAX, seconds_left)
@@ -139,11 +159,11 @@ async def upload(
         offset = answer.offset
         progress(offset, header.size_bytes)
         if offset < header.size_bytes:
-            requests = _upload_requests(begin, path, offset, progress)
+            requests = _upload_requests(begin, path, offset, progress, stride.chunk_bytes)
             async with aclosing(
                 channel.stream(UPLOAD_UPDATE, requests, timeout_seconds=seconds_left)
             ) as stream:
-                offset = (await _next_within(stream, seconds_left)).offset
+                offset = (await _next_within(stream, seconds_left, waits=True)).offset
         progress(offset, header.size_bytes)
         if offset < header.size_bytes:
             raise TransferError("transfer.truncated", f"{offset} of {header.size_bytes} bytes have come")
@@ -160,6 +180,7 @@ async def upload(
         on_progress=on_progress,
         what=f"uploading {path.name}",
         transient=_TRANSIENT_THERE,
+        stride=stride,
     )
 
 
@@ -171,6 +192,7 @@ async def _until_done(
     on_progress: OnProgress | None,
     what: str,
     transient: frozenset[str],
+    stride: Stride,
 ) -> Result:
     """Attempts until one succeeds, time is over or an error is none that another attempt can mend."""
     backoff = backoff or Backoff()
@@ -197,6 +219,8 @@ async def _until_done(
             damaged += error.id == "transfer.digest"
             if not _is_transient(error, transient) or damaged >= _DIGEST_ATTEMPTS:
                 raise
+            if error.id == "transfer.stalled":
+                stride.shrink()
             last = error
         await asyncio.sleep(min(backoff.next_delay(), max(0.0, due - clock())))
     raise DeadlineError(
@@ -214,10 +238,10 @@ def _is_transient(error: MusterError, transient: frozenset[str]) -> bool:
 
 
 async def _upload_requests(
-    begin: BeginUpdateRequest, path: Path, offset: int, progress: OnProgress
+    begin: BeginUpdateRequest, path: Path, offset: int, progress: OnProgress, chunk_bytes: int
 ) -> AsyncGenerator[UploadUpdateRequest | Encoded, None]:
     yield UploadUpdateRequest(begin=begin)
-    async with aclosing(read_chunks(path, offset)) as chunks:
+    async with aclosing(read_chunks(path, offset, chunk_bytes)) as chunks:
         async for chunk in chunks:
             yield chunk
             progress(chunk.offset + chunk.size, begin.header.size_bytes)
@@ -227,14 +251,18 @@ async def _only(request: Request) -> AsyncGenerator[Request, None]:
     yield request
 
 
-async def _next_within(stream: AsyncGenerator[Any, None], seconds: float, *default: Any) -> Any:
+async def _next_within(stream: AsyncGenerator[Any, None], seconds: float, *, waits: bool = False) -> Any:
+    """The next message, or None at the end. One that `waits`, perhaps for its turn, has to come, and its silence says
+    nothing of the line."""
     try:
         async with asyncio.timeout(seconds):
-            return await anext(stream, *default)
+            message = await anext(stream, None)
     except TimeoutError:
-        raise TransferError("transfer.stalled", f"nothing came for {seconds:.0f} s") from None
-    except StopAsyncIteration:
-        raise TransferError("transfer.truncated", "the stream ended without a message") from None
+        error_id = "transfer.unanswered" if waits else "transfer.stalled"
+        raise TransferError(error_id, f"nothing came for {seconds:.0f} s") from None
+    if message is None and waits:
+        raise TransferError("transfer.truncated", "the stream ended without a message")
+    return message
 
 
 async def _on_disk(work: Callable[..., Result], *arguments: Any) -> Result:

@@ -16,6 +16,13 @@ _MODULES = {
     "AdminService": admin_pb2,
 }
 _BULK = {"FetchModel", "RestoreModel", "UploadUpdate", "PullModel"}
+_REQUEST_BYTES_MAX = 64 << 10
+_LARGER_REQUESTS = {
+    "Session": 1 << 20,  # a hello names all that is held, a report has a traceback
+    "SubmitRun": 1 << 20,  # a run spec, twice
+    "RestoreModel": (1 << 20) + (64 << 10),
+    "UploadUpdate": (1 << 20) + (64 << 10),  # a chunk and what is around it
+}
 
 
 def _methods() -> dict[str, Method[Any, Any]]:
@@ -30,6 +37,7 @@ def _methods() -> dict[str, Method[Any, Any]]:
                 client_streams=method.client_streaming,
                 server_streams=method.server_streaming,
                 bulk=method.name in _BULK,
+                request_bytes_max=_LARGER_REQUESTS.get(method.name, _REQUEST_BYTES_MAX),
             )
     return found
 

@@ -32,11 +32,11 @@ class _Room(threading.local):
     """Memory used again and again, each thread's own."""
 
     def __init__(self) -> None:
-        self._held = torch.empty(0)
+        self._held = torch.empty(0, dtype=torch.float32)
 
     def of(self, size: int) -> Tensor:
         if len(self._held) < size:
-            self._held = torch.empty(size)
+            self._held = torch.empty(size, dtype=torch.float32)
         return self._held[:size]
 
 

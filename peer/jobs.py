@@ -6,10 +6,12 @@ each job, so what a task wants to last from round to round belongs in its `state
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ from typing import Any
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from compressors import build_feedback
+from muster.defaults import code_of
 from muster.errors import ConfigError, TaskError
 from muster.initial import draw as draw_model
 from muster.initial import draw_version, seed_generators
@@ -58,7 +61,8 @@ class Place:
         """This site's examples, poisoned if the drill does that."""
         if "" not in self._data:
             seed_generators(derive_seed(self.site.seed, "data", self.site.name))
-            self._data[""] = self.task.train_data(self.site)
+            with code_of(self.task):
+                self._data[""] = self.task.train_data(self.site)
         if drill is None or not drill.poisons:
             return self._data[""]
         if drill_key not in self._data:
@@ -175,7 +179,8 @@ def _fit(
         places=order.places(layout),
     )
     seed_generators(order.seed)
-    report: Any = place.task.fit(model, context)
+    with code_of(place.task):
+        report: Any = place.task.fit(model, context)
     if report is None:
         algorithm = build(order.train["algorithm"], order.train["options"])
         data = place.train_data(drill, repr(order.attack))
@@ -183,7 +188,8 @@ def _fit(
             data = bootstrap(data, order.seed)
         _check_whole(order, data)
         seed_generators(order.seed)
-        return algorithm.fit(place.task, model, data, context)
+        with code_of(place.task):
+            return algorithm.fit(place.task, model, data, context)
     if not isinstance(report, FitReport) or report.examples < 0 or report.steps < 0:
         raise TaskError(
             "task.bad_report",
@@ -222,13 +228,35 @@ def evaluate(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         model = place.module(base, device)
     finally:
         base.close()
-    model.eval()
     seed_generators(order.seed)
-    with torch.no_grad():
-        metrics = {name: float(value) for name, value in place.task.evaluate(model, place.site).items()}
+    with _copied(place, model) as scored, code_of(place.task), torch.no_grad():
+        scored.eval()
+        metrics = {name: float(value) for name, value in place.task.evaluate(scored, place.site).items()}
     progress(1.0)
     examples = metrics.pop("examples", 0.0)
     return asdict(Evaluated(metrics=metrics, examples=max(0, int(examples))))
+
+
+@contextmanager
+def _copied(place: Place, model: nn.Module) -> Generator[nn.Module]:
+    """What evaluation may do with as it likes: what it keeps in the module is made without gradients, in another mode
+    or for other examples, and training would take it for its own.
+
+    A copy, and so what the module keeps outside its `state_dict` stays too. A module that cannot be copied, or for
+    which there is no room twice, is evaluated itself and drawn anew for the next training.
+    """
+    # What training left with a graph behind it cannot be copied, and evaluation needs no graph.
+    kept = (value for module in model.modules() for value in vars(module).values())
+    memo = {id(value): value.detach() for value in kept if isinstance(value, Tensor) and not value.is_leaf}
+    try:
+        scored = copy.deepcopy(model, memo)
+    except (RuntimeError, MemoryError, TypeError, NotImplementedError):
+        scored = model
+    try:
+        yield scored
+    finally:
+        if scored is model:
+            place.drop_module()
 
 
 def draw(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: ARG001  # every job's form

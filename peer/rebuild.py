@@ -43,7 +43,7 @@ def rebuild(base: Path, deltas: Sequence[Path], target: Path, scale: Path | None
         ]
         writer = ModelWriter(target, layout, model.fixed)
         width = min(CHUNK_COORDINATES, layout.size)
-        sums, step = torch.empty(width), torch.empty(width)
+        sums, step = torch.empty(2, width, dtype=torch.float32)
         for index in range(layout.chunk_count):
             start, stop = layout.chunk_bounds(index)
             values, moved = sums[: stop - start], step[: stop - start]

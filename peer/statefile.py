@@ -32,7 +32,7 @@ class StateReader:
 
     def read(self, start: int, stop: int) -> Tensor:
         """Coordinates [start, stop), a copy of the caller's own."""
-        chunk = torch.zeros(stop - start)
+        chunk = torch.zeros(stop - start, dtype=torch.float32)
         if self._fd is not None:
             view = chunk.numpy().data.cast("B")
             if os.preadv(self._fd, [view], 4 * start) != len(view):

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from muster.disk import make_folder
 from muster.errors import StateError, StorageError
 
 SCHEMA_VERSION = 2
@@ -84,12 +85,12 @@ class PeerStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files = folder / "files"
+        make_folder(self._files, "peer.data_dir, --data-dir")
         try:
-            self._files.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(
                 folder / "peer.sqlite", timeout=0, isolation_level=None, check_same_thread=False
             )
-        except (OSError, sqlite3.Error) as error:
+        except sqlite3.Error as error:
             raise _storage_error(folder, error) from error
         try:
             self._prepare()

@@ -163,7 +163,7 @@ def write_delta(model: nn.Module, base: ModelFile, path: Path) -> None:
     try:
         for index in range(base.layout.chunk_count):
             start, stop = base.layout.chunk_bounds(index)
-            delta = torch.empty(stop - start)
+            delta = torch.empty(stop - start, dtype=torch.float32)
             deltas.read(index, delta)
             writer.write(delta, start)
     finally:

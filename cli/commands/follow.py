@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.commands.runs import RunName
-from cli.output import console, emit, emit_json, note, print_human
+from cli.output import WARNED, console, emit, emit_json, note, print_human
 from cli.settings import Settings, command
 
 if TYPE_CHECKING:
     from cli.client import Client
     from protos.v1 import admin_pb2 as pb
 
-# Kinds of event that tell of something gone wrong.
+# Kinds of event that tell of something gone wrong, or that may.
 FAILURES = frozenset(
     {
         "assignment.rejected",
@@ -26,6 +26,7 @@ FAILURES = frozenset(
         "round.failed",
         "run.failed",
         "evaluation.failed",
+        WARNED,
     }
 )
 
@@ -56,7 +57,7 @@ async def logs(
     run: RunName,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
 ) -> None:
-    """What went wrong: failed, refused and lost work, with the tracebacks of tasks.
+    """What went wrong: failed, refused and lost work, with the tracebacks of tasks, and warnings.
 
     With --json a list; with --follow too, one entry a line.
     """
@@ -79,7 +80,9 @@ async def logs(
 
 async def _failures(client: Client, run_id: str, follow: bool) -> AsyncIterator[dict[str, Any]]:
     from cli.json_form import to_json
+    from cli.render import repeated
 
+    warnings = {each.cause: each for each in (await client.run(run_id)).warnings}
     async for batch in client.events(run_id=run_id, follow=follow):
         for event in batch:
             if event.kind not in FAILURES:
@@ -88,6 +91,11 @@ async def _failures(client: Client, run_id: str, follow: bool) -> AsyncIterator[
             data = entry.pop("data")
             data = data if isinstance(data, dict) else {}
             entry["error_id"] = data.get("error_id", "")
+            if event.kind == WARNED:
+                entry["cause"] = data.get("cause", "")
+                newest = warnings.get(entry["cause"])
+                entry["times"] = newest.times if newest else 1
+                entry["repeated"] = repeated(newest) if newest else ""
             entry["traceback"] = data.get("traceback") or await _traceback(client, event)
             yield entry
 
@@ -122,13 +130,14 @@ async def export(
 ) -> None:
     """Write all that is known of a run into one JSON file: spec, rounds, assignments, events, metrics."""
     from cli.client import connect
-    from cli.export import collect, write_atomically
+    from cli.export import collect, write_document
+    from cli.target import target
 
     async with connect(settings) as client:
         found = await client.find_run(run)
+        path = target(settings, output, f"{found.run_id}.json")
         document = await collect(client, settings, found)
-    path = output or Path(f"{found.run_id}.json")
-    write_atomically(path, document)
+    write_document(path, document)
     data = {"run_id": found.run_id, "path": str(path), "size_bytes": path.stat().st_size}
     emit(
         settings, data, lambda: f"{path}: {len(document['rounds'])} rounds, {len(document['events'])} events"

@@ -42,7 +42,8 @@ async def pull(
 ) -> None:
     """Fetch a model as plain PyTorch weights: a safetensors file that `model.load_state_dict` takes.
 
-    A download that was interrupted goes on where it stood; the file appears when its digest was checked.
+    A download that was interrupted goes on where it stood; the file appears when its digest was checked. One that is
+    there already is overwritten only with --yes, or when asked.
     """
     from cli.client import connect
     from cli.json_form import to_json

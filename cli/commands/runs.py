@@ -1,4 +1,4 @@
-"""`muster run submit | list | show | pause | resume | stop`."""
+"""`muster run submit | list | show | pause | resume | stop | remove`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
     command(app, "pause", example="muster run pause digits")(pause)
     command(app, "resume", example="muster run resume digits")(resume)
     command(app, "stop", example="muster run stop digits --reason 'wrong learning rate'")(stop)
+    command(app, "remove", example="muster run remove digits")(remove)
 
 
 async def submit(
@@ -61,7 +62,8 @@ async def submit(
         warn(settings, warnings)
         if wait:
             note(settings, f"submitted {run.run_id}")
-            run = await follow(client, settings, run)
+            run = await follow(client, settings, run, told=warnings)
+            warnings = [each.reason for each in run.warnings]
     emit(settings, {**to_json(run), "warnings": warnings}, lambda: run_view(run))
     if not wait:
         note(
@@ -82,13 +84,13 @@ async def list_runs(settings: Settings) -> None:
 
 
 async def show(settings: Settings, run: RunName) -> None:
-    """One run: its state and why, its totals; with --json its whole spec."""
+    """One run: its state and why, its totals, what it was warned of; with --json its whole spec."""
     from cli.client import connect
     from cli.json_form import to_json
     from cli.render import run_view
 
     async with connect(settings) as client:
-        found = await client.find_run(run)
+        found = await client.run((await client.find_run(run)).run_id)
     emit(settings, to_json(found), lambda: run_view(found))
 
 
@@ -118,6 +120,18 @@ async def stop(
     from protos.v1 import admin_pb2 as pb
 
     await _steer(settings, run, "StopRun", pb.StopRunRequest(reason=reason), question="Stop {} for good?")
+
+
+async def remove(settings: Settings, run: RunName) -> None:
+    """Forget a run that has ended, with its rounds, events, models and updates.
+
+    Nothing of it can be had back: pull the model first.
+    """
+    from protos.v1 import admin_pb2 as pb
+
+    await _steer(
+        settings, run, "RemoveRun", pb.RemoveRunRequest(), question="Remove {} with all its models for good?"
+    )
 
 
 async def _steer(settings: Settings, text: str, procedure: str, request: Any, *, question: str = "") -> None:

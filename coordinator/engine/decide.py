@@ -34,9 +34,9 @@ from coordinator.engine.state import (
     PrepareModel,
     Restored,
     ResumeRequested,
-    RunBroken,
     RunState,
     RunStatus,
+    RunWarned,
     StopRequested,
     Tick,
     UpdateAdmitted,
@@ -122,10 +122,10 @@ _EVENTS: dict[type[Event], _Handler] = {
     Aggregated: _aggregated,
     AggregationSkipped: lambda draft, event, _: rounds.skip_aggregation(draft, event),
     OwnEvaluated: lambda draft, event, _: evaluations.own_evaluated(draft, event),
+    RunWarned: lambda draft, event, _: run.warned(draft, event),
     PauseRequested: lambda draft, _event, _peers: run.pause(draft),
     ResumeRequested: lambda draft, _event, _peers: run.resume(draft),
     StopRequested: lambda draft, event, _: run.cancel(draft, event.reason),
-    RunBroken: lambda draft, event, _: run.fail(draft, event.reason),
 }
 
 

@@ -22,8 +22,14 @@ from coordinator.engine.state import (
     RunState,
     Transition,
     WakeAt,
+    WarningState,
     versions_in_use,
 )
+
+WARNINGS_MAX = 100  # causes of a run; what comes after them is counted under one cause
+WARNING_CHARACTERS_MAX = 1_000
+CAUSE_CHARACTERS_MAX = 200
+MORE_WARNINGS = "warnings.more"
 
 
 def deadlines(state: RunState) -> frozenset[float]:
@@ -156,6 +162,48 @@ class Draft:
             data=data,
         )
         self._row = row
+
+    def warn(self, cause: str, reason: str, *, round: int = 0, peer_id: str = "") -> None:
+        """Records what is no failure of the run and must not be silent.
+
+        `cause` is a short stable key ("evaluate.failed:site-0", with the peer where it is one peer's matter): the
+        first time makes an event `run.warned`, every other one only counts, keeps its round and the newest
+        sentence. At most `WARNINGS_MAX` causes are told apart.
+        """
+        cause = cause[:CAUSE_CHARACTERS_MAX]
+        known = self.state.warnings.get(cause)
+        if known is None and len(self.state.warnings) >= WARNINGS_MAX:
+            cause = MORE_WARNINGS
+            reason = (
+                f"more than {WARNINGS_MAX} kinds of warning: others are only counted, the newest: {reason}"
+            )
+            known = self.state.warnings.get(cause)
+        warning = WarningState(
+            cause=cause,
+            reason=reason[:WARNING_CHARACTERS_MAX],
+            peer_id=peer_id,
+            times=known.times + 1 if known is not None else 1,
+            first_round=known.first_round if known is not None else round,
+            last_round=round,
+            last_at=self.now,
+        )
+        self.change(warnings={**self.state.warnings, cause: warning})
+        values = {name: value for name, value in vars(warning).items() if name != "cause"}
+        self._transitions.append(
+            Transition(
+                kind="run.warned" if known is None else "",
+                entity="warning",
+                key={"run_id": self.state.run_id, "cause": cause},
+                before=None if known is None else "",
+                values=values,
+                reason=warning.reason,
+                at=self.now,
+                run_id=self.state.run_id,
+                round=round,
+                peer_id=peer_id,
+                data={"cause": cause},
+            )
+        )
 
     def order(self, effect: Effect) -> None:
         self._effects.append(effect)

@@ -11,6 +11,7 @@ from coordinator.engine.state import (
     RunState,
     RunStatus,
     RunSubmitted,
+    RunWarned,
 )
 
 
@@ -35,6 +36,8 @@ def new_run(event: RunSubmitted, run_id: str, now: float) -> Decision:
         },
         data={"rounds": spec.rounds, "spec_digest": spec.digest},
     )
+    for cause, sentence in event.warnings:
+        draft.warn(cause, sentence)
     draft.order(PrepareModel(run_id=run_id))
     return draft.decision()
 
@@ -78,6 +81,11 @@ def wait(draft: Draft, reason: str) -> None:
     if state.status is RunStatus.RUNNING and not state.rounds and state.reason != reason:
         draft.change(reason=reason)
         draft.record_run("run.waiting", reason)
+
+
+def warned(draft: Draft, event: RunWarned) -> None:
+    """As somebody outside the engine has seen it."""
+    draft.warn(event.cause, event.reason, round=event.round, peer_id=event.peer_id)
 
 
 def finish(draft: Draft, reason: str) -> None:

@@ -161,6 +161,19 @@ class EvaluationState:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WarningState:
+    """What is no failure of a run and must not be silent, once for each cause however often it happens."""
+
+    cause: str  # short and stable: "evaluate.failed:site-0"
+    reason: str  # one sentence, of the newest time
+    peer_id: str
+    times: int
+    first_round: int  # 0: of no round
+    last_round: int
+    last_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunState:
     run_id: str
     spec: RunSpec
@@ -180,6 +193,7 @@ class RunState:
     committed: int = 0
     skipped: int = 0
     skipped_in_row: int = 0
+    warnings: Mapping[str, WarningState] = field(default_factory=_empty)  # by cause
 
 
 def versions_in_use(
@@ -219,6 +233,17 @@ class RunSubmitted(Event):
     spec: RunSpec
     spec_toml: str
     request_id: str
+    warnings: tuple[tuple[str, str], ...] = ()  # of the spec: cause and sentence
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunWarned(Event):
+    """Something outside the engine has seen what is no failure and must not be silent."""
+
+    cause: str
+    reason: str
+    round: int = 0
+    peer_id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,13 +348,6 @@ class OwnEvaluated(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunBroken(Event):
-    """A decision of this run failed, or nothing could store it: a defect, which costs the run."""
-
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class PauseRequested(Event):
     pass
 
@@ -351,7 +369,7 @@ class StopRequested(Event):
 class Transition:
     """One row to write and the event that tells of it.
 
-    `entity` is the table: "run", "round", "assignment", "model", "evaluation", "optimizer_state" or "peer";
+    `entity` is the table: "run", "round", "assignment", "model", "evaluation", "optimizer_state", "warning" or "peer";
     `key` its primary key as column values; `values` the other columns to set. `before` is the state that
     the row must be in (None: the row is new; "": the row has no state, write it in any case); a mismatch
     means another writer, and the whole transaction is refused. `data` goes into the event beside the

@@ -9,6 +9,7 @@ from coordinator.store.rows import (
     RoundRow,
     RunRow,
     Transfer,
+    WarningRow,
 )
 from coordinator.store.store import Store
 
@@ -22,4 +23,5 @@ __all__ = [
     "RunRow",
     "Store",
     "Transfer",
+    "WarningRow",
 ]

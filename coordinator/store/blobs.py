@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sqlalchemy import (
+    ColumnElement,
     CompoundSelect,
     Connection,
     Select,
@@ -34,19 +35,27 @@ def live(connection: Connection) -> frozenset[str]:
     return frozenset(connection.execute(_held()).scalars())
 
 
-def unneeded(connection: Connection, *, updates_keep_rounds: int, models_keep: int | None) -> frozenset[str]:
+def unneeded(
+    connection: Connection,
+    *,
+    updates_keep_rounds: int,
+    models_keep: int | None,
+    ended_runs_keep: int | None = None,
+) -> frozenset[str]:
     """Digests of the blobs that nothing will ask for again and that have not been given up yet.
 
     Kept are: updates of rounds that have not ended and of each run's last `updates_keep_rounds` rounds, with what
     a replay of those starts from; each run's newest `models_keep` versions (None: all), and those from which
     live work starts or that are being evaluated; of a run that has not ended, the server's state at its newest
-    version and the newest deltas.
+    version and the newest deltas. Of ended runs but for the newest `ended_runs_keep` (None: all) only the last version
+    is kept.
     """
     held = set(connection.execute(_held()).scalars())
+    whole = _kept_whole(ended_runs_keep)
     needed = union(
-        _needed_updates(updates_keep_rounds),
-        *_needed_models(models_keep, updates_keep_rounds),
-        _needed_states(updates_keep_rounds),
+        _needed_updates(updates_keep_rounds).where(whole),
+        *_needed_models(models_keep, updates_keep_rounds, whole),
+        _needed_states(updates_keep_rounds).where(whole),
     )
     return frozenset(held - set(connection.execute(needed).scalars()))
 
@@ -66,6 +75,18 @@ def _held() -> CompoundSelect[str]:
     return union(*(select(table.c.digest).where(tables.HOLDS_BLOB) for table in _HOLDERS))
 
 
+def _kept_whole(ended_runs_keep: int | None) -> ColumnElement[bool]:
+    """Whether a run keeps more than its last version."""
+    if ended_runs_keep is None:
+        return true()
+    ended = [status.value for status in RunStatus if status.ended]
+    order = (RUNS.c.ended_at.desc(), RUNS.c.run_id)
+    newest = (
+        select(RUNS.c.run_id).where(RUNS.c.state.in_(ended)).order_by(*order).limit(ended_runs_keep)
+    ).subquery()
+    return or_(not_ended(RUNS, RunStatus), RUNS.c.run_id.in_(select(newest.c.run_id)))
+
+
 def _needed_updates(keep_rounds: int) -> Select[str]:
     return (
         select(ASSIGNMENTS.c.digest)
@@ -81,11 +102,12 @@ def _needed_updates(keep_rounds: int) -> Select[str]:
     )
 
 
-def _needed_models(keep: int | None, keep_rounds: int) -> list[Select[str]]:
+def _needed_models(keep: int | None, keep_rounds: int, whole: ColumnElement[bool]) -> list[Select[str]]:
     digests = select(MODELS.c.digest)
-    newest = (
-        true() if keep is None else MODELS.c.version > RUNS.c.model_version - max(1, keep, keep_rounds + 1)
-    )
+    newest: ColumnElement[bool] = true()
+    if keep is not None:
+        newest = MODELS.c.version > RUNS.c.model_version - max(1, keep, keep_rounds + 1)
+    newest = or_(and_(newest, whole), MODELS.c.version == RUNS.c.model_version)
     live_round = and_(ROUNDS.c.run_id == MODELS.c.run_id, ROUNDS.c.base_version == MODELS.c.version)
     live_work = and_(ASSIGNMENTS.c.run_id == MODELS.c.run_id, ASSIGNMENTS.c.base_version == MODELS.c.version)
     evaluated = and_(EVALUATIONS.c.run_id == MODELS.c.run_id, EVALUATIONS.c.version == MODELS.c.version)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
@@ -50,6 +51,9 @@ def parse_url(url: str) -> URL:
         raise _bad_url(f"no support for {parsed.drivername!r} databases", "")
     if driver.startswith("sqlite") and parsed.database in (None, "", ":memory:"):
         raise _bad_url("the database URL names no file", "what lies in memory only is lost with the process")
+    if driver.startswith("sqlite"):
+        # Taken from the text: not every version of SQLAlchemy reads %3F in a path as the ? that it means.
+        parsed = parsed.set(database=unquote(url.partition(":///")[2].partition("?")[0]))
     return parsed.set(drivername=driver)
 
 
@@ -141,11 +145,6 @@ def _make_engine(url: URL, *, migrates: bool = False) -> Engine:
         ) from error
 
 
-def _text(stored: bytes) -> str:
-    """SQLite checks no text; one that is not UTF-8 must not cost all the others that are asked for with it."""
-    return stored.decode(errors="replace")
-
-
 def _set_up_sqlite(engine: Engine, *, foreign_keys: bool) -> None:
     pragmas = (
         "journal_mode = WAL",
@@ -157,7 +156,6 @@ def _set_up_sqlite(engine: Engine, *, foreign_keys: bool) -> None:
 
     def on_connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the driver begins no transaction by itself
-        connection.text_factory = _text
         for pragma in pragmas:
             connection.execute(f"PRAGMA {pragma}").close()
 

@@ -20,20 +20,17 @@ from coordinator.engine.state import (
     RunState,
     RunStatus,
     UpdateFacts,
+    WarningState,
     versions_in_use,
 )
 from coordinator.store import tables
 from muster.spec.model import RunSpec
-from muster.texts import one_line
 
 Groups = Mapping[str, Sequence[RowMapping]]
 
 
-def load_runs(connection: Connection, set_aside: dict[str, str] | None = None) -> list[RunState]:
-    """Runs that have not ended, oldest first, each exactly as it stood after the last commit.
-
-    `set_aside` takes those whose rows cannot be read, with the reason; without it, one of them raises.
-    """
+def load_runs(connection: Connection) -> list[RunState]:
+    """Runs that have not ended, oldest first, each exactly as it stood after the last commit."""
     runs, rounds, evaluations = tables.RUNS, tables.ROUNDS, tables.EVALUATIONS
     rows = (
         connection.execute(
@@ -47,20 +44,16 @@ def load_runs(connection: Connection, set_aside: dict[str, str] | None = None) -
         connection, evaluations, evaluations.c.state == EvaluationStatus.RUNNING.value
     )
     assignments = _live_assignments(connection)
-    loaded: list[RunState] = []
-    for row in rows:
-        held = [groups.get(row["run_id"], ()) for groups in (live_rounds, live_evaluations, assignments)]
-        try:
-            loaded.append(_run(connection, row, *held))
-        except (
-            ValueError,
-            TypeError,
-            LookupError,
-        ) as error:  # whatever a damaged row or another version's holds
-            if set_aside is None:
-                raise
-            set_aside[row["run_id"]] = one_line(f"what is stored of it cannot be read here: {error!r}")
-    return loaded
+    return [
+        _run(
+            connection,
+            row,
+            live_rounds.get(row["run_id"], ()),
+            live_evaluations.get(row["run_id"], ()),
+            assignments.get(row["run_id"], ()),
+        )
+        for row in rows
+    ]
 
 
 def not_ended(
@@ -141,7 +134,17 @@ def _run(
         committed=row["committed"],
         skipped=row["skipped"],
         skipped_in_row=row["skipped_in_row"],
+        warnings=_warnings(connection, row["run_id"]),
     )
+
+
+def _warnings(connection: Connection, run_id: str) -> dict[str, WarningState]:
+    warnings = tables.WARNINGS
+    found = connection.execute(select(warnings).where(warnings.c.run_id == run_id))
+    return {
+        row["cause"]: WarningState(**{name: value for name, value in row.items() if name != "run_id"})
+        for row in found.mappings()
+    }
 
 
 def _models(connection: Connection, run_id: str, versions: Iterable[int]) -> dict[int, ModelVersion]:

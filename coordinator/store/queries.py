@@ -16,11 +16,9 @@ from sqlalchemy import (
     RowMapping,
     ScalarSelect,
     Select,
-    and_,
     cast,
     func,
     literal,
-    or_,
     select,
 )
 
@@ -32,8 +30,8 @@ from coordinator.store.rows import (
     PeerRecord,
     PeerRow,
     RoundRow,
-    RoundTotals,
     RunRow,
+    WarningRow,
 )
 
 RUNS, ROUNDS, ASSIGNMENTS, MODELS = tables.RUNS, tables.ROUNDS, tables.ASSIGNMENTS, tables.MODELS
@@ -54,18 +52,9 @@ def _as(kind: Callable[..., Row], row: RowMapping, **more: object) -> Row:
         if name in row:
             values[name] = row[name]
         elif f"{name}_json" in row:
-            values[name] = _json(row[f"{name}_json"], {})
+            values[name] = json.loads(row[f"{name}_json"] or "{}")
     values.update(more)
     return kind(**values)
-
-
-def _json(text: str | None, empty: Any) -> Any:
-    """What cannot be read is shown as nothing, so that one damaged row costs no list."""
-    try:
-        found = json.loads(text or "null")
-    except ValueError:
-        return empty
-    return found if isinstance(found, type(empty)) else empty
 
 
 def _sum(column: ColumnElement[Any], *where: ColumnElement[bool]) -> ColumnElement[int]:
@@ -100,7 +89,7 @@ def _digest(run_id: ColumnElement[str], version: ColumnElement[int]) -> ColumnEl
 # -- runs ----------------------------------------------------------------------------------------------------
 
 
-def runs(connection: Connection, *where: ColumnElement[bool], limit: int | None = None) -> list[RunRow]:
+def runs(connection: Connection, *where: ColumnElement[bool]) -> list[RunRow]:
     """Newest first."""
     of_run = TRANSFERS.c.run_id == RUNS.c.run_id
     dense = _sum(ASSIGNMENTS.c.dense_bytes, ASSIGNMENTS.c.run_id == RUNS.c.run_id)
@@ -115,25 +104,23 @@ def runs(connection: Connection, *where: ColumnElement[bool], limit: int | None 
         )
         .where(*where)
         .order_by(RUNS.c.created_at.desc(), RUNS.c.run_id)
-        .limit(limit)
     )
     return [_as(RunRow, row) for row in found.mappings()]
 
 
-def run_states(connection: Connection) -> list[str]:
-    return list(connection.execute(select(RUNS.c.state)).scalars())
-
-
-def behind_run(created_at: float, run_id: str) -> ColumnElement[bool]:
-    """In the order of `runs`."""
-    of_then = and_(RUNS.c.created_at == created_at, RUNS.c.run_id > run_id)
-    return or_(RUNS.c.created_at < created_at, of_then)
+def warnings(connection: Connection, run_id: str) -> list[WarningRow]:
+    """Newest last; the engine bounds how many there are of a run."""
+    table = tables.WARNINGS
+    found = connection.execute(
+        select(table).where(table.c.run_id == run_id).order_by(table.c.last_at, table.c.cause)
+    )
+    return [_as(WarningRow, row) for row in found.mappings()]
 
 
 # -- rounds and assignments ----------------------------------------------------------------------------------
 
 
-def rounds(connection: Connection, *where: ColumnElement[bool], limit: int | None = None) -> list[RoundRow]:
+def rounds(connection: Connection, *where: ColumnElement[bool]) -> list[RoundRow]:
     """Without their assignments, oldest first."""
     of_round = (TRANSFERS.c.run_id == ROUNDS.c.run_id, TRANSFERS.c.round == ROUNDS.c.number)
     found = connection.execute(
@@ -146,37 +133,18 @@ def rounds(connection: Connection, *where: ColumnElement[bool], limit: int | Non
         )
         .where(*where)
         .order_by(ROUNDS.c.run_id, ROUNDS.c.number)
-        .limit(limit)
     )
     return [
-        _as(RoundRow, row, cohort=tuple(_json(row["cohort_json"], [])), assignments=())
+        _as(RoundRow, row, cohort=tuple(json.loads(row["cohort_json"])), assignments=())
         for row in found.mappings()
     ]
 
 
-def assignments(
-    connection: Connection, *where: ColumnElement[bool], limit: int | None = None
-) -> list[AssignmentRow]:
+def assignments(connection: Connection, *where: ColumnElement[bool]) -> list[AssignmentRow]:
     """By role, peer and attempt."""
     order = (ASSIGNMENTS.c.role.desc(), ASSIGNMENTS.c.peer_id, ASSIGNMENTS.c.attempt)
-    found = connection.execute(select(ASSIGNMENTS).where(*where).order_by(*order).limit(limit))
+    found = connection.execute(select(ASSIGNMENTS).where(*where).order_by(*order))
     return [_as(AssignmentRow, row) for row in found.mappings()]
-
-
-def behind_assignment(role: str, peer_id: str, attempt: int) -> ColumnElement[bool]:
-    """In the order of `assignments`."""
-    table = ASSIGNMENTS.c
-    of_peer = and_(table.peer_id == peer_id, table.attempt > attempt)
-    return or_(table.role < role, and_(table.role == role, or_(table.peer_id > peer_id, of_peer)))
-
-
-def round_totals(connection: Connection, run_id: str, number: int) -> RoundTotals:
-    of_round = (ASSIGNMENTS.c.run_id == run_id, ASSIGNMENTS.c.round == number)
-    trained = (*of_round, ASSIGNMENTS.c.role == "train", ASSIGNMENTS.c.state == "DELIVERED")
-    dense = _sum(ASSIGNMENTS.c.dense_bytes, *of_round).label("bytes_up_dense")
-    count = select(func.count()).select_from(ASSIGNMENTS).where(*trained).scalar_subquery()
-    (row,) = connection.execute(select(dense, count.label("delivered"))).mappings().all()
-    return _as(RoundTotals, row)
 
 
 def round_(connection: Connection, run_id: str, number: int) -> RoundRow | None:
@@ -196,11 +164,7 @@ def peer_records(connection: Connection) -> list[PeerRecord]:
     return [_as(PeerRecord, row) for row in found.mappings()]
 
 
-def peer_states(connection: Connection) -> list[str]:
-    return list(connection.execute(select(PEERS.c.state)).scalars())
-
-
-def peers(connection: Connection, *where: ColumnElement[bool], limit: int | None = None) -> list[PeerRow]:
+def peers(connection: Connection, *where: ColumnElement[bool]) -> list[PeerRow]:
     def updates(state: str) -> ColumnElement[int]:
         return (
             select(func.count())
@@ -224,7 +188,6 @@ def peers(connection: Connection, *where: ColumnElement[bool], limit: int | None
         )
         .where(*where)
         .order_by(PEERS.c.peer_id)
-        .limit(limit)
     )
     return [_as(PeerRow, row) for row in found.mappings()]
 
@@ -232,19 +195,14 @@ def peers(connection: Connection, *where: ColumnElement[bool], limit: int | None
 # -- models --------------------------------------------------------------------------------------------------
 
 
-def models(
-    connection: Connection,
-    *where: ColumnElement[bool],
-    newest: int | None = None,
-    limit: int | None = None,
-) -> list[ModelRow]:
-    """Oldest first, with `limit` only so many; with `newest`, only so many of the last ones, newest first."""
+def models(connection: Connection, *where: ColumnElement[bool], newest: int | None = None) -> list[ModelRow]:
+    """Oldest first; with `newest`, only so many of the last ones, newest first."""
     statement: Select[Any] = select(
         MODELS,
         _metrics(EVALUATIONS.c.run_id == MODELS.c.run_id, EVALUATIONS.c.version == MODELS.c.version),
     ).where(*where)
     if newest is None:
-        statement = statement.order_by(MODELS.c.run_id, MODELS.c.version).limit(limit)
+        statement = statement.order_by(MODELS.c.run_id, MODELS.c.version)
     else:
         statement = statement.order_by(MODELS.c.version.desc()).limit(newest)
     return [_as(ModelRow, row) for row in connection.execute(statement).mappings()]
@@ -294,7 +252,7 @@ def events(
     """In order. At most `limit`, counted from the first, or with `newest` from the last."""
     order = EVENTS.c.sequence.desc() if newest else EVENTS.c.sequence
     found = connection.execute(select(EVENTS).where(*where).order_by(order).limit(literal(limit)))
-    rows = [_as(EventRow, row, data=_json(row["data_json"], {})) for row in found.mappings()]
+    rows = [_as(EventRow, row, data=json.loads(row["data_json"])) for row in found.mappings()]
     return rows[::-1] if newest else rows
 
 

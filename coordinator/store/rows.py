@@ -71,6 +71,20 @@ class RunRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WarningRow:
+    """What must not be silent of a run: one row for each cause, with the newest sentence."""
+
+    run_id: str
+    cause: str
+    reason: str
+    peer_id: str
+    times: int
+    first_round: int  # 0: of no round
+    last_round: int
+    last_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class AssignmentRow:
     assignment_id: str
     run_id: str
@@ -121,14 +135,6 @@ class RoundRow:
     bytes_down: int
     metrics: Mapping[str, float]
     assignments: tuple[AssignmentRow, ...] = ()  # filled by `Store.round` only; by peer, then attempt
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundTotals:
-    """Of a round's assignments."""
-
-    bytes_up_dense: int
-    delivered: int  # updates
 
 
 @dataclass(frozen=True, kw_only=True)

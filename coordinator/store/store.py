@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self, TypeVar
 
 from sqlalchemy import URL, Connection
 
 from coordinator.engine.state import RunState, Transition
-from coordinator.store import blobs, load, migrate, queries, tables
-from coordinator.store.aside import end_run
+from coordinator.store import blobs, load, migrate, queries, removal, tables
 from coordinator.store.database import Database, make_migrating_engine, parse_url, sqlite_path, write
 from coordinator.store.faults import told
 from coordinator.store.lock import FolderLock
@@ -24,9 +22,9 @@ from coordinator.store.rows import (
     PeerRecord,
     PeerRow,
     RoundRow,
-    RoundTotals,
     RunRow,
     Transfer,
+    WarningRow,
 )
 from coordinator.store.write import write_transfers, write_transitions
 from muster.errors import NotFoundError, StorageError
@@ -118,16 +116,16 @@ class Store:
 
         sequences = await self._database.write(work)
         if kinds:
-            self._newest = max(self._newest, *sequences)
-            self._news.set()
-            self._news = asyncio.Event()
+            self._tell(max(sequences))
         for kind in kinds:
             failpoint(f"{kind}.after")
         return sequences
 
-    async def end_unread(self, run_id: str, reason: str, at: float) -> None:
-        """Cancels a run whose rows cannot be read, by its id alone, and ends what is under way in it."""
-        await self._database.write(lambda connection: end_run(connection, run_id, reason, at))
+    def _tell(self, sequence: int) -> None:
+        """Those who wait that there is an event of this number."""
+        self._newest = max(self._newest, sequence)
+        self._news.set()
+        self._news = asyncio.Event()
 
     async def forget_blobs(self, digests: Iterable[str]) -> None:
         """Records that these blobs are given up, so that neither `live_blobs` nor `unneeded_blobs` tells them
@@ -135,6 +133,16 @@ class Store:
         start."""
         given_up = list(digests)
         await self._database.write(lambda connection: blobs.forget(connection, given_up))
+
+    async def remove_run(self, run_id: str, at: float, reason: str) -> frozenset[str]:
+        """Deletes every row of a run that has ended, and records an event that belongs to no run. Gives the digests of
+        the blobs that no row names any more; their files are the caller's to remove, or the next start's.
+
+        Raises `NotFoundError` "run.not_found", `StateError` "run.live".
+        """
+        removed, sequence = await self._database.write(lambda c: removal.remove_run(c, run_id, at, reason))
+        self._tell(sequence)
+        return removed
 
     # -- what happened ---------------------------------------------------------------------------------------
 
@@ -174,10 +182,9 @@ class Store:
 
     # -- taking up where things stand ------------------------------------------------------------------------
 
-    async def load_runs(self, set_aside: dict[str, str] | None = None) -> list[RunState]:
-        """Runs that have not ended, oldest first, exactly as the last commit left them. `set_aside` takes those
-        whose rows cannot be read, with the reason; without it, one of them raises."""
-        return await self._database.read(lambda connection: load.load_runs(connection, set_aside))
+    async def load_runs(self) -> list[RunState]:
+        """Runs that have not ended, oldest first, exactly as the last commit left them."""
+        return await self._database.read(load.load_runs)
 
     async def load_peers(self) -> list[PeerRecord]:
         return await self._database.read(queries.peer_records)
@@ -186,26 +193,27 @@ class Store:
         """Digests of the blobs that rows name; whatever else lies in the blob store is an orphan."""
         return await self._database.read(blobs.live)
 
-    async def unneeded_blobs(self, *, updates_keep_rounds: int, models_keep: int | None) -> frozenset[str]:
+    async def unneeded_blobs(
+        self, *, updates_keep_rounds: int, models_keep: int | None, ended_runs_keep: int | None = None
+    ) -> frozenset[str]:
         """Digests of the blobs that may be given up (`forget_blobs`), then removed: updates of rounds that
         have ended but for each run's last `updates_keep_rounds`, versions but for each run's newest
-        `models_keep` (None: all) and what live work needs, and old states of the server optimizer."""
+        `models_keep` (None: all) and what live work needs, and old states of the server optimizer; and all but the
+        last version of ended runs but for the newest `ended_runs_keep` (None: all)."""
         return await self._database.read(
-            lambda c: blobs.unneeded(c, updates_keep_rounds=updates_keep_rounds, models_keep=models_keep)
+            lambda c: blobs.unneeded(
+                c,
+                updates_keep_rounds=updates_keep_rounds,
+                models_keep=models_keep,
+                ended_runs_keep=ended_runs_keep,
+            )
         )
 
     # -- questions -------------------------------------------------------------------------------------------
 
-    async def runs(self, *, after: tuple[float, str] | None = None, limit: int | None = None) -> list[RunRow]:
-        """Newest first; those behind the run that was made at `after[0]` and has the id `after[1]`."""
-        where = () if after is None else (queries.behind_run(*after),)
-        return await self._database.read(lambda c: queries.runs(c, *where, limit=limit))
-
-    async def counts(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
-        """How many peers and how many runs there are in each state."""
-        return await self._database.read(
-            lambda c: (Counter(queries.peer_states(c)), Counter(queries.run_states(c)))
-        )
+    async def runs(self) -> list[RunRow]:
+        """Newest first."""
+        return await self._database.read(queries.runs)
 
     async def run(self, run_id: str) -> RunRow | None:
         return _first(await self._database.read(lambda c: queries.runs(c, tables.RUNS.c.run_id == run_id)))
@@ -216,31 +224,13 @@ class Store:
             await self._database.read(lambda c: queries.runs(c, tables.RUNS.c.request_id == request_id))
         )
 
-    async def rounds(self, run_id: str, *, after: int = 0, limit: int | None = None) -> list[RoundRow]:
-        """In order, without their assignments; those behind the number `after`."""
-        where = (tables.ROUNDS.c.run_id == run_id, tables.ROUNDS.c.number > after)
-        return await self._database.read(lambda c: queries.rounds(c, *where, limit=limit))
+    async def warnings(self, run_id: str) -> list[WarningRow]:
+        """Newest last."""
+        return await self._database.read(lambda c: queries.warnings(c, run_id))
 
-    async def bare_round(self, run_id: str, number: int) -> tuple[RoundRow, RoundTotals] | None:
-        """Without its assignments, but with their totals."""
-        where = (tables.ROUNDS.c.run_id == run_id, tables.ROUNDS.c.number == number)
-
-        def work(connection: Connection) -> tuple[RoundRow, RoundTotals] | None:
-            found = _first(queries.rounds(connection, *where))
-            if found is None:
-                return None
-            return found, queries.round_totals(connection, run_id, number)
-
-        return await self._database.read(work)
-
-    async def assignments(
-        self, run_id: str, number: int, *, after: tuple[str, str, int] | None = None, limit: int | None = None
-    ) -> list[AssignmentRow]:
-        """Of a round, by role, peer and attempt; those behind the one of `after`."""
-        where = [tables.ASSIGNMENTS.c.run_id == run_id, tables.ASSIGNMENTS.c.round == number]
-        if after is not None:
-            where.append(queries.behind_assignment(*after))
-        return await self._database.read(lambda c: queries.assignments(c, *where, limit=limit))
+    async def rounds(self, run_id: str) -> list[RoundRow]:
+        """In order, without their assignments."""
+        return await self._database.read(lambda c: queries.rounds(c, tables.ROUNDS.c.run_id == run_id))
 
     async def round(self, run_id: str, number: int) -> RoundRow | None:
         """With its assignments, those of its model's evaluation after those that trained."""
@@ -250,20 +240,17 @@ class Store:
         where = tables.ASSIGNMENTS.c.assignment_id == assignment_id
         return _first(await self._database.read(lambda c: queries.assignments(c, where)))
 
-    async def peers(self, *, after: str = "", limit: int | None = None) -> list[PeerRow]:
-        """By id; those behind `after`."""
-        where = tables.PEERS.c.peer_id > after
-        return await self._database.read(lambda c: queries.peers(c, where, limit=limit))
+    async def peers(self) -> list[PeerRow]:
+        return await self._database.read(queries.peers)
 
     async def peer(self, peer_id: str) -> PeerRow | None:
         return _first(
             await self._database.read(lambda c: queries.peers(c, tables.PEERS.c.peer_id == peer_id))
         )
 
-    async def models(self, run_id: str, *, after: int = -1, limit: int | None = None) -> list[ModelRow]:
-        """Every version, in order; those behind the version `after`."""
-        where = (tables.MODELS.c.run_id == run_id, tables.MODELS.c.version > after)
-        return await self._database.read(lambda c: queries.models(c, *where, limit=limit))
+    async def models(self, run_id: str) -> list[ModelRow]:
+        """Every version, in order."""
+        return await self._database.read(lambda c: queries.models(c, tables.MODELS.c.run_id == run_id))
 
     async def model(
         self, run_id: str, *, version: int | None = None, round: int | None = None

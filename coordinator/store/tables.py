@@ -227,6 +227,20 @@ EVALUATIONS = Table(
 )
 Index("ix_evaluations_state", EVALUATIONS.c.state)
 
+WARNINGS = Table(
+    "warnings",
+    METADATA,
+    _key("run_id"),
+    _key("cause"),
+    _text("reason"),
+    _text("peer_id", ""),
+    _count("times"),
+    _count("first_round"),
+    _count("last_round"),
+    _number("last_at", optional=False),
+    _refers(["run_id"], "runs", ["run_id"]),
+)
+
 TRANSFERS = Table(
     "transfers",
     METADATA,

@@ -20,7 +20,6 @@ from coordinator.engine.state import Transition
 from coordinator.store import tables
 from coordinator.store.faults import conflict
 from coordinator.store.rows import Transfer
-from muster.texts import storable
 
 ENTITIES: Mapping[str, Table] = {
     "run": tables.RUNS,
@@ -30,6 +29,7 @@ ENTITIES: Mapping[str, Table] = {
     "evaluation": tables.EVALUATIONS,
     "peer": tables.PEERS,
     "optimizer_state": tables.OPTIMIZER_STATES,
+    "warning": tables.WARNINGS,
 }
 
 Row = dict[str, Any]
@@ -62,7 +62,7 @@ def write_transitions(connection: Connection, transitions: Sequence[Transition])
     """
     for shape, like in groupby(transitions, shape_of):
         _write_like(connection, shape, list(like))
-    return _write_events(connection, transitions)
+    return write_events(connection, transitions)
 
 
 def _write_like(connection: Connection, shape: Shape, like: Sequence[Transition]) -> None:
@@ -118,7 +118,8 @@ _NEWEST = select(func.coalesce(func.max(tables.EVENTS.c.sequence), 0))
 _EVENT_INSERT = insert(tables.EVENTS)
 
 
-def _write_events(connection: Connection, transitions: Sequence[Transition]) -> list[int]:
+def write_events(connection: Connection, transitions: Sequence[Transition]) -> list[int]:
+    """The events that the transitions tell, without their rows; returns as `write_transitions`."""
     telling = [transition for transition in transitions if transition.kind]
     if not telling:
         return [0] * len(transitions)
@@ -145,9 +146,12 @@ def _event_row(transition: Transition, sequence: int) -> Row:
 
 
 def _clean(row: Row) -> Row:
-    """Text as both databases take it, enumerations as their plain values. Texts are cleaned where they enter; here
-    stands the last guard, so that no text at all can cost a transaction."""
-    return {name: storable(str(value)) if isinstance(value, str) else value for name, value in row.items()}
+    """Text as both databases take it: enumerations as their plain values, and no NUL (a traceback may hold
+    one)."""
+    return {
+        name: str(value).replace("\0", "\ufffd") if isinstance(value, str) else value
+        for name, value in row.items()
+    }
 
 
 # -- transfers -----------------------------------------------------------------------------------------------

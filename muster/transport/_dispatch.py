@@ -1,74 +1,69 @@
-"""The serving half that both transports share: bytes in, bytes out, and nothing raised but `MusterError`."""
+"""The serving half that both transports share: bytes in, bytes out, and nothing refused with but `MusterError`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
-from typing import Any, cast
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager
+from typing import Any, Protocol, cast
+from weakref import WeakValueDictionary
 
 from google.protobuf.message import DecodeError, Message
 
-from muster.errors import UnreachableError, UsageError
+from muster.errors import DeadlineError, MusterError, TransferError, UnreachableError, UsageError
+from muster.transport._entrance import Entrance
+from muster.transport._pace import Pace
 from muster.transport.base import CallContext, Encoded, Method, Route, StreamHandler, UnaryHandler
 from muster.transport.errors import as_muster_error
 from muster.transport.handshake import refuse_version
+from muster.transport.limits import Limits
+
+
+class ServerCall(Protocol):
+    """One call as a transport carries it."""
+
+    context: CallContext
+    bodies: AsyncGenerator[bytes, None]  # nothing is read ahead of who asks for it
+
+    async def write(self, body: bytes) -> bool:
+        """Returns when flow control has let it out; False if the caller has gone."""
+        ...
+
+    async def refuse(self, error: MusterError) -> None:
+        """May wait for a caller that reads nothing."""
+        ...
 
 
 class Dispatcher:
-    """Carries each call to its route's handler.
+    """Carries each call to its route's handler, within the limits.
 
-    Above `calls_max` calls at once a call is refused (`transport.busy`); above `bulk_calls_max` bulk calls
-    the next waits its turn unread, so that flow control holds its sender. (gRPC's own limit has been seen to
-    let calls pass.)
+    What a call may take grows with what is known of it. At first it has a place at the entrance, where it says what it
+    wants; a bulk call then is told apart by its caller (`Route.caller`), waits for one of that caller's turns and for
+    one of all turns, unread, so that flow control holds its sender, and loses it if it falls below the least pace. Bulk
+    calls that name no caller have turns of their own.
     """
 
-    def __init__(
-        self, routes: Sequence[Route], *, protocol: int, calls_max: int, bulk_calls_max: int
-    ) -> None:
+    def __init__(self, routes: Sequence[Route], *, protocol: int, limits: Limits) -> None:
         self.routes = {route.method.path: route for route in routes}
         self._protocol = protocol
-        self._calls_max = calls_max
+        self._limits = limits
         self._calls = 0
-        self._bulk_turns = asyncio.Semaphore(bulk_calls_max)
+        self._entrance = Entrance(limits)
+        self._turns = asyncio.Semaphore(limits.bulk_calls_max)
+        self._turns_of_strangers = asyncio.Semaphore(max(1, limits.bulk_calls_max // 4))
+        self._turns_of: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
-    async def answer(self, route: Route, body: bytes, context: CallContext) -> bytes:
-        """For a method that streams neither way."""
-        method = route.method
-        try:
-            async with self._admitted(method, context):
-                response = await cast("UnaryHandler", route.handle)(decode(method.request, body), context)
-                return encode(method.response, response)
-        except Exception as error:
-            raise as_muster_error(error, method.path) from None
+    async def serve(self, route: Route, call: ServerCall) -> None:
+        async with AsyncExitStack() as kept:  # until the call has left, which one that reads nothing puts off
+            try:
+                kept.enter_context(self._counted())
+                await self._answered(route, call, kept)
+            except Exception as error:
+                await call.refuse(as_muster_error(error, route.method.path))
 
-    async def answer_stream(
-        self, route: Route, bodies: AsyncIterator[bytes], context: CallContext
-    ) -> AsyncGenerator[bytes, None]:
-        """For a method that streams on either side."""
-        method = route.method
-        handle = cast("StreamHandler", route.handle)
-        count = 0
-        try:
-            async with self._admitted(method, context):
-                requests = _decoded(method, bodies)
-                if not method.client_streams:
-                    requests = _one(await _first(method, requests))
-                async with aclosing(
-                    cast("AsyncGenerator[Any, None]", handle(requests, context))
-                ) as responses:
-                    async for response in responses:
-                        count += 1
-                        yield encode(method.response, response)
-            _check_count(method, count)
-        except Exception as error:
-            raise as_muster_error(error, method.path) from None
-
-    @asynccontextmanager
-    async def _admitted(self, method: Method[Any, Any], context: CallContext) -> AsyncGenerator[None, None]:
-        if refusal := refuse_version(context.headers, self._protocol):
-            raise refusal
-        if self._calls >= self._calls_max:
+    @contextmanager
+    def _counted(self) -> Generator[None]:
+        if self._calls >= self._limits.calls_max:
             raise UnreachableError(
                 "transport.busy",
                 f"the server has {self._calls} calls under way, its limit",
@@ -76,16 +71,99 @@ class Dispatcher:
             )
         self._calls += 1
         try:
-            if method.bulk:
-                async with self._bulk_turns:
-                    yield
-            else:
-                yield
+            yield
         finally:
             self._calls -= 1
 
+    async def _answered(self, route: Route, call: ServerCall, kept: AsyncExitStack) -> None:
+        method = route.method
+        if not method.any_caller and (refusal := refuse_version(call.context.headers, self._protocol)):
+            raise refusal
+        async with self._entrance.place(call.context.address):
+            body = await anext(call.bodies, None)
+        if body is None and not method.client_streams:
+            raise UsageError("transport.no_request", f"{method.path} was called without a request")
+        first = None if body is None else decode(method, body)
+        if not method.bulk:
+            await self._carry_out(route, call, first)
+            return
+        caller, turns = call.context.address, self._turns_of_strangers
+        if route.caller is not None and first is not None:
+            caller, turns = route.caller(first), self._turns
+        await kept.enter_async_context(self._own_turns(caller))
+        async with turns:
+            await self._carry_out(route, call, first)
 
-def decode(kind: type[Message], body: bytes) -> Any:
+    def _own_turns(self, caller: str) -> asyncio.Semaphore:
+        turns = self._turns_of.get(caller)
+        if turns is None:
+            turns = self._turns_of[caller] = asyncio.Semaphore(self._limits.bulk_calls_of_caller_max)
+        return turns
+
+    async def _carry_out(self, route: Route, call: ServerCall, first: Any | None) -> None:
+        method = route.method
+        pace = Pace(self._limits, "reads")
+        if not (method.client_streams or method.server_streams):
+            await self._write(call, encode(method.response, await self._answer(route, call, first)), pace)
+            return
+        count = 0
+        async with aclosing(self._requests(method, first, call.bodies)) as requests:
+            answers = cast("StreamHandler", route.handle)(requests, call.context)
+            async with aclosing(cast("AsyncGenerator[Any, None]", answers)) as responses:
+                async for response in responses:
+                    count += 1
+                    if not await self._write(call, encode(method.response, response), pace):
+                        return
+        if not method.server_streams and count != 1:
+            raise RuntimeError(f"the handler of {method.path} gave {count} answers instead of one")
+
+    async def _answer(self, route: Route, call: ServerCall, first: Any) -> Any:
+        timeout = asyncio.timeout(self._limits.answer_seconds_max)
+        try:
+            async with timeout:
+                return await cast("UnaryHandler", route.handle)(first, call.context)
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            raise DeadlineError(
+                "transport.deadline",
+                f"{route.method.name} was not done within {self._limits.answer_seconds_max:.0f} s and was given up",
+            ) from None
+
+    async def _write(self, call: ServerCall, body: bytes, pace: Pace) -> bool:
+        pace.count(len(body))
+        return await pace.wait(call.write(body))
+
+    async def _requests(
+        self, method: Method[Any, Any], first: Any | None, bodies: AsyncIterator[bytes]
+    ) -> AsyncGenerator[Any, None]:
+        if first is None:
+            return
+        yield first
+        if not method.client_streams:
+            return
+        pace = Pace(self._limits, "sends")
+        while True:
+            step = anext(bodies, None)
+            body = await (pace.wait(step) if method.bulk else step)  # a session may have nothing to say
+            if body is None:
+                return
+            pace.count(len(body))
+            yield decode(method, body)
+
+
+def decode(method: Method[Any, Any], body: bytes) -> Any:
+    """A request."""
+    if len(body) > method.request_bytes_max:
+        raise TransferError(
+            "transport.message_too_large",
+            f"a message to {method.path} has {len(body)} bytes",
+            cause=f"at most {method.request_bytes_max} are taken there",
+        )
+    return parse(method.request, body)
+
+
+def parse(kind: type[Message], body: bytes) -> Any:
     try:
         return kind.FromString(body)
     except DecodeError as error:
@@ -100,23 +178,3 @@ def encode(kind: type[Message], message: Any) -> bytes:
     if not isinstance(message, (kind, Encoded)):
         raise TypeError(f"expected a {kind.DESCRIPTOR.full_name}, not {type(message).__name__}")
     return message.SerializeToString()
-
-
-async def _decoded(method: Method[Any, Any], bodies: AsyncIterator[bytes]) -> AsyncGenerator[Any, None]:
-    async for body in bodies:
-        yield decode(method.request, body)
-
-
-def _check_count(method: Method[Any, Any], count: int) -> None:
-    if not method.server_streams and count != 1:
-        raise RuntimeError(f"the handler of {method.path} gave {count} answers instead of one")
-
-
-async def _first(method: Method[Any, Any], requests: AsyncGenerator[Any, None]) -> Any:
-    async for request in requests:
-        return request
-    raise UsageError("transport.no_request", f"{method.path} was called without a request")
-
-
-async def _one(message: Any) -> AsyncGenerator[Any, None]:
-    yield message

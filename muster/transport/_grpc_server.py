@@ -6,21 +6,16 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import (
-    aio as health_aio,  # pyright: ignore[reportAttributeAccessIssue]  # defined under a version check
-)
-from grpc_reflection.v1alpha import reflection
 
 from muster.errors import ConfigError, MusterError
 from muster.transport._address import join_address, loopback_address
 from muster.transport._dispatch import Dispatcher
+from muster.transport._health import Health
 from muster.transport.base import CallContext, Route
 from muster.transport.errors import pack_status
 
@@ -31,7 +26,7 @@ STATUS_HEADER = "grpc-status-details-bin"
 class GrpcServer:
     """See `muster.transport.base.Server`; made by `GrpcTransport.serve`."""
 
-    def __init__(self, server: grpc.aio.Server, health: Any, address: str) -> None:
+    def __init__(self, server: grpc.aio.Server, health: Health, address: str) -> None:
         self._server = server
         self._health = health
         self._address = address
@@ -42,26 +37,19 @@ class GrpcServer:
 
     async def stop(self, grace_seconds: float) -> None:
         """New calls are refused at once; those under way have `grace_seconds`, then they are cancelled."""
-        await self._health.enter_graceful_shutdown()
+        self._health.stopping = True
         await self._server.stop(grace_seconds)
 
 
 async def start_server(
-    address: str, dispatcher: Dispatcher, options: Sequence[tuple[str, int]]
+    address: str, dispatcher: Dispatcher, health: Health, options: Sequence[tuple[str, int]]
 ) -> GrpcServer:
     host, port = loopback_address(address)
     server = grpc.aio.server(options=list(options))
-    services = sorted({route.method.service for route in dispatcher.routes.values()})
-    for service in services:
+    for service in sorted({route.method.service for route in dispatcher.routes.values()}):
         routes = [route for route in dispatcher.routes.values() if route.method.service == service]
         handlers = {route.method.name: _handler(dispatcher, route) for route in routes}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-    health = health_aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    for service in ("", *services):
-        await health.set(service, health_pb2.HealthCheckResponse.SERVING)
-    health_name: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-    reflection.enable_server_reflection([*services, health_name, reflection.SERVICE_NAME], server)
     try:
         bound = server.add_insecure_port(join_address(host, port))
     except RuntimeError as error:
@@ -71,42 +59,34 @@ async def start_server(
 
 
 def _handler(dispatcher: Dispatcher, route: Route) -> grpc.RpcMethodHandler[Any, Any]:
-    if route.method.client_streams or route.method.server_streams:
-        # On the wire a lone message is a stream of one, so one form serves all three kinds of streaming
-        # method.
-        return grpc.stream_stream_rpc_method_handler(_stream_behaviour(dispatcher, route))
-    return grpc.unary_unary_rpc_method_handler(_unary_behaviour(dispatcher, route))
-
-
-def _unary_behaviour(dispatcher: Dispatcher, route: Route) -> Callable[[bytes, Context], Awaitable[bytes]]:
-    async def behaviour(body: bytes, context: Context) -> bytes:
-        try:
-            return await dispatcher.answer(route, body, _call_context(context))
-        except MusterError as raised:
-            error = raised
-        await _refuse(context, error)
-        return b""
-
-    return behaviour
-
-
-def _stream_behaviour(
-    dispatcher: Dispatcher, route: Route
-) -> Callable[[AsyncIterator[bytes], Context], Awaitable[None]]:
+    # On the wire a lone message is a stream of one, so one form serves all kinds of methods. It is the one that reads
+    # nothing by itself: gRPC would hold the message of any other call before anybody is asked whether it is wanted.
     async def behaviour(bodies: AsyncIterator[bytes], context: Context) -> None:
-        answers = dispatcher.answer_stream(route, _received(bodies), _call_context(context))
-        error: MusterError | None = None
-        try:
-            async with aclosing(answers):
-                async for answer in answers:
-                    if not await _written(context, answer):
-                        break
-        except MusterError as raised:
-            error = raised
-        if error is not None:
-            await _refuse(context, error)
+        await dispatcher.serve(route, GrpcCall(bodies, context))
 
-    return behaviour
+    return grpc.stream_stream_rpc_method_handler(behaviour)
+
+
+class GrpcCall:
+    """See `muster.transport._dispatch.ServerCall`."""
+
+    def __init__(self, bodies: AsyncIterator[bytes], context: Context) -> None:
+        self.context = _call_context(context)
+        self.bodies = _received(bodies)
+        self._grpc = context
+
+    async def write(self, body: bytes) -> bool:
+        try:
+            await self._grpc.write(body)
+        except (grpc.aio.InternalError, grpc.aio.UsageError):
+            return False
+        return True
+
+    async def refuse(self, error: MusterError) -> None:
+        status = pack_status(error)
+        code = grpc.StatusCode[error.status]
+        metadata = ((STATUS_HEADER, status.SerializeToString()),)
+        await self._grpc.abort(code, status.message, metadata)
 
 
 async def _received(bodies: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
@@ -115,22 +95,6 @@ async def _received(bodies: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]
     # A caller that was killed looks like one that is done: the cancellation comes only at the next await.
     # This is that await, so most handlers never see the false end; none may rely on it.
     await asyncio.sleep(0)
-
-
-async def _written(context: Context, answer: bytes) -> bool:
-    """False if the caller has gone."""
-    try:
-        await context.write(answer)
-    except (grpc.aio.InternalError, grpc.aio.UsageError):
-        return False
-    return True
-
-
-async def _refuse(context: Context, error: MusterError) -> None:
-    status = pack_status(error)
-    code = grpc.StatusCode[error.status]
-    metadata = ((STATUS_HEADER, status.SerializeToString()),)
-    await context.abort(code, status.message, metadata)
 
 
 def _call_context(context: Context) -> CallContext:

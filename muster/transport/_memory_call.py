@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 
 from google.protobuf.message import Message
 
 from muster.clock import Clock
 from muster.errors import MusterError, TransferError, UnreachableError
 from muster.transport._dispatch import Dispatcher
-from muster.transport._options import MESSAGE_BYTES_MAX
 from muster.transport._pipe import Pipe, PipeCutError
-from muster.transport.base import CallContext, Encoded, Route
+from muster.transport.base import MESSAGE_BYTES_MAX, CallContext, Encoded, Route
 from muster.transport.errors import pack_error, unpack_error
 from muster.transport.faults import FaultHook, Passage
 from protos.v1.errors_pb2 import ErrorDetail
@@ -30,6 +28,7 @@ class MemoryCall:
         self,
         *,
         address: str,
+        caller: str,
         route: Route,
         dispatcher: Dispatcher,
         headers: dict[str, str],
@@ -39,13 +38,15 @@ class MemoryCall:
     ) -> None:
         self.requests = Pipe(_PIPE_MESSAGES)
         self._responses = Pipe(_PIPE_MESSAGES)
+        self.bodies = self.requests.messages()
         self._address = address
         self._route = route
         self._dispatcher = dispatcher
-        self._context = CallContext(address="memory", headers=headers)
+        self.context = CallContext(address=caller, headers=headers)
         self._faults = faults
         self._clock = clock
         self._members = members
+        self._written = 0
         self._failure: Exception | None = None  # what the requests raised
         for calls in members:
             calls.add(self)
@@ -129,30 +130,22 @@ class MemoryCall:
 
     async def _serve(self) -> None:
         try:
-            await self._answer()
+            await self._dispatcher.serve(self._route, self)
             self._responses.end()
-        except PipeCutError:
-            pass
-        except MusterError as error:
-            detail = ErrorDetail.FromString(pack_error(error).SerializeToString())
-            self._responses.end(unpack_error(detail))
         finally:
             self._responses.cut(self.broken("its handler was cancelled"))
             self.requests.cut()
             for calls in self._members:
                 calls.discard(self)
 
-    async def _answer(self) -> None:
-        method = self._route.method
-        if not (method.client_streams or method.server_streams):
-            body = await self.requests.receive()
-            if body is not None:
-                answer = await self._dispatcher.answer(self._route, body, self._context)
-                await self._carry(answer, to_server=False, index=0)
-            return
-        index = 0
-        bodies = self.requests.messages()
-        async with aclosing(self._dispatcher.answer_stream(self._route, bodies, self._context)) as answers:
-            async for answer in answers:
-                await self._carry(answer, to_server=False, index=index)
-                index += 1
+    async def write(self, body: bytes) -> bool:
+        try:
+            await self._carry(body, to_server=False, index=self._written)
+        except PipeCutError:
+            return False
+        self._written += 1
+        return True
+
+    async def refuse(self, error: MusterError) -> None:
+        detail = ErrorDetail.FromString(pack_error(error).SerializeToString())
+        self._responses.end(unpack_error(detail))

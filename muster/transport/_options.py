@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass
 
-MESSAGE_BYTES_MAX = 4 << 20  # a chunk has 1 MiB; gRPC's own default, stated for both directions
+from muster.transport.base import MESSAGE_BYTES_MAX
+
 _METADATA_BYTES_MAX = 16 << 10  # an error's detail travels as metadata
+
+
+_STREAMS_OF_CONNECTION_MAX = 128  # a peer needs three; more calls of one caller wait on its side
+_CONNECTIONS_MAX = 32_768  # a peer has two
+_DESCRIPTORS_KEPT = 256  # for database, blobs, spool, workers and logs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +29,6 @@ class Keepalive:
 
 def common_options(keepalive: Keepalive) -> list[tuple[str, int]]:
     return [
-        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
         ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
         ("grpc.max_metadata_size", _METADATA_BYTES_MAX),
         ("grpc.absolute_max_metadata_size", 2 * _METADATA_BYTES_MAX),
@@ -36,18 +42,31 @@ def common_options(keepalive: Keepalive) -> list[tuple[str, int]]:
     ]
 
 
-def server_options(keepalive: Keepalive) -> list[tuple[str, int]]:
+def server_options(keepalive: Keepalive, request_bytes_max: int = MESSAGE_BYTES_MAX) -> list[tuple[str, int]]:
+    """`request_bytes_max`: of the method that takes the largest requests; the core has one limit for all."""
     return [
         *common_options(keepalive),
+        ("grpc.max_receive_message_length", request_bytes_max),
+        ("grpc.max_concurrent_streams", _STREAMS_OF_CONNECTION_MAX),
+        # Connections take file descriptors, which the disk needs too.
+        ("grpc.max_allowed_incoming_connections", _connections_max()),
+        ("grpc.server_handshake_timeout_ms", 10_000),  # a connection that says nothing; default 120 s
+        # A connection without a call is closed; a caller that comes back makes another, unnoticed.
+        ("grpc.max_connection_idle_ms", 120_000),
         ("grpc.so_reuseport", 0),  # else a second server takes half of the first one's connections, silently
-        # Pings more frequent than this are punished with GOAWAY; the default of 300 s would punish ours.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", round(keepalive.idle_seconds * 500)),
+        # Pings more frequent than this are strikes, and strikes are punished with GOAWAY; the default of 300 s would
+        # punish ours. A caller with a shorter keepalive than ours costs little and is no reason to end a session.
+        # (The core ignores arguments that it does not know, and the first is spelt otherwise in most of what is
+        # written about it.)
+        ("grpc.http2.min_ping_interval_without_data_ms", round(keepalive.idle_seconds * 500)),
+        ("grpc.http2.max_ping_strikes", 0),
     ]
 
 
 def channel_options(keepalive: Keepalive) -> list[tuple[str, int]]:
     return [
         *common_options(keepalive),
+        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
         # Channels to one address share one connection by default, and then bulk would delay control.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_http_proxy", 0),  # loopback only; a proxy from the environment has no place here
@@ -57,3 +76,10 @@ def channel_options(keepalive: Keepalive) -> list[tuple[str, int]]:
         ("grpc.min_reconnect_backoff_ms", 2000),
         ("grpc.max_reconnect_backoff_ms", 2000),
     ]
+
+
+def _connections_max() -> int:
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if descriptors == resource.RLIM_INFINITY:
+        return _CONNECTIONS_MAX
+    return min(_CONNECTIONS_MAX, max(descriptors - _DESCRIPTORS_KEPT, descriptors // 2))

@@ -17,6 +17,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
+MESSAGE_BYTES_MAX = 4 << 20  # a chunk has 1 MiB; gRPC's own default, stated for both directions
+
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
@@ -24,7 +26,8 @@ Response = TypeVar("Response", bound=Message)
 @dataclass(frozen=True, kw_only=True)
 class Method(Generic[Request, Response]):
     """One remote procedure. `bulk` ones carry chunks and go over a connection of their own, so that a slow
-    upload never delays a heartbeat."""
+    upload never delays a heartbeat. A request has at most `request_bytes_max` bytes. `any_caller` is for what others
+    than Muster call, which tell no version."""
 
     service: str  # "muster.v1.UpdatesService"
     name: str  # "UploadUpdate"
@@ -33,6 +36,8 @@ class Method(Generic[Request, Response]):
     client_streams: bool = False
     server_streams: bool = False
     bulk: bool = False
+    request_bytes_max: int = MESSAGE_BYTES_MAX
+    any_caller: bool = False
 
     @property
     def path(self) -> str:
@@ -72,11 +77,13 @@ class Route:
 
     `handle` is a `UnaryHandler` for a method that streams neither way, else a `StreamHandler` (an async
     generator; where only one side streams it is given, or gives, exactly one message). It raises
-    `MusterError` to refuse.
+    `MusterError` to refuse. `caller`, for a bulk method, tells from the first request who calls; it raises what such
+    a request is refused with. Before that a call gets no turn.
     """
 
     method: Method[Any, Any]
     handle: UnaryHandler | StreamHandler
+    caller: Callable[[Any], str] | None = None
 
 
 class Channel(Protocol):

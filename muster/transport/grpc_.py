@@ -25,13 +25,15 @@ from muster.errors import (
     VersionError,
 )
 from muster.transport._address import join_address, loopback_address
-from muster.transport._dispatch import Dispatcher, decode
+from muster.transport._dispatch import Dispatcher, parse
 from muster.transport._grpc_server import STATUS_HEADER, GrpcServer, start_server
+from muster.transport._health import Health
 from muster.transport._malloc import keep_message_buffers
 from muster.transport._options import Keepalive, channel_options, server_options
-from muster.transport.base import Encoded, Method, Route
+from muster.transport.base import MESSAGE_BYTES_MAX, Encoded, Method, Route
 from muster.transport.errors import unpack_status
 from muster.transport.handshake import handshake_headers
+from muster.transport.limits import Limits
 from muster.wire import PROTOCOL_VERSION
 
 Request = TypeVar("Request", bound=Message)
@@ -41,30 +43,26 @@ Response = TypeVar("Response", bound=Message)
 class GrpcTransport:
     """See `muster.transport.base.Transport`.
 
-    `calls_max`, `bulk_calls_max`: how many calls a server carries at once, and how many of them bulk; more
-    calls are refused, more bulk calls wait. Each bulk call under way costs a server some MiB. `protocol` is
-    for tests.
+    `limits` are the server's; `protocol` is for tests.
     """
 
     def __init__(
         self,
         *,
-        calls_max: int = 8192,
-        bulk_calls_max: int = 64,
+        limits: Limits | None = None,
         keepalive: Keepalive | None = None,
         protocol: int = PROTOCOL_VERSION,
     ) -> None:
-        self._calls_max = calls_max
-        self._bulk_calls_max = bulk_calls_max
+        self._limits = limits or Limits()
         self._keepalive = keepalive or Keepalive()
         self._protocol = protocol
         keep_message_buffers()
 
     async def serve(self, address: str, routes: Sequence[Route]) -> GrpcServer:
-        dispatcher = Dispatcher(
-            routes, protocol=self._protocol, calls_max=self._calls_max, bulk_calls_max=self._bulk_calls_max
-        )
-        return await start_server(address, dispatcher, server_options(self._keepalive))
+        health = Health(route.method.service for route in routes)
+        dispatcher = Dispatcher([*routes, health.route()], protocol=self._protocol, limits=self._limits)
+        largest = max((route.method.request_bytes_max for route in routes), default=MESSAGE_BYTES_MAX)
+        return await start_server(address, dispatcher, health, server_options(self._keepalive, largest))
 
     def connect(self, address: str) -> GrpcChannel:
         host, port = loopback_address(address)
@@ -96,7 +94,7 @@ class GrpcChannel:
             if _this_task_is_cancelled():
                 raise
             raise self._broken(method, "the call was cancelled by the other side") from None
-        response: Response = decode(method.response, body)
+        response: Response = parse(method.response, body)
         return response
 
     async def stream(
@@ -110,7 +108,7 @@ class GrpcChannel:
         sender = asyncio.create_task(_send(call, requests))
         try:
             async for body in call:
-                yield decode(method.response, body)
+                yield parse(method.response, body)
         except grpc.aio.AioRpcError as error:
             raise self._translated(error, method, timeout_seconds) from None
         except asyncio.CancelledError:

@@ -20,11 +20,12 @@ from google.protobuf.message import Message
 
 from muster.clock import Clock, SystemClock
 from muster.errors import ConfigError, DeadlineError, UnreachableError, VersionError
-from muster.transport._dispatch import Dispatcher, decode
+from muster.transport._dispatch import Dispatcher, parse
 from muster.transport._memory_call import MemoryCall
 from muster.transport.base import Encoded, Method, Route
 from muster.transport.faults import FaultHook
 from muster.transport.handshake import handshake_headers
+from muster.transport.limits import Limits
 from muster.wire import PROTOCOL_VERSION
 
 Request = TypeVar("Request", bound=Message)
@@ -39,6 +40,7 @@ class MemoryHub:
         self.clock: Clock = clock or SystemClock()
         self.servers: dict[str, MemoryServer] = {}
         self.ports = itertools.count(1)
+        self.channels = itertools.count(1)
 
 
 class MemoryTransport:
@@ -48,13 +50,11 @@ class MemoryTransport:
         self,
         hub: MemoryHub | None = None,
         *,
-        calls_max: int = 8192,
-        bulk_calls_max: int = 64,
+        limits: Limits | None = None,
         protocol: int = PROTOCOL_VERSION,
     ) -> None:
         self.hub = hub or MemoryHub()
-        self._calls_max = calls_max
-        self._bulk_calls_max = bulk_calls_max
+        self._limits = limits or Limits()
         self._protocol = protocol
 
     async def serve(self, address: str, routes: Sequence[Route]) -> MemoryServer:
@@ -66,12 +66,7 @@ class MemoryTransport:
                 f"{address} is in use",
                 fix="stop the other server, or choose another address",
             )
-        dispatcher = Dispatcher(
-            routes,
-            protocol=self._protocol,
-            calls_max=self._calls_max,
-            bulk_calls_max=self._bulk_calls_max,
-        )
+        dispatcher = Dispatcher(routes, protocol=self._protocol, limits=self._limits)
         server = MemoryServer(address, dispatcher, self.hub)
         self.hub.servers[address] = server
         return server
@@ -113,6 +108,7 @@ class MemoryChannel:
         self._address = address
         self._hub = hub
         self._headers = headers
+        self._name = f"memory:{next(hub.channels)}"
         self._connections: dict[bool, set[MemoryCall]] = {False: set(), True: set()}  # by `bulk`
         self._closed = False
 
@@ -131,7 +127,7 @@ class MemoryChannel:
             await call.leave()
         if body is None:
             raise call.broken("it gave no answer")
-        response: Response = decode(method.response, body)
+        response: Response = parse(method.response, body)
         return response
 
     async def stream(
@@ -151,7 +147,7 @@ class MemoryChannel:
                     body = await call.receive()
                 if body is None:
                     return
-                yield decode(method.response, body)
+                yield parse(method.response, body)
         except TimeoutError:
             raise self._late(method, timeout_seconds) from None
         finally:
@@ -183,6 +179,7 @@ class MemoryChannel:
             )
         return MemoryCall(
             address=self._address,
+            caller=self._name,
             route=route,
             dispatcher=server.dispatcher,
             headers=self._headers,

@@ -51,7 +51,7 @@ class Batches:
 
     def one_pass(self) -> Iterator[tuple[Any, int]]:
         """Each batch with its number of examples."""
-        order = torch.randperm(self.examples, generator=self._generator)
+        order = torch.randperm(self.examples, generator=self._generator, device="cpu")
         for start, stop in self._bounds:
             yield collate(self._data, order[start:stop]), stop - start
 

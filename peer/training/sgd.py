@@ -50,7 +50,7 @@ class LocalSgd:
         model.train()
         done = 0
         stride = -(-total // PROGRESS_CALLS_MAX)
-        loss, seen = torch.zeros((), device=context.device), 0
+        loss, seen = torch.zeros((), dtype=torch.float32, device=context.device), 0
         while done < total:
             loss.zero_()
             seen = 0

@@ -111,7 +111,7 @@ class _Directions:
         self._size = layout.size
         self._device = device
         self._group = -1
-        self._signs = torch.empty(0)
+        self._signs = torch.empty(0, dtype=torch.uint8)
 
     def signs(self, s: int) -> Tensor:
         """[size] uint8 on the device: 1 where direction `s` is +1, 0 where it is -1. Quick in order of `s`."""
@@ -125,8 +125,9 @@ class _Directions:
     def sum(self, codes: NDArray[np.uint8]) -> Tensor:
         """[size] what these bytes stand for, as it is decoded; NaN if a coefficient is not finite."""
         if bool((codes == NOT_FINITE).any()):
-            return torch.full((self._size,), math.nan)  # which is told of where the update is written
-        found, body = torch.empty(self._size), codes.tobytes()
+            # Which is told of where the update is written.
+            return torch.full((self._size,), math.nan, dtype=torch.float32)
+        found, body = torch.empty(self._size, dtype=torch.float32), codes.tobytes()
         for codec, start, stop in self._chunks:
             codec.decode(body, found[start:stop])
         return found

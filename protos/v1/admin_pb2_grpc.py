@@ -26,9 +26,7 @@ if _version_not_supported:
 
 
 class AdminServiceStub(object):
-    """Lists are paged: `page_size` items at most (0: as many as go into a message), and never more bytes than a message may
-    have. `next_page_token` is the `page_token` of the next page; on the last page it is empty.
-    """
+    """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
         """Constructor.
@@ -70,6 +68,11 @@ class AdminServiceStub(object):
                 '/muster.v1.AdminService/StopRun',
                 request_serializer=protos_dot_v1_dot_admin__pb2.StopRunRequest.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_admin__pb2.StopRunResponse.FromString,
+                _registered_method=True)
+        self.RemoveRun = channel.unary_unary(
+                '/muster.v1.AdminService/RemoveRun',
+                request_serializer=protos_dot_v1_dot_admin__pb2.RemoveRunRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_admin__pb2.RemoveRunResponse.FromString,
                 _registered_method=True)
         self.ExplainRun = channel.unary_unary(
                 '/muster.v1.AdminService/ExplainRun',
@@ -139,9 +142,7 @@ class AdminServiceStub(object):
 
 
 class AdminServiceServicer(object):
-    """Lists are paged: `page_size` items at most (0: as many as go into a message), and never more bytes than a message may
-    have. `next_page_token` is the `page_token` of the next page; on the last page it is empty.
-    """
+    """Missing associated documentation comment in .proto file."""
 
     def GetStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
@@ -181,6 +182,13 @@ class AdminServiceServicer(object):
 
     def StopRun(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveRun(self, request, context):
+        """Forgets a run that has ended: its rounds, events, models and updates.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -303,6 +311,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=protos_dot_v1_dot_admin__pb2.StopRunRequest.FromString,
                     response_serializer=protos_dot_v1_dot_admin__pb2.StopRunResponse.SerializeToString,
             ),
+            'RemoveRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveRun,
+                    request_deserializer=protos_dot_v1_dot_admin__pb2.RemoveRunRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_admin__pb2.RemoveRunResponse.SerializeToString,
+            ),
             'ExplainRun': grpc.unary_unary_rpc_method_handler(
                     servicer.ExplainRun,
                     request_deserializer=protos_dot_v1_dot_admin__pb2.ExplainRunRequest.FromString,
@@ -377,9 +390,7 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService(object):
-    """Lists are paged: `page_size` items at most (0: as many as go into a message), and never more bytes than a message may
-    have. `next_page_token` is the `page_token` of the next page; on the last page it is empty.
-    """
+    """Missing associated documentation comment in .proto file."""
 
     @staticmethod
     def GetStatus(request,
@@ -560,6 +571,33 @@ class AdminService(object):
             '/muster.v1.AdminService/StopRun',
             protos_dot_v1_dot_admin__pb2.StopRunRequest.SerializeToString,
             protos_dot_v1_dot_admin__pb2.StopRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/muster.v1.AdminService/RemoveRun',
+            protos_dot_v1_dot_admin__pb2.RemoveRunRequest.SerializeToString,
+            protos_dot_v1_dot_admin__pb2.RemoveRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

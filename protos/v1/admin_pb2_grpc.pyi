@@ -27,10 +27,6 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AdminServiceStub:
-    """Lists are paged: `page_size` items at most (0: as many as go into a message), and never more bytes than a message may
-    have. `next_page_token` is the `page_token` of the next page; on the last page it is empty.
-    """
-
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -42,6 +38,8 @@ class AdminServiceStub:
     PauseRun: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PauseRunRequest, _admin_pb2.PauseRunResponse]
     ResumeRun: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ResumeRunRequest, _admin_pb2.ResumeRunResponse]
     StopRun: _grpc.UnaryUnaryMultiCallable[_admin_pb2.StopRunRequest, _admin_pb2.StopRunResponse]
+    RemoveRun: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RemoveRunRequest, _admin_pb2.RemoveRunResponse]
+    """Forgets a run that has ended: its rounds, events, models and updates."""
     ExplainRun: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ExplainRunRequest, _admin_pb2.ExplainRunResponse]
     ListRounds: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListRoundsRequest, _admin_pb2.ListRoundsResponse]
     GetRound: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetRoundRequest, _admin_pb2.GetRoundResponse]
@@ -60,10 +58,6 @@ class AdminServiceStub:
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
-    """Lists are paged: `page_size` items at most (0: as many as go into a message), and never more bytes than a message may
-    have. `next_page_token` is the `page_token` of the next page; on the last page it is empty.
-    """
-
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetStatusRequest, _admin_pb2.GetStatusResponse]  # type: ignore[assignment]
     SubmitRun: _aio.UnaryUnaryMultiCallable[_admin_pb2.SubmitRunRequest, _admin_pb2.SubmitRunResponse]  # type: ignore[assignment]
@@ -72,6 +66,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     PauseRun: _aio.UnaryUnaryMultiCallable[_admin_pb2.PauseRunRequest, _admin_pb2.PauseRunResponse]  # type: ignore[assignment]
     ResumeRun: _aio.UnaryUnaryMultiCallable[_admin_pb2.ResumeRunRequest, _admin_pb2.ResumeRunResponse]  # type: ignore[assignment]
     StopRun: _aio.UnaryUnaryMultiCallable[_admin_pb2.StopRunRequest, _admin_pb2.StopRunResponse]  # type: ignore[assignment]
+    RemoveRun: _aio.UnaryUnaryMultiCallable[_admin_pb2.RemoveRunRequest, _admin_pb2.RemoveRunResponse]  # type: ignore[assignment]
+    """Forgets a run that has ended: its rounds, events, models and updates."""
     ExplainRun: _aio.UnaryUnaryMultiCallable[_admin_pb2.ExplainRunRequest, _admin_pb2.ExplainRunResponse]  # type: ignore[assignment]
     ListRounds: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListRoundsRequest, _admin_pb2.ListRoundsResponse]  # type: ignore[assignment]
     GetRound: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetRoundRequest, _admin_pb2.GetRoundResponse]  # type: ignore[assignment]
@@ -89,10 +85,6 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Events after `after_sequence`; with `follow`, goes on until the caller leaves or the run has ended."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Lists are paged: `page_size` items at most (0: as many as go into a message), and never more bytes than a message may
-    have. `next_page_token` is the `page_token` of the next page; on the last page it is empty.
-    """
-
     @_abc_1.abstractmethod
     def GetStatus(
         self,
@@ -141,6 +133,14 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.StopRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.StopRunResponse, _abc.Awaitable[_admin_pb2.StopRunResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RemoveRun(
+        self,
+        request: _admin_pb2.RemoveRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RemoveRunResponse, _abc.Awaitable[_admin_pb2.RemoveRunResponse]]:
+        """Forgets a run that has ended: its rounds, events, models and updates."""
 
     @_abc_1.abstractmethod
     def ExplainRun(

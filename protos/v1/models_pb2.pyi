@@ -121,10 +121,13 @@ class FetchModelRequest(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
     CREDENTIALS_FIELD_NUMBER: _builtins.int
+    CHUNK_BYTES_MAX_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     digest: _builtins.str
     """of a version, or of what a plan names"""
     offset: _builtins.int
+    chunk_bytes_max: _builtins.int
+    """for a slow line; 0: as the sender likes"""
     @_builtins.property
     def credentials(self) -> _membership_pb2.Credentials: ...
     def __init__(
@@ -134,10 +137,11 @@ class FetchModelRequest(_message.Message):
         digest: _builtins.str = ...,
         offset: _builtins.int = ...,
         credentials: _membership_pb2.Credentials | None = ...,
+        chunk_bytes_max: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials", "digest", b"digest", "offset", b"offset", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes_max", b"chunk_bytes_max", "credentials", b"credentials", "digest", b"digest", "offset", b"offset", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

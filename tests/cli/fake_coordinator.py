@@ -187,11 +187,14 @@ class Fake:
             run = self._add(f"{name}-{len(self.runs):04d}", name, "FINISHED", "done", spec)
             if name.startswith("doomed"):
                 run.state, run.reason = "FAILED", "5 rounds in a row were skipped"
+            if name == "risky":
+                run.warnings.add(cause="compression.up", reason="it is risky", times=3, last_round=2)
+                self._event("run.warned", run.run_id, "it is risky", data_json='{"cause": "compression.up"}')
             self._event(f"run.{run.state.lower()}", run.run_id, run.reason)
             run.ended_at = T0 + 5
             self.requests[request.request_id] = run.run_id
         run = self.runs[self.requests[request.request_id]]
-        return pb.SubmitRunResponse(run=run, warnings=["it is risky"] if run.name == "risky" else [])
+        return pb.SubmitRunResponse(run=run, warnings=[each.reason for each in run.warnings])
 
     async def list_runs(self, request: Any, context: CallContext) -> pb.ListRunsResponse:
         return pb.ListRunsResponse(runs=self.runs.values())
@@ -207,6 +210,12 @@ class Fake:
 
     async def stop_run(self, request: pb.StopRunRequest, context: CallContext) -> pb.StopRunResponse:
         return pb.StopRunResponse(run=self._steer(request.run_id, "CANCELLED", request.reason))
+
+    async def remove_run(self, request: pb.RemoveRunRequest, context: CallContext) -> pb.RemoveRunResponse:
+        run = self.run(request.run_id)
+        if run.state != "FINISHED":
+            raise StateError("run.live", f"run {run.run_id!r} is {run.state} and is not removed")
+        return pb.RemoveRunResponse(run=run)  # only seen: the federation of the tests stays as it is
 
     def _steer(self, run_id: str, state: str, reason: str = "as asked") -> pb.Run:
         run = self.run(run_id)

@@ -86,6 +86,15 @@ def test_stop_takes_an_answer(
     assert (said.data["state"] if said.out else None) == state
 
 
+def test_remove_asks_first_and_spares_a_live_run(ask: Callable[..., Any]) -> None:
+    said = ask("run", "remove", "digits")
+    assert said.code == 2
+    assert "with all its models for good?" in said.err
+    assert "error[run.live]" in ask("run", "remove", "text", "--yes").err
+    removed = ask("run", "remove", "digits", "--yes", "--json")
+    assert (removed.code, removed.data["state"]) == (0, "FINISHED")
+
+
 def test_round_list_and_show(ask: Callable[..., Any], ask_json: Callable[..., Any]) -> None:
     listed = ask("round", "list", "digits").out.splitlines()
     assert [line.split()[:2] for line in listed[1:]] == [
@@ -390,3 +399,27 @@ def test_a_noun_alone_tells_what_it_can_do(muster: Callable[..., Any], noun: str
 def test_the_version_is_an_option_too(muster: Callable[..., Any]) -> None:
     assert muster("--version").out == muster("version").out
     assert muster("--version", "--json").data == muster("version", "--json").data
+
+
+def test_a_warning_is_told_once_as_it_comes_and_is_kept(
+    ask: Callable[..., Any], ask_json: Callable[..., Any], at_home: Path
+) -> None:
+    (at_home / "run.toml").write_text(SPEC.format("risky"))
+    for options in (["--wait"], ["--wait", "--quiet"]):
+        said = ask("run", "submit", "run.toml", *options, "--request-id", "kept")
+        assert (said.code, said.err.count("it is risky"), said.out.count("it is risky")) == (0, 1, 1)
+    data = ask_json("run", "submit", "run.toml", "--wait", "--request-id", "kept")
+    run_id = data["run_id"]
+    assert data["warnings"] == ["it is risky"]
+    watched = ask("run", "watch", run_id)
+    assert "warning: it is risky" in watched.err
+    shown = ask("run", "show", run_id).out
+    assert "warnings" in shown
+    assert "it is risky (3 times, rounds 0 to 2)" in shown
+    (kept,) = ask_json("run", "show", run_id)["warnings"]
+    assert (kept["cause"], kept["times"]) == ("compression.up", 3)
+    logs = ask("run", "logs", run_id)
+    assert "it is risky (3 times, rounds 0 to 2)" in logs.out
+    assert "nothing went wrong" not in logs.err
+    (entry,) = ask_json("run", "logs", run_id)
+    assert (entry["kind"], entry["cause"], entry["times"]) == ("run.warned", "compression.up", 3)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -45,3 +46,48 @@ def test_what_cannot_be_pulled(ask: Callable[..., Any]) -> None:
     said = ask("model", "pull", "digits", "-o", "nowhere/model.safetensors")
     assert said.code == 1
     assert "there is no folder nowhere" in said.err
+
+
+def test_a_file_that_is_there_is_overwritten_only_when_that_is_said(
+    ask: Callable[..., Any], at_home: Path
+) -> None:
+    kept = at_home / "mine.safetensors"
+    kept.write_text("mine")
+    for command in (["model", "pull", "digits"], ["run", "export", "digits"]):
+        said = ask(*command, "-o", "mine.safetensors")
+        assert said.code == 2
+        assert "error[cli.confirmation_needed]: mine.safetensors is there already. Overwrite it?" in said.err
+        assert kept.read_text() == "mine"
+        assert ask(*command, "-o", "mine.safetensors", "--yes").code == 0
+        assert kept.read_bytes()[:4] != b"mine"
+        kept.write_text("mine")
+
+
+@pytest.mark.parametrize("command", [["model", "pull", "digits"], ["run", "export", "digits"]])
+@pytest.mark.parametrize(
+    ("output", "cause"),
+    [
+        ("file/out", "file is a file, not a folder"),
+        ("nowhere/out", "there is no folder nowhere"),
+        (".", "it is a folder"),
+        ("/", "it is a folder"),
+        ("x" * 300, "File name too long"),
+        ("/proc/out", "No such file or directory"),
+    ],
+)
+def test_what_cannot_be_written_is_said_in_words(
+    ask: Callable[..., Any], at_home: Path, command: list[str], output: str, cause: str
+) -> None:
+    (at_home / "file").write_text("")
+    said = ask(*command, "-o", output)
+    assert said.code == 1
+    assert cause in said.err
+    assert "Traceback" not in said.err
+    assert [path.name for path in at_home.iterdir()] == ["file"]
+
+
+def test_a_name_may_be_as_long_as_the_disk_takes(ask: Callable[..., Any], at_home: Path) -> None:
+    for command in (["model", "pull", "digits"], ["run", "export", "digits"]):
+        name = command[0] + "ö" * 120
+        assert ask(*command, "-o", name).code == 0
+        assert (at_home / name).is_file()

@@ -262,7 +262,7 @@ async def test_warnings_come_with_the_answer_and_into_the_log(stage: Any) -> Non
         with capture_logs() as logs:
             answer = await stage.call("SubmitRun", request)
             again = await stage.call("SubmitRun", request)
-        logged = [line for line in logs if line["event"] == "run.warning"]
+        logged = [line for line in logs if line["event"] == "run.warned"]
         assert list(answer.warnings) == list(again.warnings) == list(warnings(spec))
         assert [line["reason"] for line in logged] == list(answer.warnings)
         assert all(line["run_id"] == answer.run.run_id for line in logged)

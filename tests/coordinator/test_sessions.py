@@ -13,6 +13,8 @@ from muster.errors import (
     MusterError,
     NotAllowedError,
 )
+from muster.transport import MemoryTransport
+from muster.transport.limits import Limits
 from muster.wire import SESSION
 from protos.v1 import admin_pb2 as pb
 from protos.v1 import membership_pb2
@@ -172,8 +174,10 @@ async def test_nonsense_in_a_session_ends_it_with_its_name_and_the_peer_may_come
     assert (await stage.ended(run_id)).state == "FINISHED"
 
 
-async def test_a_stream_that_says_nothing_is_cut_off(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coordinator.sessions.HELLO_SECONDS_MAX", 0.05)
+async def test_a_stream_that_says_nothing_is_cut_off(stage: Any) -> None:
+    await stage.stop()
+    stage.transport = MemoryTransport(limits=Limits(first_seconds=0.05))
+    await stage.start()
 
     async def silent() -> Any:
         await asyncio.Event().wait()
@@ -182,7 +186,7 @@ async def test_a_stream_that_says_nothing_is_cut_off(stage: Any, monkeypatch: py
     with pytest.raises(MusterError) as caught:
         async for _ in stage.channel().stream(SESSION, silent()):
             pass
-    assert caught.value.id == "session.no_hello"
+    assert caught.value.id == "transport.silent"
 
 
 async def test_a_wrong_secret_opens_no_session(stage: Any) -> None:

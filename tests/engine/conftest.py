@@ -40,6 +40,7 @@ from coordinator.engine.state import (
     UpdateAdmitted,
     UpdateFacts,
     WakeAt,
+    WarningState,
     versions_in_use,
 )
 from coordinator.engine.synchronous import Synchronous
@@ -135,7 +136,12 @@ class Rows:
             committed=run["committed"],
             skipped=run["skipped"],
             skipped_in_row=run["skipped_in_row"],
+            warnings={row["cause"]: _warning(row) for row in self.all("warning")},
         )
+
+
+def _warning(row: Row) -> WarningState:
+    return WarningState(**{name: value for name, value in row.items() if name != "run_id"})
 
 
 def _model(row: Row) -> ModelVersion:

@@ -227,7 +227,7 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError) as caught:
         PeerStore(tmp_path / "file" / "peer")
-    assert caught.value.id == "peer.store_unavailable"
+    assert caught.value.id == "storage.no_folder"
 
 
 def test_a_full_disk_leaves_the_store_as_it_was(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import pytest
 from sqlalchemy import Connection, event
 
 from coordinator.store import Store, blobs, load
+from muster.errors import NotFoundError, StateError
 
 
 @pytest.fixture
@@ -110,3 +111,40 @@ async def test_what_is_asked_after_each_round_does_not_grow_with_history(tmp_pat
     }
     assert scans == held | {"SCAN runs"}
     assert len(steps) > 20
+
+
+async def test_old_runs_that_have_ended_keep_their_last_version_only(filled: Store, script: Any) -> None:
+    ends = {"run_id": "r1"}
+    await filled.commit(
+        [
+            script.row("run.finished", "run", ends, "RUNNING", state="FINISHED", ended_at=9.0),
+            script.row("", "round", {**ends, "number": 5}, "OPEN", state="FAILED"),
+            script.progress(5, "b", "TRAINING", "EXPIRED"),
+            script.row("", "evaluation", {**ends, "version": 1}, "RUNNING", state="FINISHED"),
+        ]
+    )
+    everything = {"updates_keep_rounds": 9, "models_keep": 9}
+    newest = await filled.unneeded_blobs(**everything, ended_runs_keep=1)
+    oldest = await filled.unneeded_blobs(**everything, ended_runs_keep=0)
+    assert {"model2", "u4"}.isdisjoint(newest)
+    assert {"model0", "u4", "u5", "s3"} <= oldest
+    assert "model4" not in oldest
+
+
+async def test_a_removed_run_leaves_an_event_and_no_row_or_blob(filled: Store, script: Any) -> None:
+    with pytest.raises(StateError, match="muster run stop r1"):
+        await filled.remove_run("r1", 1.0, "asked for")
+    with pytest.raises(NotFoundError):
+        await filled.remove_run("r9", 1.0, "asked for")
+    await filled.commit([script.row("run.finished", "run", {"run_id": "r1"}, "RUNNING", state="FINISHED")])
+    other = {"run_id": "r2", "version": 4}
+    same = {"round": 4, "digest": "model4", "size_bytes": 1, "layout_digest": "l", "created_at": 1.0}
+    await filled.commit(
+        [script.run("r2", model_version=4), script.row("model.created", "model", other, None, **same)]
+    )
+    gone = await filled.remove_run("r1", 1.0, "asked for")
+    assert gone == ALL - {"model4"}  # the other run names the same bytes
+    assert await filled.run("r1") is None
+    assert await filled.rounds("r1") == await filled.models("r1") == await filled.events(run_id="r1") == []
+    assert [event.kind for event in await filled.recent_events(limit=1)] == ["run.removed"]
+    assert await filled.live_blobs() == {"model4"}

@@ -35,6 +35,7 @@ from coordinator.engine.state import (
     UpdateAdmitted,
     UpdateFacts,
     UpdateRefused,
+    WarningState,
 )
 from coordinator.store import Store
 from muster.spec.model import EvaluateTable, RoundTable, RunSpec
@@ -91,6 +92,11 @@ def _full_state(spec: RunSpec) -> RunState:
         run_id="r1", spec=spec, status=RunStatus.PAUSED, reason="paused by hand", created_at=1234.5,
         model=models[2], rounds={3: round_}, evaluations={2: evaluation}, models=models, last_round=3,
         committed=2, skipped=1, skipped_in_row=1, counted={"a": 2, "b": 1},
+        warnings={
+            "slow:a": WarningState(
+                cause="slow:a", reason="a is slow", peer_id="a", times=3, first_round=1, last_round=3, last_at=40.5
+            )
+        },
     )  # fmt: skip
 
 
@@ -131,6 +137,10 @@ def _rows(state: RunState, script: Any) -> list[Any]:
             )
         )  # fmt: skip
         rows += [_assignment_row(a, script) for a in evaluation.assignments.values()]
+    for warning in state.warnings.values():
+        values = {name: value for name, value in vars(warning).items() if name != "cause"}
+        key = {"run_id": state.run_id, "cause": warning.cause}
+        rows.append(script.row("run.warned", "warning", key, None, **values))
     return rows
 
 

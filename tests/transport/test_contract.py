@@ -21,7 +21,8 @@ from muster.errors import (
     VersionError,
 )
 from muster.transport import Method, Route
-from muster.transport._options import MESSAGE_BYTES_MAX
+from muster.transport.base import MESSAGE_BYTES_MAX
+from muster.transport.limits import Limits
 from protos.v1.errors_pb2 import ErrorDetail
 from protos.v1.tensors_pb2 import Chunk
 
@@ -381,12 +382,12 @@ async def test_cancelling_a_caller_cancels_the_handler_and_stays_a_cancellation(
 
 
 async def test_what_the_requests_raise_reaches_the_caller(serve, echo):
-    left = asyncio.Event()
+    came, left = asyncio.Event(), asyncio.Event()
 
     async def swallow(requests: Any, context: Any) -> Any:
         try:
             async for _ in requests:
-                pass
+                came.set()
             await asyncio.Event().wait()
             yield chunk(0)
         finally:
@@ -394,6 +395,7 @@ async def test_what_the_requests_raise_reaches_the_caller(serve, echo):
 
     async def broken() -> Any:
         yield chunk(1)
+        await came.wait()
         raise TransferError("transfer.read_failed", "the disk has gone")
 
     _, channel = await serve(Route(method=echo.up, handle=swallow))
@@ -452,7 +454,7 @@ async def test_a_receiver_that_stops_holds_its_sender(serve, echo, collect):
 async def test_calls_above_the_limit_are_refused(make_transport, serve, echo):
     held = Held()
     _, channel = await serve(
-        Route(method=echo.unary, handle=held.unary), transport=make_transport(calls_max=1)
+        Route(method=echo.unary, handle=held.unary), transport=make_transport(limits=Limits(calls_max=1))
     )
     first = asyncio.create_task(channel.unary(echo.unary, chunk(1), timeout_seconds=10))
     await within(held.entered)
@@ -471,7 +473,7 @@ async def test_bulk_calls_above_the_limit_wait_their_turn_and_control_does_not(
     _, channel = await serve(
         Route(method=echo.bulk, handle=held.stream),
         Route(method=echo.unary, handle=double),
-        transport=make_transport(bulk_calls_max=1),
+        transport=make_transport(limits=Limits(bulk_calls_max=1)),
     )
     first = channel.stream(echo.bulk, send([]))
     await anext(first)

@@ -8,17 +8,19 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import pytest
+from grpc._cython import cygrpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from muster.errors import ConfigError, UnreachableError
 from muster.transport import GrpcTransport, Route
 from muster.transport._malloc import keep_message_buffers
-from muster.transport._options import Keepalive
+from muster.transport._options import Keepalive, channel_options, server_options
+from muster.transport.limits import Limits
 from muster.wire import UPLOAD_UPDATE
 from protos.v1.tensors_pb2 import Chunk
 from simulator.proxy import ChaosProxy
@@ -84,20 +86,40 @@ async def test_bulk_and_control_have_a_connection_each(serve, echo, send):
     assert bulk != control == session
 
 
-async def test_health_and_reflection_answer_any_grpc_client(serve, echo):
-    server, _ = await serve(Route(method=UPLOAD_UPDATE, handle=mirror))
+async def test_health_answers_any_grpc_client_within_the_limits(serve, echo):
+    limits = Limits(calls_max=1)
+    held = asyncio.Event()
+
+    async def hold(requests: Any, context: Any) -> Any:
+        held.set()
+        await asyncio.Event().wait()
+        yield
+
+    server, channel = await serve(
+        Route(method=UPLOAD_UPDATE, handle=mirror),
+        Route(method=echo.both, handle=hold),
+        transport=GrpcTransport(limits=limits),
+    )
     async with grpc.aio.insecure_channel(server.address) as plain:
         health = health_pb2_grpc.HealthStub(plain)
         for service in ("", "muster.v1.UpdatesService"):
             answer = await health.Check(health_pb2.HealthCheckRequest(service=service))
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
-        reflection = reflection_pb2_grpc.ServerReflectionStub(plain)
-        call = reflection.ServerReflectionInfo(
-            iter([reflection_pb2.ServerReflectionRequest(list_services="")])
-        )
-        listed = {service.name for service in (await call.read()).list_services_response.service}
-        assert {"muster.v1.UpdatesService", "grpc.health.v1.Health"} <= listed
-        call.cancel()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await health.Check(health_pb2.HealthCheckRequest(service="muster.v1.Nothing"))
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        holding = asyncio.create_task(anext(channel.stream(echo.both, nothing())))
+        await held.wait()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await health.Check(health_pb2.HealthCheckRequest())
+        assert "transport.busy" in caught.value.details()
+        holding.cancel()
+        await asyncio.wait({holding})
+
+
+async def nothing() -> Any:
+    return
+    yield
 
 
 async def test_a_caller_that_is_no_muster_is_told_so(serve, echo):
@@ -125,6 +147,29 @@ async def test_a_silent_connection_is_noticed_by_keepalive(echo, send, fault):
         assert time.monotonic() - started < 10  # gRPC's default takes 60
         await channel.close()
     await server.stop(0)
+
+
+async def test_a_quiet_session_outlives_its_pings(echo, send):
+    """A server that punishes pings ends a quiet connection at the third, and the core sends one a second at most."""
+    server = await GrpcTransport().serve("127.0.0.1:0", [Route(method=echo.both, handle=forever)])
+    pinging = Keepalive(idle_seconds=0.1, timeout_seconds=5.0)
+    channel = GrpcTransport(keepalive=pinging).connect(server.address)
+    stream = channel.stream(echo.both, send([]))
+    await anext(stream)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(3.5):
+            await anext(stream)
+    await channel.close()
+    await server.stop(0)
+
+
+def test_every_argument_that_is_set_is_one_that_the_core_knows():
+    """It ignores all others in silence, and with them whatever they were meant to guard against."""
+    core = Path(cygrpc.__file__).read_bytes()
+    keepalive = Keepalive()
+    ours = {name for name, _ in [*server_options(keepalive), *channel_options(keepalive)]}
+    assert "grpc.keepalive_time_ms" in ours
+    assert {name for name in ours if name.encode() + b"\0" not in core} == set()
 
 
 async def forever(requests: Any, context: Any) -> Any:

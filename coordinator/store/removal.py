@@ -1,0 +1,43 @@
+"""A run that has ended is forgotten whole: its rows, and what only they name."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, delete, select
+
+from coordinator.engine.state import RunStatus, Transition
+from coordinator.store import blobs, tables
+from coordinator.store.write import write_events
+from muster.errors import NotFoundError, StateError
+
+
+def remove_run(connection: Connection, run_id: str, at: float, reason: str) -> tuple[frozenset[str], int]:
+    """Gives the digests that nothing names any more, and the number of the event that tells of it.
+
+    Raises `NotFoundError` "run.not_found", `StateError` "run.live".
+    """
+    runs = tables.RUNS
+    state = connection.execute(select(runs.c.state).where(runs.c.run_id == run_id)).scalar_one_or_none()
+    if state is None:
+        raise NotFoundError("run.not_found", f"no run {run_id!r}", fix="muster run list")
+    if not RunStatus(state).ended:
+        raise StateError(
+            "run.live",
+            f"run {run_id!r} is {state} and is not removed",
+            fix=f"end it first: muster run stop {run_id}",
+        )
+    before = blobs.live(connection)
+    for table in reversed(tables.METADATA.sorted_tables):  # what refers to others goes before them
+        if "run_id" in table.c:
+            connection.execute(delete(table).where(table.c.run_id == run_id))
+    removed = Transition(
+        kind="run.removed",
+        entity="run",
+        key={"run_id": run_id},
+        before=None,
+        values={},
+        reason=reason,
+        at=at,
+        data={"run_id": run_id},
+    )
+    sequence = write_events(connection, [removed])[0]
+    return before - blobs.live(connection), sequence

@@ -1,0 +1,37 @@
+"""What one server bears of its callers, whoever they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """`calls_max`: calls under way at once; more are refused. Higher: more memory, some 100 KiB a call.
+
+    `bulk_calls_max`: bulk calls at once, of known callers, and a quarter as many of strangers; more wait, unread, so
+    that flow control holds them. Each costs some MiB. `bulk_calls_of_caller_max`: of one caller, so that none takes
+    every turn.
+
+    `first_reads_max`: calls whose first message is read at once: before it is here nobody knows who calls or what for.
+    With the largest message of any method it bounds the memory of strangers. `first_reads_of_connection_max`: of one
+    connection. `first_seconds`: a caller has so long to say what it wants, and `first_seconds_crowded` while others
+    wait to be read.
+
+    `bytes_per_second_min` over `window_seconds`: who sends or reads bulk slower is cut off, and may resume. Only the
+    time counts in which this side waits for the caller. A message has to come whole within the window: chunks of 16 KiB
+    make it over a line of a kilobyte a second. Lower: a slow or hostile caller holds a turn for longer.
+
+    `answer_seconds_max`: a call that streams neither way is given up after it.
+    """
+
+    calls_max: int = 8192
+    bulk_calls_max: int = 64
+    bulk_calls_of_caller_max: int = 8
+    first_reads_max: int = 64
+    first_reads_of_connection_max: int = 16
+    first_seconds: float = 10.0
+    first_seconds_crowded: float = 0.5
+    bytes_per_second_min: float = 1024.0
+    window_seconds: float = 30.0
+    answer_seconds_max: float = 3600.0

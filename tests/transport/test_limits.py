@@ -1,0 +1,247 @@
+"""A hostile or careless caller costs itself only: what a server bears of strangers, of one caller, of slow ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from muster.errors import AuthenticationError, DeadlineError, TransferError
+from muster.transport import Channel, Route
+from muster.transport.limits import Limits
+from protos.v1.tensors_pb2 import Chunk
+
+LARGE = Chunk(data=bytes(1 << 20))
+
+
+def named(name: str) -> Chunk:
+    return Chunk(data=name.encode())
+
+
+def caller(first: Chunk) -> str:
+    if first.data.startswith(b"stranger"):
+        raise AuthenticationError("peer.unknown", "nobody knows the caller")
+    return first.data.decode()
+
+
+async def mirror(requests: Any, context: Any) -> Any:
+    async for request in requests:
+        yield request
+
+
+async def flood(requests: Any, context: Any) -> Any:
+    async for _ in requests:
+        while True:
+            yield LARGE
+
+
+async def says(*messages: Chunk, then_waits: bool = True) -> AsyncGenerator[Chunk, None]:
+    for message in messages:
+        yield message
+    if then_waits:
+        await asyncio.Event().wait()
+
+
+class Caller:
+    """One call in the background."""
+
+    def __init__(self, channel: Channel, method: Any, requests: AsyncGenerator[Chunk, None]) -> None:
+        self.stream = channel.stream(method, requests)
+        self.heard: asyncio.Queue[Chunk] = asyncio.Queue()
+        self.task = asyncio.create_task(self._listen())
+
+    async def _listen(self) -> None:
+        async for item in self.stream:
+            self.heard.put_nowait(item)
+
+    async def hear(self) -> Chunk:
+        async with asyncio.timeout(10):
+            return await self.heard.get()
+
+    async def ends(self) -> None:
+        """Raises what it ends with."""
+        async with asyncio.timeout(10):
+            await self.task
+
+    async def leave(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+async def settled() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0.005)
+
+
+async def test_the_silent_and_the_unknown_hold_no_turn(make_transport, serve, echo, send, collect):
+    limits = Limits(bulk_calls_max=1)
+    _, channel = await serve(
+        Route(method=echo.bulk, handle=mirror, caller=caller), transport=make_transport(limits=limits)
+    )
+    silent = [Caller(channel, echo.bulk, says()) for _ in range(8)]
+    await settled()
+    for _ in range(3):
+        with pytest.raises(AuthenticationError):
+            await collect(channel.stream(echo.bulk, says(named("stranger"))))
+    async with asyncio.timeout(10):
+        assert await collect(channel.stream(echo.bulk, send([named("ward")]))) == [named("ward")]
+    for each in silent:
+        await each.leave()
+
+
+async def test_one_caller_cannot_take_every_turn(make_transport, serve, echo):
+    limits = Limits(bulk_calls_max=2, bulk_calls_of_caller_max=1)
+    _, channel = await serve(
+        Route(method=echo.bulk, handle=mirror, caller=caller), transport=make_transport(limits=limits)
+    )
+    first = Caller(channel, echo.bulk, says(named("greedy")))
+    await first.hear()
+    more = [Caller(channel, echo.bulk, says(named("greedy"))) for _ in range(4)]
+    await settled()
+    other = Caller(channel, echo.bulk, says(named("ward")))
+    await other.hear()
+    assert all(each.heard.empty() for each in more)
+    await first.leave()
+    _, pending = await asyncio.wait(
+        [asyncio.create_task(each.hear()) for each in more], return_when=asyncio.FIRST_COMPLETED
+    )
+    for task in pending:
+        task.cancel()
+    for each in (other, *more):
+        await each.leave()
+
+
+async def test_a_call_says_in_time_what_it_wants(make_transport, serve, echo):
+    _, channel = await serve(
+        Route(method=echo.both, handle=mirror), transport=make_transport(limits=Limits(first_seconds=0.05))
+    )
+    with pytest.raises(DeadlineError) as caught:
+        await Caller(channel, echo.both, says()).ends()
+    assert caught.value.id == "transport.silent"
+    session = Caller(channel, echo.both, says(Chunk(offset=1)))  # one that has spoken may be quiet
+    await session.hear()
+    await asyncio.sleep(0.1)
+    assert not session.task.done()
+    await session.leave()
+
+
+async def test_who_says_nothing_makes_room_for_who_waits(make_transport, serve, echo):
+    limits = Limits(first_reads_max=1, first_seconds=600.0, first_seconds_crowded=0.01)
+    _, channel = await serve(
+        Route(method=echo.both, handle=mirror),
+        Route(method=echo.unary, handle=answer),
+        transport=make_transport(limits=limits),
+    )
+    silent = [Caller(channel, echo.both, says()) for _ in range(3)]
+    await settled()
+    assert await channel.unary(echo.unary, Chunk(offset=7), timeout_seconds=10) == Chunk(offset=7)
+    with pytest.raises(DeadlineError):
+        await silent[0].ends()
+    for each in silent:
+        await each.leave()
+
+
+async def answer(request: Chunk, context: Any) -> Chunk:
+    return request
+
+
+async def test_who_sends_slower_than_the_least_pace_loses_its_turn(
+    make_transport, serve, echo, send, collect
+):
+    limits = Limits(bulk_calls_max=1, window_seconds=0.1, bytes_per_second_min=10_000)
+    _, channel = await serve(
+        Route(method=echo.bulk, handle=mirror, caller=caller), transport=make_transport(limits=limits)
+    )
+    with pytest.raises(TransferError) as caught:
+        await Caller(channel, echo.bulk, says(named("ward"))).ends()
+    assert caught.value.id == "transfer.stalled"
+    assert "resume" in caught.value.fix
+
+    async def drops() -> Any:
+        yield named("ward")
+        for _ in range(100):  # never silent for long, and yet far too slow
+            await asyncio.sleep(0.02)
+            yield Chunk(data=b"x")
+
+    with pytest.raises(TransferError):
+        await Caller(channel, echo.bulk, drops()).ends()
+    assert await collect(channel.stream(echo.bulk, send([named("ward")]))) == [named("ward")]
+
+
+async def test_who_keeps_the_least_pace_is_never_cut_off(make_transport, serve, echo, collect):
+    limits = Limits(window_seconds=0.4, bytes_per_second_min=1000)
+    _, channel = await serve(
+        Route(method=echo.bulk, handle=mirror, caller=caller), transport=make_transport(limits=limits)
+    )
+
+    async def slowly() -> Any:
+        yield named("ward")
+        for _ in range(8):
+            await asyncio.sleep(0.1)
+            yield Chunk(data=bytes(400))
+
+    assert len(await collect(channel.stream(echo.bulk, slowly()))) == 9
+
+
+async def test_time_that_the_server_takes_itself_does_not_count(make_transport, serve, echo, send, collect):
+    async def busy(requests: Any, context: Any) -> Any:
+        async for request in requests:
+            await asyncio.sleep(0.08)
+            yield request
+
+    limits = Limits(window_seconds=0.15, bytes_per_second_min=1e6)
+    _, channel = await serve(
+        Route(method=echo.bulk, handle=busy, caller=caller), transport=make_transport(limits=limits)
+    )
+    items = [named("ward"), Chunk(offset=1), Chunk(offset=2), Chunk(offset=3)]
+    assert await collect(channel.stream(echo.bulk, send(items))) == items
+
+
+async def test_who_reads_nothing_loses_its_turn(make_transport, serve, echo, send, collect):
+    limits = Limits(bulk_calls_max=1, window_seconds=0.2, bytes_per_second_min=1000)
+    _, channel = await serve(
+        Route(method=echo.bulk, handle=flood, caller=caller),
+        Route(method=replace(echo.bulk, name="Other"), handle=mirror, caller=caller),
+        transport=make_transport(limits=limits),
+    )
+    unread = channel.stream(echo.bulk, says(named("sleeper")))
+    await anext(unread)
+    async with asyncio.timeout(10):
+        other = channel.stream(replace(echo.bulk, name="Other"), send([named("ward")]))
+        assert await collect(other) == [named("ward")]
+    await unread.aclose()
+
+
+async def test_a_request_has_the_size_of_its_method(make_transport, serve, echo, send, collect):
+    small, large = replace(echo.unary, request_bytes_max=100), replace(echo.both, request_bytes_max=1000)
+    _, channel = await serve(Route(method=small, handle=answer), Route(method=large, handle=mirror))
+    with pytest.raises(TransferError) as caught:
+        await channel.unary(small, Chunk(data=bytes(200)), timeout_seconds=10)
+    assert caught.value.id == "transport.message_too_large"
+    fits = Chunk(data=bytes(900))
+    assert await collect(channel.stream(large, send([fits]))) == [fits]
+    with pytest.raises(TransferError):
+        await collect(channel.stream(large, send([fits, Chunk(data=bytes(2000))])))
+
+
+async def test_an_answer_that_takes_for_ever_is_given_up(make_transport, serve, echo):
+    left = asyncio.Event()
+
+    async def hang(request: Chunk, context: Any) -> Chunk:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+        return request
+
+    _, channel = await serve(
+        Route(method=echo.unary, handle=hang),
+        transport=make_transport(limits=Limits(answer_seconds_max=0.05)),
+    )
+    with pytest.raises(DeadlineError) as caught:
+        await channel.unary(echo.unary, Chunk(), timeout_seconds=10)
+    assert "was given up" in caught.value.message
+    assert left.is_set()
