@@ -124,7 +124,7 @@ class EffectRunner:
     async def _run_job(self, job: str, run: RunState, **args: Any) -> dict[str, Any]:
         async with self._worker_turn:
             return await self._worker.run(
-                job, {**self._task_args(run.spec), **args}, timeout_seconds=TASK_SECONDS_MAX
+                job, {**self._task_args(run.spec), **args}, timeout_seconds=TASK_SECONDS_MAX, scope=run.run_id
             )
 
     def _task_args(self, spec: RunSpec) -> dict[str, Any]:
@@ -134,13 +134,19 @@ class EffectRunner:
             "seed": spec.seed,
         }
 
-    async def check_task(self, spec: RunSpec) -> None:
+    async def check_task(self, run_id: str, spec: RunSpec) -> None:
         """Raises `NotAllowedError`, `ConfigError` or `TaskError` if the spec's task may not be loaded here, or
-        cannot be."""
+        cannot be. What is loaded here is what the run then uses."""
         args = self._task_args(spec)
         if not self._worker_turn.locked():
             async with self._worker_turn:
-                await self._worker.run("check_task", args, timeout_seconds=IMPORT_SECONDS_MAX)
+                try:
+                    await self._worker.run(
+                        "check_task", args, timeout_seconds=IMPORT_SECONDS_MAX, scope=run_id
+                    )
+                except MusterError:
+                    self._worker.forget(run_id)
+                    raise
             return
         # The worker is at another run's model: whoever submits does not wait for it.
         worker = self._make_worker("coordinator-check")
@@ -280,6 +286,8 @@ class EffectRunner:
     def observe(self, decision: Decision) -> None:
         """After a commit: drops what no round, replay or restart can ask for again."""
         kinds = {transition.kind for transition in decision.transitions}
+        if decision.state.status.ended:
+            self._worker.forget(decision.state.run_id)
         if kinds & {"round.committed", "round.skipped", "run.finished", "run.failed", "run.cancelled"}:
             self._once(("prune",), self._prune())
 

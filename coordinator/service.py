@@ -162,7 +162,7 @@ class Coordinator:
         with the run."""
         await self._schedule(event.run_id, event.spec)
         try:
-            await self.effects.check_task(event.spec)
+            await self.effects.check_task(event.run_id, event.spec)
         except MusterError:
             self._schedules.pop(event.run_id, None)
             raise

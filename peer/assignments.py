@@ -145,6 +145,7 @@ class Assignments:
             self._forget(work)
         await self._store.do(self._store.store.forget, run_id)
         self._courier.forget(run_id)
+        self._bench.workers.forget(run_id)
 
     def restore(self, wanted: pb.Restore) -> None:
         """The coordinator has lost a version, which may be here. One at a time; it asks again if it must."""

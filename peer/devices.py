@@ -38,8 +38,11 @@ class Worker(Protocol):
         args: Mapping[str, Any],
         *,
         timeout_seconds: float,
+        scope: str = "",
         on_progress: Callable[[float], None] | None = None,
     ) -> dict[str, Any]: ...
+
+    def forget(self, scope: str) -> None: ...
 
     async def close(self) -> None: ...
 
@@ -52,7 +55,13 @@ def worker_maker(log_folder: Path) -> MakeWorker:
 
     def make(device: str) -> Worker:
         label = f"worker-{device.replace(':', '')}"
-        return WorkerHost(JOBS_MODULE, label=label, device=device, log_path=log_folder / f"{label}.log")
+        return WorkerHost(
+            JOBS_MODULE,
+            label=label,
+            device=device,
+            log_path=log_folder / f"{label}.log",
+            rest_job="rest",
+        )
 
     return make
 
@@ -93,7 +102,7 @@ class Desk:
     async def run(self, job: str, order: Order, *, seconds_left: float) -> dict[str, Any]:
         """A job of an assignment whose deadline is so far away. Raises what `WorkerHost.run` raises."""
         seconds = max(1.0, seconds_left - min(HANG_MARGIN_SECONDS, 0.1 * seconds_left))
-        return await self.worker.run(job, asdict(order), timeout_seconds=seconds)
+        return await self.worker.run(job, asdict(order), timeout_seconds=seconds, scope=order.run_id)
 
 
 class WorkerPool:
@@ -133,6 +142,11 @@ class WorkerPool:
         async with self.desk() as desk:
             made = await desk.worker.run("rebuild", order, timeout_seconds=REBUILD_SECONDS_MAX)
         return str(made["digest"])
+
+    def forget(self, run_id: str) -> None:
+        """The run is over: what workers have loaded for it, code and data, serves no other run."""
+        for desk in self._desks:
+            desk.worker.forget(run_id)
 
     async def close(self) -> None:
         await asyncio.gather(*(desk.worker.close() for desk in self._desks))

@@ -1,7 +1,8 @@
 """What a peer's worker process does: the task's own code runs here and nowhere else.
 
-A task, its datasets and its module are kept from job to job. The module is filled anew from the base before
-each job, so what a task wants to last from round to round belongs in its `state_dict`.
+A task, its datasets and its module are kept from job to job of a run; each run has a worker process of its own. The
+module is filled anew from the base before each job, so what a task wants to last from round to round belongs in its
+`state_dict`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from peer.training import build
 from peer.training.batches import size_of
 from peer.update import write_delta, write_update
 
-PLACES_MAX = 4  # tasks whose datasets are kept in memory at once
+PLACES_MAX = 4  # sites whose datasets are kept in memory at once
 ENCODING_SHARE = 0.1  # of a training job's progress
 
 Progress = Callable[[float], None]
@@ -88,7 +89,7 @@ _places: OrderedDict[tuple[str, str], Place] = OrderedDict()
 
 
 def _place(order: Order) -> Place:
-    key = (order.task, repr((order.site_name, order.site_data, order.options, order.site_seed)))
+    key = (order.run_id, repr((order.task, order.site_name, order.site_data, order.options, order.site_seed)))
     place = _places.pop(key, None) or Place(order)
     for other in _places.values():
         other.drop_module()
@@ -104,6 +105,15 @@ def describe(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noq
     if torch.cuda.is_available():
         return {"devices": [f"cuda:{i}" for i in range(torch.cuda.device_count())]}
     return {"devices": ["mps" if torch.backends.mps.is_available() else "cpu"]}
+
+
+def rest(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: ARG001  # every job's form
+    """Another run's worker has the turn: nothing stays on the device, the datasets stay in memory."""
+    for place in _places.values():
+        place.drop_module()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return {}
 
 
 def train(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
@@ -292,4 +302,11 @@ def rebuild(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa
     }
 
 
-JOBS = {"describe": describe, "train": train, "evaluate": evaluate, "draw": draw, "rebuild": rebuild}
+JOBS = {
+    "describe": describe,
+    "rest": rest,
+    "train": train,
+    "evaluate": evaluate,
+    "draw": draw,
+    "rebuild": rebuild,
+}

@@ -18,6 +18,7 @@ from protos.v1.membership_pb2 import Assignment
 class Order:
     """What every job on a model version needs. Paths are absolute."""
 
+    run_id: str
     task: str  # "package.module:Class"
     task_folders: tuple[str, ...]
     options: Mapping[str, Any]  # the run spec's [task_options]
@@ -38,7 +39,6 @@ class TrainOrder(Order):
     """
 
     assignment_id: str
-    run_id: str
     round: int
     base_version: int
     base_digest: str
@@ -101,6 +101,7 @@ def _common(
     site: Site, offer: Assignment, spec: RunSpec, *, data: Mapping[str, Any], device: str, base: Path
 ) -> dict[str, Any]:
     return {
+        "run_id": offer.run_id,
         "task": spec.task,
         "task_folders": site.task_folders,
         "options": spec.task_options,
@@ -129,7 +130,6 @@ def train_order(
     return TrainOrder(
         **_common(site, offer, spec, data=data, device=device, base=base),
         assignment_id=offer.assignment_id,
-        run_id=offer.run_id,
         round=offer.round,
         base_version=offer.base_version,
         base_digest=offer.base_digest,

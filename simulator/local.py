@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from coordinator.engine.state import RunSubmitted
 from coordinator.server import RunningCoordinator
-from coordinator.store import RunRow
+from coordinator.store import RoundRow, RunRow
 from muster.config import CoordinatorConfig, PeerConfig
 from muster.errors import NotFoundError
 from muster.modelfile import ModelFile, export_state
@@ -55,6 +55,13 @@ class LocalFederation:
             if row is not None and row.state in ENDED:
                 return row
             seen = await self._store.wait_for_events(seen)
+
+    async def round(self, run_id: str, number: int) -> RoundRow:
+        """A round with its assignments, as far as it has come."""
+        row = await self._store.round(run_id, number)
+        if row is None:
+            raise NotFoundError("round.not_found", f"run {run_id!r} has no round {number}")
+        return row
 
     async def model(self, run_id: str) -> dict[str, Tensor]:
         """The newest model version, as a state dict for the plain PyTorch model."""

@@ -25,8 +25,11 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from muster.errors import ERROR_CLASSES, MusterError
+from muster.worker.frameworks import frameworks, preload
 
 Job = Callable[[dict[str, Any], Callable[[float], None]], dict[str, Any]]
+
+FRAMEWORKS_JOB, PRELOAD_JOB = "muster.frameworks", "muster.preload"  # which every worker has
 
 MESSAGE_BYTES_MAX = 16 << 20
 TRACEBACK_CHARS_MAX = 32 << 10
@@ -50,7 +53,8 @@ class Child:
         broken: BaseException | None = None
         with self._busy:
             try:
-                jobs = importlib.import_module(module).JOBS
+                own = {FRAMEWORKS_JOB: frameworks, PRELOAD_JOB: preload}
+                jobs = {**importlib.import_module(module).JOBS, **own}
             except BaseException as error:  # told to whoever asks for the first job
                 broken = error
         while (message := self._inbox.get()) is not None:

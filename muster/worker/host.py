@@ -1,18 +1,28 @@
-"""Runs jobs in a worker process: what goes wrong in one costs that job and nothing else."""
+"""Runs jobs in worker processes: what goes wrong in one costs that job and nothing else, and what one run has loaded
+never serves another."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from muster.errors import ERROR_CLASSES, MusterError, StateError, TaskError
+from muster.worker.child import FRAMEWORKS_JOB, PRELOAD_JOB
 from muster.worker.logfile import LogFile
 from muster.worker.process import WorkerProcess, start_process
 
+log = structlog.get_logger()
+
 CLOSE_SECONDS = 2.0  # for an idle worker to end by itself
+SCOPES_MAX = 4  # processes of one host at a time, each with what its scope has loaded
+ASIDE_SECONDS_MAX = 10.0  # for a process to let go of what it does not need until its next job
+_FRESH = ""  # in the place of a scope: a process that has loaded nothing but the module of jobs
 
 _SIGNAL_NAMES = {found.value: found.name for found in signal.Signals}
 _CAUSES: dict[int, str] = {
@@ -25,34 +35,53 @@ _CAUSES: dict[int, str] = {
 
 
 class WorkerHost:
-    """One worker process, started when first needed, kept warm between jobs, replaced after a failure.
+    """Worker processes for one job at a time, in the order of the calls: started when first needed, kept warm between
+    jobs, replaced after a failure.
 
-    `module` has a dict `JOBS`; `device` is given to every job as `args["device"]` unless the caller sets
-    that; `log_path` takes what the jobs print. Jobs run one at a time, in the order of the calls.
+    Whoever names a `scope` (a run) gets a process that no other scope has used: modules are imported and data are read
+    once in a process, so a new run sees the code and the data that there are when it begins. A scope keeps its process
+    until `forget`, or until more than `SCOPES_MAX` are at work.
+
+    `module` has a dict `JOBS`; `rest_job`, one of them, is run in a process that has to wait for another scope's
+    job. `device` is given to every job as `args["device"]` unless the caller sets that; `log_path` takes what the
+    jobs print.
     """
 
-    def __init__(self, module: str, *, label: str, device: str, log_path: Path) -> None:
+    def __init__(
+        self, module: str, *, label: str, device: str, log_path: Path, rest_job: str | None = None
+    ) -> None:
         self._module = module
         self._label = label
         self._device = device
+        self._rest_job = rest_job
         self._log = LogFile(log_path)
         self._turn = asyncio.Lock()
-        self._process: WorkerProcess | None = None
-        self._busy = False
+        self._processes: OrderedDict[str, WorkerProcess] = (
+            OrderedDict()
+        )  # by scope, the last one used at the end
+        self._renewals: set[asyncio.Task[None]] = set()
+        self._at_work: WorkerProcess | None = None
         self._cancelled = False
         self._closed = False
         self._number = 0
 
     @property
     def pid(self) -> int | None:
-        """Of the process that lives now, if any."""
-        process = self._process
+        """Of the process that was used last, if it lives."""
+        process = next(reversed(self._processes.values()), None)
         return process.pid if process is not None and process.returncode is None else None
 
     async def start(self) -> None:
-        """Starts the process ahead of its first job, so that the job does not wait for its imports."""
+        """Starts a process ahead of its first job, so that the job does not wait for its imports."""
         async with self._turn:
-            await self._living()
+            await self._living("")
+
+    def forget(self, scope: str) -> None:
+        """The scope is over: as soon as no job runs its process ends, and a fresh one is started for the next."""
+        if scope in self._processes and not self._closed:
+            renewal = asyncio.get_running_loop().create_task(self._renew(scope))
+            self._renewals.add(renewal)
+            renewal.add_done_callback(self._renewals.discard)
 
     async def run(
         self,
@@ -60,9 +89,11 @@ class WorkerHost:
         args: Mapping[str, Any],
         *,
         timeout_seconds: float,
+        scope: str = "",
         on_progress: Callable[[float], None] | None = None,
     ) -> dict[str, Any]:
-        """What `JOBS[job](args, progress)` gives back; `args` and result are JSON.
+        """What `JOBS[job](args, progress)` gives back; `args` and result are JSON. A job without a scope loads nothing
+        of anybody's and runs in any process.
 
         `timeout_seconds` counts from when the job gets its turn and includes the start of a process. A
         `MusterError` that the job raises is raised here as it is. Otherwise raises `TaskError`:
@@ -72,50 +103,112 @@ class WorkerHost:
         last. If the call itself is cancelled, so is the job.
         """
         async with self._turn:
-            process = await self._living()
-            self._busy, self._cancelled = True, False
+            scope, process = await self._living(scope)
+            self._at_work, self._cancelled = process, False
             try:
                 async with asyncio.timeout(timeout_seconds):
                     outcome = await self._converse(process, job, args, on_progress)
             except TimeoutError:
                 await process.ask_stacks()
-                await self._discard()
+                await self._discard(scope)
                 raise self._hung(process, job, timeout_seconds) from None
             except BaseException:
-                await self._discard()
+                await self._discard(scope)
                 raise
             finally:
-                self._busy = False
+                self._at_work = None
             if outcome is None or outcome["kind"] == "failed" or self._cancelled:
-                await self._discard()
+                await self._discard(scope)
             if outcome is None:
                 raise self._cancellation(job) if self._cancelled else self._crash(process, job)
             return self._result(job, outcome)
 
     def cancel(self) -> None:
         """Kills the job that runs, with all its processes; its `run` raises "worker.cancelled"."""
-        if self._busy and self._process is not None:
+        if self._at_work is not None:
             self._cancelled = True
-            self._process.kill_group()
+            self._at_work.kill_group()
 
     async def close(self) -> None:
-        """Ends the process; a job that runs is cancelled. The host cannot be used again."""
+        """Ends the processes; a job that runs is cancelled. The host cannot be used again."""
         self._closed = True
         self.cancel()
+        await asyncio.gather(*self._renewals)
         async with self._turn:
-            if self._process is not None:
-                process, self._process = self._process, None
-                await process.end(patience_seconds=CLOSE_SECONDS)
+            processes = [*self._processes.values()]
+            self._processes.clear()
+            await asyncio.gather(*(process.end(patience_seconds=CLOSE_SECONDS) for process in processes))
 
-    async def _living(self) -> WorkerProcess:
+    # -- the processes
+    # -------------------------------------------------------------------------------------------------
+
+    async def _living(self, scope: str) -> tuple[str, WorkerProcess]:
+        """A process for a job of the scope, and the scope whose process it is; it becomes the last one used."""
         if self._closed:
-            raise StateError("worker.closed", f"worker {self._label!r} was closed")
-        if self._process is not None and self._process.returncode is not None:
-            await self._discard()  # it died while it had nothing to do
-        if self._process is None:
-            self._log.forget()
-            self._process = await start_process(self._module, self._label, self._log)
-        return self._process
+            raise self._over()
+        for found in [found for found, process in self._processes.items() if process.returncode is not None]:
+            await self._discard(found)  # it died while it had nothing to do
+        found = scope or next(reversed(self._processes), _FRESH)
+        if found not in self._processes:
+            if _FRESH not in self._processes:
+                await self._start_fresh()
+            await self._rest()
+            self._processes[found] = self._processes.pop(_FRESH)
+        elif found != next(reversed(self._processes)):
+            await self._rest()
+        self._processes.move_to_end(found)
+        while len(self._processes) > SCOPES_MAX:
+            await self._discard(next(iter(self._processes)))
+        if self._closed:
+            raise self._over()
+        return found, self._processes[found]
+
+    def _over(self) -> StateError:
+        return StateError("worker.closed", f"worker {self._label!r} was closed")
+
+    async def _start_fresh(self) -> None:
+        self._log.forget()
+        self._processes[_FRESH] = await start_process(self._module, self._label, self._log)
+        self._processes.move_to_end(_FRESH, last=False)
+
+    async def _renew(self, scope: str) -> None:
+        async with self._turn:
+            needed = {} if self._closed else await self._aside(scope, FRAMEWORKS_JOB)
+            await self._discard(scope)
+            if _FRESH in self._processes or self._closed:
+                return
+            try:
+                await self._start_fresh()
+            except OSError as error:  # the next job will try again, and tell
+                log.warning("worker.not_started", worker=self._label, reason=str(error))
+            else:
+                # Nobody waits for it but the job that comes first.
+                self._send(self._processes[_FRESH], PRELOAD_JOB, {"modules": [], **needed})
+
+    async def _rest(self) -> None:
+        """Before another scope's job: the process used last keeps no more than it has to."""
+        scope = next(reversed(self._processes), _FRESH)
+        if self._rest_job is not None and scope != _FRESH:
+            await self._aside(scope, self._rest_job)
+
+    async def _aside(self, scope: str, job: str) -> dict[str, Any]:
+        """A small job of the host's own, in a scope's process if it lives; one that fails costs the process."""
+        process = self._processes.get(scope)
+        if process is None:
+            return {}
+        try:
+            async with asyncio.timeout(ASIDE_SECONDS_MAX):
+                outcome = await self._converse(process, job, {}, None)
+        except (TimeoutError, TaskError):
+            outcome = None
+        except BaseException:
+            await self._discard(scope)
+            raise
+        if outcome is None or outcome["kind"] != "done":
+            await self._discard(scope)
+            return {}
+        result: dict[str, Any] = outcome["result"]
+        return result
 
     async def _converse(
         self,
@@ -124,8 +217,7 @@ class WorkerHost:
         args: Mapping[str, Any],
         on_progress: Callable[[float], None] | None,
     ) -> dict[str, Any] | None:
-        self._number += 1
-        process.send({"number": self._number, "job": job, "args": {"device": self._device, **args}})
+        self._send(process, job, args)
         while (event := await process.next_event()) is not None:
             if event.get("number") != self._number:
                 continue  # a thread of an earlier job still tells of its progress
@@ -135,8 +227,12 @@ class WorkerHost:
                 on_progress(event["share"])
         return None
 
-    async def _discard(self) -> None:
-        process, self._process = self._process, None
+    def _send(self, process: WorkerProcess, job: str, args: Mapping[str, Any]) -> None:
+        self._number += 1
+        process.send({"number": self._number, "job": job, "args": {"device": self._device, **args}})
+
+    async def _discard(self, scope: str) -> None:
+        process = self._processes.pop(scope, None)
         if process is not None:
             process.kill_group()
             await process.end()

@@ -138,6 +138,9 @@ class InProcessWorker:
         except Exception as error:
             raise TaskError("worker.failed", str(error), traceback=traceback.format_exc()) from error
 
+    def forget(self, scope: str) -> None:
+        pass
+
     async def close(self) -> None:
         pass
 

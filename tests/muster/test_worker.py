@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from muster.errors import ConfigError, StateError, TaskError
-from muster.worker.host import WorkerHost
+from muster.worker.host import SCOPES_MAX, WorkerHost
 from muster.worker.logfile import LogFile
 
 JOBS = Path(__file__).parent / "jobs"
@@ -67,6 +67,70 @@ async def test_jobs_wait_for_their_turn(host: WorkerHost) -> None:
     answers = await asyncio.gather(*(host.run("echo", {"n": n}, timeout_seconds=30) for n in range(5)))
     assert [answer["args"]["n"] for answer in answers] == list(range(5))
     assert len({answer["pid"] for answer in answers}) == 1
+
+
+async def test_no_process_serves_two_scopes(host: WorkerHost) -> None:
+    async def pid(scope: str) -> int:
+        return int((await host.run("echo", {}, timeout_seconds=30, scope=scope))["pid"])
+
+    await host.start()
+    waiting = host.pid
+    first = await pid("a")
+    assert first == waiting  # the process that was started ahead
+    second = await pid("b")
+    assert second != first
+    assert [await pid("a"), await pid(""), await pid("b")] == [first, first, second]
+    assert not gone(first) and not gone(second)
+
+
+async def test_a_scope_that_is_over_leaves_a_fresh_process_to_the_next(host: WorkerHost) -> None:
+    first = (await host.run("echo", {}, timeout_seconds=30, scope="a"))["pid"]
+    host.forget("a")
+    host.forget("never heard of")
+    await until(lambda: host.pid not in (None, first))
+    assert gone(first)
+    fresh = host.pid
+    assert (await host.run("echo", {}, timeout_seconds=30, scope="b"))["pid"] == fresh
+    assert len(psutil.Process().children()) == 1
+
+
+async def test_a_fresh_process_has_the_frameworks_of_the_one_before_and_nothing_else_of_it(
+    host: WorkerHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "networkx.py").write_text("")  # stands in for a framework
+    (tmp_path / "somebodys_own.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", f"{JOBS}{os.pathsep}{tmp_path}")
+    modules = ["networkx", "somebodys_own"]
+    await host.run("fetch", {"modules": modules}, timeout_seconds=30, scope="a")
+    before = host.pid
+    host.forget("a")
+    await until(lambda: host.pid not in (None, before))
+    found = await host.run("look", {}, timeout_seconds=30, scope="b")
+    assert {*modules} & {*found["modules"]} == {"networkx"}
+
+
+async def test_the_scope_that_waited_longest_loses_its_process(host: WorkerHost) -> None:
+    first, *_ = [
+        (await host.run("echo", {}, timeout_seconds=30, scope=str(number)))["pid"]
+        for number in range(SCOPES_MAX + 1)
+    ]
+    assert gone(first)
+    assert len(psutil.Process().children()) == SCOPES_MAX
+    assert (await host.run("echo", {}, timeout_seconds=30, scope="0"))["pid"] != first
+
+
+@pytest.mark.parametrize("rest_job", ["rest", "fail"])
+async def test_a_process_that_has_to_wait_rests(host: WorkerHost, tmp_path: Path, rest_job: str) -> None:
+    found = WorkerHost(
+        "sample_jobs", label="resting", device="cpu", log_path=tmp_path / "log", rest_job=rest_job
+    )
+    first = await found.run("tell_rests", {}, timeout_seconds=30, scope="a")
+    assert (await found.run("tell_rests", {}, timeout_seconds=30, scope="a"))["times"] == 0
+    await found.run("tell_rests", {}, timeout_seconds=30, scope="b")
+    again = await found.run("tell_rests", {}, timeout_seconds=30, scope="a")
+    # One that cannot rest is let go: it costs nobody's job.
+    assert again == ({**first, "times": 1} if rest_job == "rest" else {"pid": found.pid, "times": 0})
+    await found.close()
 
 
 async def test_a_worker_begins_with_nothing_of_its_parent(

@@ -293,6 +293,7 @@ class FakeWorker:
         self.gate.set()
         self.errors: list[Exception] = []  # raised by the next jobs, in order
         self.started = asyncio.Event()
+        self.forgotten: list[str] = []
 
     async def start(self) -> None:
         pass
@@ -319,6 +320,9 @@ class FakeWorker:
             "steps": 1,
             "staged": {"residual": str(staged)},
         }
+
+    def forget(self, scope: str) -> None:
+        self.forgotten.append(scope)
 
     async def close(self) -> None:
         pass

@@ -30,6 +30,9 @@ class Probe:
             raise self._answer
         return self._answer
 
+    def forget(self, scope: str) -> None:
+        pass
+
     async def close(self) -> None:
         self.closed = True
 

@@ -47,6 +47,7 @@ class Knotted(muster.Task):
 
 def drawing(folder: Path, target: Path, seed: int, **facts: Any) -> dict[str, Any]:
     return {
+        "run_id": "r",
         "task": "toy_task:Toy",
         "task_folders": (str(folder),),
         "options": OPTIONS,

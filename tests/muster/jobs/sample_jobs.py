@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import resource
 import signal
@@ -100,10 +101,27 @@ def bad_result(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     return {"tensor": object()}
 
 
+def rest(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    rested.append(True)
+    return {}
+
+
+def tell_rests(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    return {"pid": os.getpid(), "times": len(rested)}
+
+
+def fetch(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    for name in args["modules"]:
+        importlib.import_module(name)
+    return {}
+
+
+rested: list[bool] = []
+
 JOBS = {
     job.__name__: job
     for job in (
-        echo, look, steps, speak, fail, refuse, leave, vanish, die, touch_null, hang, sleep_with_child,
-        leave_child, eat, bad_result,
+        echo, look, fetch, rest, tell_rests, steps, speak, fail, refuse, leave, vanish, die, touch_null, hang,
+        sleep_with_child, leave_child, eat, bad_result,
     )
 }  # fmt: skip
