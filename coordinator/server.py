@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from coordinator.models import ModelsServicer
 from coordinator.service import Coordinator
 from coordinator.sessions import MembershipServicer
 from coordinator.store import Store
+from coordinator.store.lock import take_folders
 from coordinator.uploads import UpdatesServicer
 from muster.blobs import BlobStore
 from muster.clock import Clock, SystemClock
 from muster.config import CoordinatorConfig
 from muster.disk import make_folder
 from muster.errors import InternalError
+from muster.folderlock import FolderLock
+from muster.folders import write_private
 from muster.transport.base import Server, Transport
 
 log = structlog.get_logger()
@@ -30,9 +34,10 @@ STOP_GRACE_SECONDS = 2.0
 class RunningCoordinator:
     """A coordinator that serves: `start` gives one, `stop` ends it. Used by the command and by `simulator`."""
 
-    def __init__(self, coordinator: Coordinator, server: Server) -> None:
+    def __init__(self, coordinator: Coordinator, server: Server, locks: Sequence[FolderLock]) -> None:
         self.coordinator = coordinator
         self._server = server
+        self._locks = locks
 
     @property
     def address(self) -> str:
@@ -42,12 +47,19 @@ class RunningCoordinator:
     async def start(
         cls, config: CoordinatorConfig, transport: Transport, clock: Clock | None = None
     ) -> RunningCoordinator:
-        """Raises `ConfigError` for an address that is taken or not allowed, `StorageError` and `VersionError` of
-        the store."""
+        """Raises `ConfigError` for an address that is taken or not allowed, `StateError` "store.in_use" if another
+        coordinator has one of its folders, `StorageError` and `VersionError` of the store."""
         folder = Path(config.data_dir)
-        make_folder(folder, "coordinator.data_dir, --data-dir")
+        blobs, spool = folder / "blobs", folder / "spool"
+        for each in (folder, blobs, spool):
+            make_folder(each, "coordinator.data_dir, --data-dir")
         store = await Store.open(config.database_url)
-        coordinator = Coordinator(config, store, BlobStore(folder / "blobs"), clock or SystemClock())
+        try:
+            locks = take_folders((folder, blobs, spool), store.folder)
+        except BaseException:
+            await store.close()
+            raise
+        coordinator = Coordinator(config, store, BlobStore(blobs), clock or SystemClock())
         try:
             await coordinator.start()
             routes = [
@@ -63,14 +75,21 @@ class RunningCoordinator:
             server = await transport.serve(config.address, routes)
         except BaseException:
             await coordinator.stop()
+            _release(locks)
             raise
         coordinator.address = server.address
-        return cls(coordinator, server)
+        return cls(coordinator, server, locks)
 
     async def stop(self) -> None:
         self.coordinator.sessions.close_all("the coordinator is stopping", reconnect=True)
         await self._server.stop(STOP_GRACE_SECONDS)
         await self.coordinator.stop()
+        _release(self._locks)
+
+
+def _release(locks: Sequence[FolderLock]) -> None:
+    for lock in locks:
+        lock.release()
 
 
 async def serve(config: CoordinatorConfig) -> None:
@@ -85,7 +104,7 @@ async def serve(config: CoordinatorConfig) -> None:
     # Aggregation and admission need torch; loading it now keeps the first round from waiting for it.
     await asyncio.to_thread(__import__, "coordinator.aggregation")
     address_file = Path(config.data_dir) / "coordinator.address"
-    address_file.write_text(running.address)
+    write_private(address_file, running.address.encode())
     log.info("coordinator.serving", address=running.address, data_dir=str(config.data_dir))
     stopped = asyncio.create_task(stop.wait())
     try:

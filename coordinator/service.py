@@ -48,7 +48,6 @@ from coordinator.store import AssignmentRow, Store
 from muster.blobs import BlobStore
 from muster.clock import Clock
 from muster.config import CoordinatorConfig
-from muster.disk import make_folder
 from muster.errors import ConfigError, MusterError, NotFoundError
 from muster.spec.model import RunSpec
 
@@ -90,7 +89,6 @@ class Coordinator:
 
     async def start(self) -> None:
         """Reads back what is durable and takes up every run where it stands."""
-        make_folder(self.spool, "coordinator.data_dir")
         self.members.restore(await self.store.load_peers())
         for run in await self.store.load_runs():
             self.runs[run.run_id] = run

@@ -9,6 +9,8 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
+from muster.folders import private_file
+
 
 class StateReader:
     """A state vector, or zeros where there is none yet. Each `read` gives a chunk of the caller's own."""
@@ -35,7 +37,7 @@ class StateWriter:
     """Appends chunks in order; `finish` gives the digest."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
+        self._file = os.fdopen(private_file(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb")
         self._hasher = blake3()
 
     def write(self, chunk: Tensor) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from muster.digests import checked_digest, digest_file
 from muster.disk import disk_threads, replace_durably, storage_error, sync_folder
 from muster.errors import StorageError
+from muster.folders import private_folder
 
 LOST = frozenset({"blob.missing", "blob.damaged"})  # ids of errors that waiting does not mend
 VERIFIED_SECONDS = 60.0  # so long a file that has not been written to since counts as verified
@@ -44,7 +45,8 @@ class BlobStore:
         self._damaged = root / "damaged"
         self._verified: OrderedDict[str, tuple[_Signature, float]] = OrderedDict()
         try:
-            self._temporary.mkdir(parents=True, exist_ok=True)
+            private_folder(root)
+            private_folder(self._temporary)
         except OSError as error:
             raise storage_error(self._temporary, error) from error
 
@@ -98,7 +100,7 @@ class BlobStore:
     def _set_aside(self, digest: str) -> None:
         self._verified.pop(digest, None)
         try:
-            self._damaged.mkdir(exist_ok=True)
+            self._damaged.mkdir(mode=0o700, exist_ok=True)
             self.path(digest).replace(self._damaged / digest)
         except OSError as error:
             raise storage_error(self.path(digest), error) from error
@@ -143,7 +145,7 @@ class BlobStore:
             if target.exists() and not path.exists():
                 return target  # an adoption that was asked for twice
             if not target.parent.exists():
-                target.parent.mkdir(exist_ok=True)
+                target.parent.mkdir(mode=0o700, exist_ok=True)
                 sync_folder(self._root)
             replace_durably(path, target)
         except OSError as error:

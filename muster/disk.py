@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from muster.errors import StorageError
+from muster.folders import private_folder
 
 _THREADS = 8  # more bodies than this wait for each other, which a disk makes them do anyway
 _SHOWN_MAX = 200  # characters of a path in a message
@@ -40,12 +41,13 @@ def storage_error(path: Path, error: OSError) -> StorageError:
 
 
 def make_folder(folder: Path, setting: str) -> None:
-    """Makes the folder and those above it, if it is not there. `setting` is what names it: "coordinator.data_dir".
+    """Makes the folder and those above it, if it is not there, and keeps it private. `setting` is what names it:
+    "coordinator.data_dir".
 
     Raises `StorageError` "storage.no_folder", which tells what stands in the way, or "storage.disk_full".
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in _FULL:
             raise storage_error(folder, error) from error

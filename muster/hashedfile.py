@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 from blake3 import blake3
 
 from muster.disk import storage_error
+from muster.folders import private_file
 
 
 class BlobInfo(NamedTuple):
@@ -24,9 +26,10 @@ class BlobFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._file = path.open("wb", buffering=0)
+            descriptor = private_file(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         except OSError as error:
             raise storage_error(path, error) from error
+        self._file = os.fdopen(descriptor, "wb", buffering=0)
 
     def write(self, data: bytes | memoryview) -> None:
         rest = memoryview(data)

@@ -31,6 +31,7 @@ from google.protobuf.message import DecodeError
 from muster.digests import CHUNK_BYTES, checksum
 from muster.disk import disk_threads, storage_error
 from muster.errors import OffsetError, StorageError, TransferError
+from muster.folders import write_private
 from protos.v1.tensors_pb2 import BlobHeader, Chunk
 
 BACKLOG_BYTES = 2 << 20
@@ -305,5 +306,5 @@ def _read_header(path: Path) -> BlobHeader | None:
 
 def _write_header(path: Path, header: BlobHeader) -> None:
     fresh = path.with_name(path.name + ".header.tmp")
-    fresh.write_bytes(header.SerializeToString())
+    write_private(fresh, header.SerializeToString())
     fresh.replace(_header_path(path))

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from muster.digests import checked_digest, digest_file
+from muster.folders import private_folder
 from protos.v1.membership_pb2 import Assignment
 
 DeadlineAt = Callable[[], float]  # an assignment's deadline, which a new offer may move
@@ -38,7 +39,7 @@ class ModelCache:
 
     def _sweep(self, wanted: set[str]) -> None:
         for folder in (self._arriving, self._whole):
-            folder.mkdir(parents=True, exist_ok=True)
+            private_folder(folder)
             for path in folder.iterdir():
                 if path.name.partition(".")[0] not in wanted:
                     path.unlink()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from muster.disk import storage_error
 from muster.errors import StorageError
+from muster.folders import private_file
 
 
 class StateReader:
@@ -51,9 +52,10 @@ class StateWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = path.open("xb", buffering=0)
+            descriptor = private_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         except OSError as error:
             raise storage_error(path, error) from error
+        self._file = os.fdopen(descriptor, "wb", buffering=0)
 
     def write(self, chunk: Tensor, start: int) -> None:
         """Coordinates [start, start + c)."""

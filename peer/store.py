@@ -26,8 +26,12 @@ from types import TracebackType
 
 from muster.disk import make_folder
 from muster.errors import StateError, StorageError
+from muster.folderlock import FolderLock
+from muster.folders import private_database
 
 SCHEMA_VERSION = 2
+LOCK_NAME = "peer.lock"
+_FIX = "stop that peer first, or join under another name (--name) or with another data_dir"
 
 _SCHEMA = """
 CREATE TABLE identity (name TEXT PRIMARY KEY, secret TEXT NOT NULL) STRICT;
@@ -85,18 +89,30 @@ class PeerStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files = folder / "files"
-        make_folder(self._files, "peer.data_dir, --data-dir")
+        for each in (folder, self._files):
+            make_folder(each, "peer.data_dir, --data-dir")
         try:
-            self._db = sqlite3.connect(
-                folder / "peer.sqlite", timeout=0, isolation_level=None, check_same_thread=False
-            )
-        except sqlite3.Error as error:
+            self._lock = FolderLock.take(folder, LOCK_NAME, error_id="peer.in_use", fix=_FIX)
+        except OSError as error:
             raise _storage_error(folder, error) from error
         try:
-            self._prepare()
+            self._db = self._opened()
+            try:
+                self._prepare()
+            except BaseException:
+                self._db.close()
+                raise
         except BaseException:
-            self._db.close()
+            self._lock.release()
             raise
+
+    def _opened(self) -> sqlite3.Connection:
+        try:
+            path = self.folder / "peer.sqlite"
+            private_database(path)  # the secret lies there
+            return sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+        except (OSError, sqlite3.Error) as error:
+            raise _storage_error(self.folder, error) from error
 
     def _prepare(self) -> None:
         try:
@@ -123,6 +139,7 @@ class PeerStore:
 
     def close(self) -> None:
         self._db.close()
+        self._lock.release()
 
     def __enter__(self) -> PeerStore:
         return self

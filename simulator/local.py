@@ -21,6 +21,7 @@ from coordinator.server import RunningCoordinator
 from coordinator.store import RoundRow, RunRow
 from muster.config import CoordinatorConfig, PeerConfig
 from muster.errors import NotFoundError
+from muster.folders import write_private
 from muster.modelfile import ModelFile, export_state
 from muster.spec.model import RunSpec
 from muster.transport import MemoryTransport
@@ -93,7 +94,7 @@ async def start_local(
     """
     transport = MemoryTransport()
     policy = folder / "policy.toml"
-    policy.write_text("".join(f'[[allow]]\ntask = "{task}"\n' for task in allow))
+    write_private(policy, "".join(f'[[allow]]\ntask = "{task}"\n' for task in allow).encode())
     config = CoordinatorConfig.model_validate(
         {
             "address": "127.0.0.1:0",

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from muster.errors import MusterError, UnreachableError
+from muster.folders import append_private, private_folder, write_private
 from muster.spec.model import RunSpec
 from muster.transport import GrpcTransport
 from muster.transport.base import Channel
@@ -52,7 +53,7 @@ class ProcessFederation:
         self._channel: Channel | None = None
 
     async def __aenter__(self) -> Self:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        private_folder(self.folder)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -99,7 +100,7 @@ class ProcessFederation:
         """`attack`, a drill: {"name": "sign-flip", "options": {"scale": 10}}. `through`: the address of a proxy."""
         address = through or self.address
         policy = self.folder / f"{name}.policy.toml"
-        policy.write_text("".join(f"[[allow]]\ntask = {json.dumps(task)}\n" for task in allow))
+        write_private(policy, "".join(f"[[allow]]\ntask = {json.dumps(task)}\n" for task in allow).encode())
         settings: dict[str, Any] = {
             "name": name,
             "data_dir": str(self.folder / name),
@@ -135,7 +136,7 @@ class ProcessFederation:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
     def _spawn(self, name: str, command: Sequence[str], env: Mapping[str, str] | None) -> None:
-        with (self.folder / f"{name}.log").open("ab") as log:
+        with append_private(self.folder / f"{name}.log") as log:
             self.processes[name] = subprocess.Popen(
                 [sys.executable, "-m", "cli.main", *command, "-c", str(self.folder / f"{name}.toml")],
                 stdin=subprocess.DEVNULL,
@@ -147,7 +148,7 @@ class ProcessFederation:
 
     def _write(self, name: str, table: str, settings: Mapping[str, Any]) -> None:
         lines = [f"[{table}]", *(f"{key} = {_toml(value)}" for key, value in settings.items())]
-        (self.folder / f"{name}.toml").write_text("\n".join(lines) + "\n")
+        write_private(self.folder / f"{name}.toml", ("\n".join(lines) + "\n").encode())
 
     async def _await_address(self, path: Path) -> None:
         deadline = time.monotonic() + START_SECONDS_MAX

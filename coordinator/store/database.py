@@ -75,6 +75,8 @@ class Database:
 
     def __init__(self, url: URL) -> None:
         self.where = url.render_as_string(hide_password=True)
+        path = sqlite_path(url)
+        self.folder = None if path is None else path.parent
         with told(self.where):
             self._engine = _make_engine(url)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")

@@ -1,44 +1,30 @@
-"""One coordinator for one data folder: an advisory lock that the kernel drops with the process that holds
-it."""
+"""One coordinator for each folder that it writes: data, blobs, spool and database, wherever they lie."""
 
 from __future__ import annotations
 
-import fcntl
-import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
 
-from muster.errors import StateError
+from muster.folderlock import FolderLock, distinct
 
 LOCK_NAME = "coordinator.lock"
+_FIX = "stop that coordinator first, or give this one folders of its own (data_dir, database_url)"
 
 
-class FolderLock:
-    """Held from `take` to `release`. The file stays: removing it would let two processes lock two files of
-    one name."""
+def take_folder(folder: Path) -> FolderLock:
+    """Raises `StateError` "store.in_use", or `OSError`."""
+    return FolderLock.take(folder, LOCK_NAME, fix=_FIX)
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
 
-    @classmethod
-    def take(cls, folder: Path) -> Self:
-        """Raises `StateError` "store.in_use", or `OSError` where the folder cannot be written to."""
-        descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
-            os.close(descriptor)
-            raise StateError(
-                "store.in_use",
-                f"the data folder {folder} is in use",
-                cause=f"process {holder or 'unknown'} holds {LOCK_NAME}",
-                fix="stop that coordinator first, or give this one a data folder of its own",
-                pid=holder,
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        return cls(descriptor)
-
-    def release(self) -> None:
-        os.close(self._descriptor)
+def take_folders(folders: Sequence[Path], held: Path | None) -> list[FolderLock]:
+    """All or none. `held` is one that this process has taken already."""
+    taken: list[FolderLock] = []
+    own = [] if held is None else [held]
+    try:
+        for folder in distinct([*own, *folders])[len(own) :]:
+            taken.append(take_folder(folder))
+    except BaseException:
+        for lock in taken:
+            lock.release()
+        raise
+    return taken

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Self, TypeVar
 
 from sqlalchemy import URL, Connection
@@ -14,7 +15,7 @@ from coordinator.engine.state import RunState, Transition
 from coordinator.store import blobs, load, migrate, queries, removal, tables
 from coordinator.store.database import Database, make_migrating_engine, parse_url, sqlite_path, write
 from coordinator.store.faults import told
-from coordinator.store.lock import FolderLock
+from coordinator.store.lock import take_folder
 from coordinator.store.rows import (
     AssignmentRow,
     EventRow,
@@ -29,6 +30,8 @@ from coordinator.store.rows import (
 from coordinator.store.write import write_transfers, write_transitions
 from muster.errors import NotFoundError, StorageError
 from muster.failpoints import failpoint
+from muster.folderlock import FolderLock
+from muster.folders import private_database
 
 EVENTS_PAGE = 1000
 
@@ -79,6 +82,11 @@ class Store:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the database lies, which is this process's while the store is open; None where it is on a server."""
+        return self._database.folder
 
     @property
     def where(self) -> str:
@@ -294,7 +302,9 @@ def _take_folder(url: URL, create: bool) -> FolderLock | None:
         raise _not_found(str(path))
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return FolderLock.take(path.parent)
+        lock = take_folder(path.parent)
+        private_database(path)  # the hashes of secrets lie there
+        return lock
     except OSError as error:
         raise StorageError(
             "store.unavailable",

@@ -7,6 +7,8 @@ import os
 import threading
 from pathlib import Path
 
+from muster.folders import append_private, private_folder
+
 LOG_BYTES_MAX = 4 << 20  # on disk, both halves together
 TAIL_BYTES_MAX = 8 << 10  # in memory, for error messages
 READ_BYTES = 64 << 10
@@ -24,7 +26,7 @@ class LogFile:
         self._half = bytes_max // 2
         self._tail = bytearray()
         self._lock = threading.Lock()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(path.parent)
 
     def write(self, data: bytes) -> None:
         with self._lock:
@@ -33,7 +35,7 @@ class LogFile:
             with contextlib.suppress(OSError):
                 if self.path.exists() and self.path.stat().st_size + len(data) > self._half:
                     self.path.replace(self._older)
-                with self.path.open("ab") as file:
+                with append_private(self.path) as file:
                     file.write(data)
 
     def tail(self) -> str:
