@@ -85,15 +85,26 @@ def execute(arguments: Sequence[str]) -> int:
         failure: MusterError = _usage(error)
     except MusterError as error:
         failure = error
-    except Exception as error:  # a defect: its traceback is worth more than a bare message
-        traceback.print_exc()
-        failure = InternalError(
-            "internal.error",
-            f"{type(error).__name__}: {error}",
-            cause="a defect of Muster itself; the traceback is above",
-        )
+    except Exception as error:
+        failure = _defect(error)
     print_error(failure, as_json=as_json, no_color=no_color)
     return failure.exit_code
+
+
+def _defect(error: Exception) -> MusterError:
+    """Of Muster, whose traceback is worth more than a bare message, unless something stands in for its packages."""
+    from muster.installation import check_installation
+
+    try:
+        check_installation()
+    except MusterError as failure:
+        return failure
+    traceback.print_exception(error)
+    return InternalError(
+        "internal.error",
+        f"{type(error).__name__}: {error}",
+        cause="a defect of Muster itself; the traceback is above",
+    )
 
 
 def _usage(error: typer.TyperException) -> UsageError:

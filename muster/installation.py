@@ -13,8 +13,9 @@ import hashlib
 import importlib.util
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from importlib.metadata import Distribution, PackageNotFoundError, packages_distributions
 from pathlib import Path
 
@@ -73,16 +74,43 @@ def check_locations(found: Mapping[str, Path], distribution: Distribution | None
     return Installation(root=root, checkout=False)
 
 
-def location(package: str) -> Path | None:
-    """The folder that `import package` takes, or took; None if it finds nothing."""
-    module = sys.modules.get(package)
-    spec = module.__spec__ if module is not None else importlib.util.find_spec(package)
-    if spec is None:
+def check_together(packages: Iterable[str]) -> None:
+    """That these packages of ours are imported from where this one is: quickly, for a program of somebody else's.
+
+    Raises `ConfigError` "installation.shadowed".
+    """
+    root = Path(__file__).resolve().parent.parent
+    found = {name: place for name in packages if (place := location(name)) is not None}
+    _require_together(found, root, "Muster runs from there")
+
+
+def owned(package: str) -> Path | None:
+    """Where this top-level package lies if it is Muster's own (in a checkout, `examples` and `tests` are too)."""
+    place = location(package)
+    root = Path(__file__).resolve().parent.parent
+    if place is None or place != root / package:
         return None
-    if spec.origin is not None:
-        return Path(spec.origin).resolve().parent
-    places = list(spec.submodule_search_locations or ())  # a folder without __init__.py
-    return Path(places[0]).resolve() if places else None
+    return place if package in PACKAGES or _is_checkout(root) else None
+
+
+def location(package: str) -> Path | None:
+    """The folder, or the file, that `import package` takes, or took; None if it finds nothing."""
+    spec = _spec(package)
+    if spec is not None and spec.origin is not None:
+        origin = Path(spec.origin).resolve()
+        return origin if spec.submodule_search_locations is None else origin.parent
+    return next(iter(portions_of(package)), None)  # a folder without __init__.py
+
+
+def portions_of(package: str) -> list[Path]:
+    """The folders in which its modules are looked for: several, where they have no __init__.py."""
+    spec = _spec(package)
+    return [] if spec is None else [Path(place).resolve() for place in spec.submodule_search_locations or ()]
+
+
+def _spec(package: str) -> ModuleSpec | None:
+    module = sys.modules.get(package)
+    return module.__spec__ if module is not None else importlib.util.find_spec(package)
 
 
 def _is_checkout(folder: Path) -> bool:
@@ -100,8 +128,8 @@ def _require_together(found: Mapping[str, Path], root: Path, why: str) -> None:
         raise ConfigError(
             "installation.shadowed",
             f"{listed}, but belongs in {root}",
-            cause=f"{why}; another folder or package of that name comes before it on sys.path",
-            fix=f"start elsewhere, rename the folder, clear PYTHONPATH, or: {FIX}",
+            cause=f"{why}; something else of that name comes before it on sys.path",
+            fix=f"rename yours, or start in another folder, without PYTHONPATH; or: {FIX}",
         )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from muster.defaults import code_of
 from muster.errors import ConfigError, TaskError
 from muster.plugins import nearest
+from muster.shadowed import hidden, not_meant
 from muster.task import Task
 
 
@@ -26,13 +27,14 @@ def load_task(
     `folders` go to the *end* of `sys.path` (and stay there, for what the task imports later), so that a
     folder of the user's own named `peer` or `protos` never stands in for ours.
 
-    Raises `ConfigError`: "task.malformed", "task.not_found" (no such module or class), "task.not_a_task";
+    Raises `ConfigError`: "task.malformed", "task.not_found" (no such module or class), "task.shadowed" (a package of
+    that name hides it), "task.not_a_task";
     `TaskError` "task.failed_to_load" with its traceback if the module or the class raises.
     """
     module_name, class_name = _names(reference)
     searched = _search(folders)
     with code_of(module_name):
-        found = _class(_module(reference, module_name, searched), reference, class_name)
+        found = _class(_module(reference, module_name, searched), reference, class_name, searched)
         try:
             task = found()
         except Exception as error:
@@ -81,11 +83,15 @@ def _search(folders: Iterable[Path | str]) -> list[str]:
 
 
 def _module(reference: str, module_name: str, searched: list[str]) -> ModuleType:
+    if (shadowed := not_meant(module_name, searched)) is not None:
+        raise shadowed
     try:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         # The task's own module, or a package above it, is not there; anything else is missing *in* the task.
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+            if (shadowed := hidden(module_name, searched)) is not None:
+                raise shadowed from error
             raise ConfigError(
                 "task.not_found",
                 f"task {reference!r}: there is no module {error.name!r} on this machine",
@@ -97,10 +103,12 @@ def _module(reference: str, module_name: str, searched: list[str]) -> ModuleType
         raise _failed(reference, error) from error
 
 
-def _class(module: ModuleType, reference: str, class_name: str) -> type[Task]:
+def _class(module: ModuleType, reference: str, class_name: str, searched: list[str]) -> type[Task]:
     found = getattr(module, class_name, None)
     own = tuple(sorted(name for name, value in vars(module).items() if _is_task(value)))
     if found is None:
+        if (shadowed := hidden(module.__name__, searched)) is not None:
+            raise shadowed
         guess = nearest(class_name, own)
         raise ConfigError(
             "task.not_found",

@@ -138,7 +138,8 @@ class ProcessFederation:
     def _spawn(self, name: str, command: Sequence[str], env: Mapping[str, str] | None) -> None:
         with append_private(self.folder / f"{name}.log") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "cli.main", *command, "-c", str(self.folder / f"{name}.toml")],
+                # -P: what lies in the folder that this is started in must not stand in for our packages.
+                [sys.executable, "-P", "-m", "cli.main", *command, "-c", str(self.folder / f"{name}.toml")],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
