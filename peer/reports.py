@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Mapping
 
 from muster.errors import InternalError, MusterError, TaskError
+from muster.texts import DESCRIPTION_CHARS_MAX, many_lines, one_line
 from protos.v1 import membership_pb2 as pb
 
 TRACEBACK_CHARS_MAX = 32 << 10  # the end of one says most
@@ -20,7 +21,7 @@ def evaluated(assignment_id: str, metrics: Mapping[str, float], examples: int) -
     return pb.AssignmentReport(
         assignment_id=assignment_id,
         phase=pb.ASSIGNMENT_PHASE_EVALUATED,
-        metrics=metrics,
+        metrics={one_line(name, DESCRIPTION_CHARS_MAX): value for name, value in metrics.items()},
         example_count=examples,
     )
 
@@ -31,9 +32,9 @@ def failed(assignment_id: str, error: MusterError, *, retry: bool) -> pb.Assignm
         assignment_id=assignment_id,
         phase=pb.ASSIGNMENT_PHASE_FAILED,
         failure=pb.Failure(
-            error_id=error.id,
-            message="; ".join(part for part in parts if part)[:MESSAGE_CHARS_MAX],
-            traceback=error.fields.get("traceback", "")[-TRACEBACK_CHARS_MAX:],
+            error_id=one_line(error.id, DESCRIPTION_CHARS_MAX),
+            message=many_lines("; ".join(part for part in parts if part), MESSAGE_CHARS_MAX),
+            traceback=many_lines(error.fields.get("traceback", ""), TRACEBACK_CHARS_MAX, keep="end"),
             retry=retry,
         ),
     )

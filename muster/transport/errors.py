@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, status_pb2
 
 from muster.errors import ERROR_CLASSES, InternalError, MusterError
+from muster.texts import one_line, storable
 from protos.v1.errors_pb2 import ErrorDetail
 
 log = structlog.get_logger()
@@ -29,11 +30,11 @@ def pack_error(error: MusterError) -> ErrorDetail:
     """At most `DETAIL_BYTES_MAX` bytes; the longest texts are cut first."""
     kinds = (cls.__name__ for cls in type(error).__mro__)
     detail = ErrorDetail(
-        id=error.id,
-        message=error.message,
-        cause=error.cause,
-        fix=error.fix,
-        fields=error.fields,
+        id=storable(error.id),
+        message=storable(error.message),
+        cause=storable(error.cause),
+        fix=storable(error.fix),
+        fields={storable(name): storable(text) for name, text in error.fields.items()},
         kind=next((kind for kind in kinds if kind in ERROR_CLASSES), ""),
     )
     while detail.ByteSize() > DETAIL_BYTES_MAX:
@@ -51,7 +52,7 @@ def unpack_error(detail: ErrorDetail) -> MusterError:
 
 def pack_status(error: MusterError) -> status_pb2.Status:
     status = status_pb2.Status(
-        code=code_pb2.Code.Value(error.status), message=f"[{error.id}] {error.message}"[:512]
+        code=code_pb2.Code.Value(error.status), message=one_line(f"[{error.id}] {error.message}", 512)
     )
     status.details.add().Pack(pack_error(error))
     return status

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from muster.errors import ERROR_CLASSES, MusterError
+from muster.texts import storable_tree
 from muster.worker.frameworks import frameworks, preload
 
 Job = Callable[[dict[str, Any], Callable[[float], None]], dict[str, Any]]
@@ -94,7 +95,7 @@ class Child:
         return progress
 
     def _tell(self, number: int, message: dict[str, Any]) -> None:
-        line = json.dumps({"number": number, **message})
+        line = json.dumps({"number": number, **storable_tree(message)})
         with self._events_lock:
             self._events.write(line + "\n")
             self._events.flush()

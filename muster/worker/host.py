@@ -13,7 +13,8 @@ from typing import Any
 import structlog
 
 from muster.errors import ERROR_CLASSES, MusterError, StateError, TaskError
-from muster.worker.child import FRAMEWORKS_JOB, PRELOAD_JOB
+from muster.texts import DESCRIPTION_CHARS_MAX, many_lines, one_line
+from muster.worker.child import FRAMEWORKS_JOB, PRELOAD_JOB, TRACEBACK_CHARS_MAX
 from muster.worker.logfile import LogFile
 from muster.worker.process import WorkerProcess, start_process
 
@@ -246,18 +247,18 @@ class WorkerHost:
             return found
         if outcome["kind"] == "error":
             raise ERROR_CLASSES.get(outcome["class"], MusterError)(
-                outcome["id"],
-                outcome["message"],
-                cause=outcome["cause"],
-                fix=outcome["fix"],
-                **outcome["fields"],
+                one_line(outcome["id"], DESCRIPTION_CHARS_MAX),
+                many_lines(outcome["message"]),
+                cause=many_lines(outcome["cause"]),
+                fix=many_lines(outcome["fix"]),
+                **{name: many_lines(text, keep="end") for name, text in outcome["fields"].items()},
             )
         raise TaskError(
             "worker.failed",
-            f"job {job!r} of worker {self._label!r} raised {outcome['exception']}",
-            cause=f"{outcome['exception']}: {outcome['message']}",
+            f"job {job!r} of worker {self._label!r} raised {one_line(outcome['exception'])}",
+            cause=many_lines(f"{outcome['exception']}: {outcome['message']}"),
             fix="mend the task; its traceback is with this error",
-            traceback=outcome["traceback"],
+            traceback=many_lines(outcome["traceback"], TRACEBACK_CHARS_MAX, keep="end"),
             log=self._log.tail(),
         )
 
