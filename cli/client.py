@@ -12,7 +12,14 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from cli.settings import Settings
-from muster.errors import DeadlineError, MusterError, NotFoundError, UnreachableError, UsageError
+from muster.errors import (
+    DeadlineError,
+    MusterError,
+    NotFoundError,
+    TransferError,
+    UnreachableError,
+    UsageError,
+)
 from muster.transport.base import Channel, Method
 from muster.wire import METHODS
 from protos.v1 import admin_pb2 as pb
@@ -24,7 +31,8 @@ RECONNECT_SECONDS = (
 )
 SUBMIT_SECONDS_MIN = 120.0  # the coordinator imports the task, which on a cold machine takes its time
 REPLAY_SECONDS_MAX = 600.0  # large models, one replay after the other
-ENDED = frozenset({"FINISHED", "FAILED", "CANCELLED"})  # states that a run never leaves
+# States that a run never leaves, and the one in which nothing happens to it at this coordinator.
+ENDED = frozenset({"FINISHED", "FAILED", "CANCELLED", "SET_ASIDE"})
 
 
 class Client:
@@ -50,23 +58,53 @@ class Client:
         answer: pb.SubmitRunResponse = await self.channel.unary(method, request, timeout_seconds=seconds)
         return answer
 
+    async def pages(self, name: str, request: Any) -> AsyncIterator[Any]:
+        """The answers of a procedure that answers in pages, each asked for when the one before has been used."""
+        seen: set[str] = set()
+        while True:
+            response = await self.call(name, request)
+            yield response
+            request.page_token = response.next_page_token
+            if not request.page_token:
+                return
+            if request.page_token in seen:  # it would go on for ever
+                raise TransferError("cli.endless_list", f"{self.address} gave the same page of {name} twice")
+            seen.add(request.page_token)
+
     async def runs(self) -> Sequence[pb.Run]:
-        response: pb.ListRunsResponse = await self.call("ListRuns", pb.ListRunsRequest())
-        return response.runs
+        pages = self.pages("ListRuns", pb.ListRunsRequest())
+        return [run async for page in pages for run in page.runs]
 
     async def run(self, run_id: str) -> pb.Run:
         response: pb.GetRunResponse = await self.call("GetRun", pb.GetRunRequest(run_id=run_id))
         return response.run
 
     async def rounds(self, run_id: str) -> Sequence[pb.Round]:
-        response: pb.ListRoundsResponse = await self.call("ListRounds", pb.ListRoundsRequest(run_id=run_id))
-        return response.rounds
+        pages = self.pages("ListRounds", pb.ListRoundsRequest(run_id=run_id))
+        return [each async for page in pages for each in page.rounds]
 
     async def round(self, run_id: str, number: int) -> pb.Round:
         """With its assignments."""
         request = pb.GetRoundRequest(run_id=run_id, number=number)
-        response: pb.GetRoundResponse = await self.call("GetRound", request)
-        return response.round
+        found: pb.Round | None = None
+        async for page in self.pages("GetRound", request):
+            if found is None:
+                found = page.round
+            else:
+                found.assignments.extend(page.round.assignments)
+        assert found is not None
+        return found
+
+    async def explain(self, run_id: str) -> pb.ExplainRunResponse:
+        found: pb.ExplainRunResponse | None = None
+        async for page in self.pages("ExplainRun", pb.ExplainRunRequest(run_id=run_id)):
+            if found is None:
+                found = page
+            else:
+                found.details.extend(page.details)
+        assert found is not None
+        found.next_page_token = ""
+        return found
 
     async def replay(self, run_id: str, number: int, changes: Mapping[str, Any]) -> pb.ReplayRoundResponse:
         """`changes` are those to the run spec's aggregation table. It takes as long as the round's own did."""
@@ -78,12 +116,12 @@ class Client:
         return response
 
     async def peers(self) -> Sequence[pb.Peer]:
-        response: pb.ListPeersResponse = await self.call("ListPeers", pb.ListPeersRequest())
-        return response.peers
+        pages = self.pages("ListPeers", pb.ListPeersRequest())
+        return [peer async for page in pages for peer in page.peers]
 
     async def models(self, run_id: str) -> Sequence[pb.Model]:
-        response: pb.ListModelsResponse = await self.call("ListModels", pb.ListModelsRequest(run_id=run_id))
-        return response.models
+        pages = self.pages("ListModels", pb.ListModelsRequest(run_id=run_id))
+        return [model async for page in pages for model in page.models]
 
     async def find_run(self, text: str) -> pb.Run:
         """The run whose id is `text`, or else whose name is, or else whose id begins with it.

@@ -17,6 +17,8 @@ from google.protobuf.message import Message
 def to_json(message: Message) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
+        if field.name == "next_page_token":
+            continue  # how a list came is nothing to its reader
         value = getattr(message, field.name)
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
             found[field.name] = {str(key): _scalar(item) for key, item in sorted(value.items())}

@@ -15,6 +15,7 @@ import typer
 
 from cli.settings import Settings
 from muster.errors import MusterError, UsageError
+from muster.texts import escaped_json, shown
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -24,11 +25,12 @@ PIPE_WIDTH = 1 << 15  # off a terminal a line is as long as it needs to be
 
 
 def console(settings: Settings, *, stderr: bool = False) -> Console:
-    """Colour and width as the terminal has them; neither off a terminal."""
-    from rich.console import Console
+    """Colour and width as the terminal has them; neither off a terminal. Whatever is printed on it is cleaned of what
+    a terminal obeys: nothing of it is Muster's own, whose colours are rich's."""
+    from cli.screen import CleanConsole
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(
+    return CleanConsole(
         stderr=stderr,
         no_color=settings.no_color or None,
         width=None if stream.isatty() else PIPE_WIDTH,
@@ -59,7 +61,7 @@ def print_human(settings: Settings, made: RenderableType) -> None:
 
 def emit_json(data: Any, *, line: bool = False) -> None:
     """One document; with `line` on one line, written through at once."""
-    text = json.dumps(data, allow_nan=False, indent=None if line else 2, ensure_ascii=False)
+    text = escaped_json(json.dumps(data, allow_nan=False, indent=None if line else 2, ensure_ascii=False))
     sys.stdout.write(text + "\n")
     if line:
         sys.stdout.flush()
@@ -68,13 +70,13 @@ def emit_json(data: Any, *, line: bool = False) -> None:
 def note(settings: Settings, text: str) -> None:
     """A message beside the data: progress in words, what to do next."""
     if not settings.quiet:
-        print(text, file=sys.stderr, flush=True)
+        print(shown(text), file=sys.stderr, flush=True)
 
 
 def warn(settings: Settings, sentences: Iterable[str]) -> None:
     """What goes on and may do badly; with `--json` it belongs into the document instead."""
     for sentence in () if settings.json else sentences:
-        print(f"warning: {sentence}", file=sys.stderr, flush=True)
+        print(f"warning: {shown(sentence)}", file=sys.stderr, flush=True)
 
 
 def confirm(settings: Settings, question: str) -> None:
@@ -90,7 +92,7 @@ def confirm(settings: Settings, question: str) -> None:
             fix="give --yes to go on without asking",
         )
     # Not `typer.confirm`, which echoes to standard output.
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    print(f"{shown(question)} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise typer.Abort
 

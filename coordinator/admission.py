@@ -22,8 +22,10 @@ from muster.errors import UpdateRejected
 from muster.layout import CHUNK_COORDINATES, ParameterLayout
 from muster.payload import PayloadReader
 from muster.spec.model import RunSpec
+from muster.texts import DESCRIPTION_CHARS_MAX, one_line
 
 HEADER_BYTES_MAX = 1 << 20
+SCALARS_MAX = 1024  # metrics of one update and the few numbers beside them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,12 @@ def admit(path: Path, digest: str, expected: Expected) -> UpdateFacts:
         scalars = reader.manifest.scalars
     finally:
         reader.close()
+    if len(scalars) > SCALARS_MAX:
+        raise UpdateRejected(
+            "update.too_many_metrics",
+            f"the update tells {len(scalars)} metrics; at most {SCALARS_MAX} are taken",
+            fix="let the task tell fewer",
+        )
     limit = expected.spec.aggregation.norm_max
     if limit is not None and norm > limit:
         raise UpdateRejected(
@@ -77,7 +85,7 @@ def admit(path: Path, digest: str, expected: Expected) -> UpdateFacts:
         examples=int(examples),
         norm=norm,
         metrics={
-            name.removeprefix("metric/"): value
+            one_line(name.removeprefix("metric/"), DESCRIPTION_CHARS_MAX): value
             for name, value in scalars.items()
             if name.startswith("metric/") and math.isfinite(value)
         },

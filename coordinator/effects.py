@@ -34,6 +34,7 @@ from coordinator.store.lock import LOCK_NAME
 from muster.blobs import LOST
 from muster.errors import MusterError, StorageError, TransferError
 from muster.spec.model import RunSpec
+from muster.texts import many_lines, one_line
 from muster.worker.host import WorkerHost
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+SENTENCE_CHARS_MAX = 500  # how a rule treated one update
 TASK_SECONDS_MAX = 600.0  # making the initial model, or evaluating one version, on the coordinator
 IMPORT_SECONDS_MAX = 120.0  # importing a task's module, on a cold machine with all that it imports
 STORAGE_RETRY_SECONDS = 2.0
@@ -166,7 +168,9 @@ class EffectRunner:
         finally:
             self._obstacles.pop(effect.run_id, None)
         if refusal:
-            event = AggregationSkipped(run_id=effect.run_id, round=effect.round, reason_given=refusal)
+            event = AggregationSkipped(
+                run_id=effect.run_id, round=effect.round, reason_given=one_line(refusal)
+            )
             await self._coordinator.post_surely(event)
 
     async def _try_to_aggregate(self, effect: Aggregate, began: float) -> str | None:
@@ -368,16 +372,16 @@ def _aggregated(effect: Aggregate, result: AggregationResult, before: Mapping[st
                 weight=treated.weight,
                 score=treated.score,
                 selected=treated.selected,
-                sentence=treated.sentence,
+                sentence=one_line(treated.sentence, SENTENCE_CHARS_MAX),
             )
             for treated in result.treatments
         ),
         seconds=result.seconds,
-        how=result.reason,
+        how=one_line(result.reason),
         states={**before, **result.state_digests},
     )
 
 
 def _told(error: MusterError) -> str:
     traceback = error.fields.get("traceback", "")
-    return f"{error}\n{traceback}" if traceback else str(error)
+    return many_lines(f"{error}\n{traceback}" if traceback else str(error), keep="end")

@@ -15,13 +15,16 @@ import structlog
 
 from coordinator.engine.state import Transition
 from coordinator.store import Store, Transfer
-from muster.errors import MusterError
+from muster.errors import StorageError
 
 log = structlog.get_logger()
 
 BATCH_MAX = 256
 QUEUE_MAX = 4096
 STORE_RETRY_SECONDS = 0.5  # between attempts to commit what happened inside, while the store refuses
+
+
+_Transfers = dict[tuple[str, int, str, str], int]  # bytes by run, round, peer and direction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +54,12 @@ class Journal:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._queue: asyncio.Queue[_Pending] = asyncio.Queue(QUEUE_MAX)
-        self._transfers: dict[tuple[str, int, str, str], int] = {}
+        self._transfers: _Transfers = {}
 
     async def submit(self, decide: Callable[[], Outcome]) -> Committed:
-        """Runs `decide` at its turn and returns when what it decided is durable. Raises what `decide` raises, or
-        `StorageError` with everything undone."""
+        """Runs `decide` at its turn and returns when what it decided is durable. Raises what `decide` raises, or with
+        everything undone `StorageError` while the store takes nothing at all, or what the store says of this
+        decision, which it will never take. In that last case `decide` was called a second time."""
         done: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
         await self._queue.put(_Pending(decide=decide, done=done))
         return await done
@@ -74,30 +78,54 @@ class Journal:
             await self._commit(batch)
 
     async def _commit(self, batch: Sequence[_Pending]) -> None:
+        decided = self._decide(batch)
+        transfers, self._transfers = self._transfers, {}
+        if not any(outcome.transitions for _, outcome in decided):
+            self._transfers = transfers
+            self._take_effect(decided, ())
+            return
+        try:
+            sequences = await self._write(decided, transfers)
+        except StorageError as error:
+            log.exception("journal.commit_failed", error_id=error.id, reason=error.message)
+            self._take_back(decided, error)
+            self._recount(transfers)
+        except (
+            Exception
+        ) as error:  # about what was to be written, not about the disk: whose it was is found out
+            log.warning("journal.commit_refused", decisions=len(decided), reason=repr(error))
+            self._take_back(decided)
+            for pending, _ in decided:
+                await self._commit_alone(pending)
+            await self._write_transfers(transfers)
+        else:
+            self._take_effect(decided, sequences)
+
+    async def _commit_alone(self, pending: _Pending) -> None:
+        """So that a decision which cannot be stored costs nobody but who asked for it."""
+        decided = self._decide([pending])
+        try:
+            sequences = await self._write(decided, {})
+        except Exception as error:  # handed to whoever asked for the decision
+            log.exception("journal.decision_refused", reason=repr(error))
+            self._take_back(decided, error)
+        else:
+            self._take_effect(decided, sequences)
+
+    def _decide(self, batch: Sequence[_Pending]) -> list[tuple[_Pending, Outcome]]:
         decided: list[tuple[_Pending, Outcome]] = []
         for pending in batch:
             try:
                 decided.append((pending, pending.decide()))
             except Exception as error:  # handed to whoever asked for the decision
                 _fail(pending, error)
+        return decided
+
+    async def _write(self, decided: Sequence[tuple[_Pending, Outcome]], transfers: _Transfers) -> list[int]:
         transitions = [transition for _, outcome in decided for transition in outcome.transitions]
-        sequences: list[int] = []
-        if transitions:
-            transfers, self._transfers = self._transfers, {}
-            rows = [
-                Transfer(run_id=run_id, round=round, peer_id=peer_id, direction=direction, bytes=size)
-                for (run_id, round, peer_id, direction), size in transfers.items()
-            ]
-            try:
-                sequences = await self._store.commit(transitions, rows)
-            except MusterError as error:
-                log.exception("journal.commit_failed", error_id=error.id, reason=error.message)
-                for (run_id, round, peer_id, direction), size in transfers.items():
-                    self.count_bytes(run_id, round, peer_id, direction, size)
-                for pending, outcome in reversed(decided):
-                    outcome.undo()
-                    _fail(pending, error)
-                return
+        return await self._store.commit(transitions, _rows(transfers)) if transitions else []
+
+    def _take_effect(self, decided: Sequence[tuple[_Pending, Outcome]], sequences: Sequence[int]) -> None:
         at = 0
         for pending, outcome in decided:
             count = len(outcome.transitions)
@@ -108,6 +136,33 @@ class Journal:
             if not pending.done.done():
                 pending.done.set_result(Committed(outcome=outcome, sequences=sequences[at : at + count]))
             at += count
+
+    def _take_back(self, decided: Sequence[tuple[_Pending, Outcome]], error: Exception | None = None) -> None:
+        """Undoes what was decided; with an error, whoever asked for it is told."""
+        for pending, outcome in reversed(decided):
+            outcome.undo()
+            if error is not None:
+                _fail(pending, error)
+
+    async def _write_transfers(self, transfers: _Transfers) -> None:
+        try:
+            if transfers:
+                await self._store.commit((), _rows(transfers))
+        except StorageError:
+            self._recount(transfers)
+        except Exception as error:  # they are only counted; no decision waits for them
+            log.exception("journal.transfers_refused", reason=repr(error))
+
+    def _recount(self, transfers: _Transfers) -> None:
+        for (run_id, round, peer_id, direction), size in transfers.items():
+            self.count_bytes(run_id, round, peer_id, direction, size)
+
+
+def _rows(transfers: _Transfers) -> list[Transfer]:
+    return [
+        Transfer(run_id=run_id, round=round, peer_id=peer_id, direction=direction, bytes=size)
+        for (run_id, round, peer_id, direction), size in transfers.items()
+    ]
 
 
 def _fail(pending: _Pending, error: Exception) -> None:

@@ -34,7 +34,13 @@ class MemberBook:
         self._members = Members()
 
     def restore(self, records: Iterable[membership.Record]) -> None:
-        self._members = Members.restored(records, now=self._clock.now())
+        sound: list[membership.Record] = []
+        for record in records:
+            if record.state in set(PeerStatus):
+                sound.append(record)
+            else:  # it costs that peer and no other
+                log.error("peer.set_aside", peer_id=record.peer_id, reason=f"its state is {record.state!r}")
+        self._members = Members.restored(sound, now=self._clock.now())
 
     def get(self, peer_id: str) -> Member | None:
         return self._members.get(peer_id)

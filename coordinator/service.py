@@ -34,6 +34,7 @@ from coordinator.engine.state import (
     PeerGone,
     PeerView,
     Restored,
+    RunBroken,
     RunState,
     RunSubmitted,
     Tick,
@@ -48,8 +49,9 @@ from coordinator.store import AssignmentRow, Store
 from muster.blobs import BlobStore
 from muster.clock import Clock
 from muster.config import CoordinatorConfig
-from muster.errors import ConfigError, MusterError, NotFoundError
+from muster.errors import MusterError, NotFoundError, StorageError
 from muster.spec.model import RunSpec
+from muster.texts import one_line
 
 log = structlog.get_logger()
 
@@ -66,6 +68,7 @@ class Coordinator:
         self.journal = Journal(store)
         self.sessions = SessionBook()
         self.runs: dict[str, RunState] = {}
+        self.set_aside: dict[str, str] = {}  # runs that cannot go on here, with the reason
         self.address = ""  # as bound; set when it serves
         self._schedules: dict[str, Schedule] = {}
         self.members = MemberBook(self.journal, clock, config, self._members_changed)
@@ -90,22 +93,21 @@ class Coordinator:
     async def start(self) -> None:
         """Reads back what is durable and takes up every run where it stands."""
         self.members.restore(await self.store.load_peers())
-        for run in await self.store.load_runs():
-            self.runs[run.run_id] = run
+        unread: dict[str, str] = {}
+        for run in await self.store.load_runs(unread):
             try:
                 await self._schedule(run.run_id, run.spec)
-            except ConfigError as error:
-                raise ConfigError(
-                    error.id,
-                    f"run {run.run_id!r}, which is not over, cannot go on here: {error.message}",
-                    cause="it was accepted with other plug-ins, or by another version of Muster",
-                    fix=f"install what it names, or start what accepted it and there: muster run stop {run.run_id}",
-                ) from error
+                self.runs[run.run_id] = run
+            except Exception as error:  # of Muster's own checks, or of a plug-in that they import
+                told = error.message if isinstance(error, MusterError) else repr(error)
+                unread[run.run_id] = f"it was accepted by another version, or with other plug-ins: {told}"
+        for run_id, reason in unread.items():
+            self._set_aside(run_id, reason)
         await self.effects.sweep()
         for loop in (self.journal.run, self._wake_loop, self._membership_loop):
             self.spawn(loop()).add_done_callback(self._vital_ended)
         for run_id in list(self.runs):
-            await self.post(Restored(run_id=run_id))
+            await self.post_surely(Restored(run_id=run_id))
 
     async def stop(self) -> None:
         self.sessions.close_all("the coordinator is stopping", reconnect=True)
@@ -148,11 +150,34 @@ class Coordinator:
                 await self.post(event)
             except NotFoundError:
                 return
-            except MusterError as error:
+            except StorageError as error:
                 log.warning("event.retried", event_kind=type(event).__name__, error_id=error.id)
                 await self.clock.sleep(STORE_RETRY_SECONDS)
+            except Exception as error:  # no retry mends it, and no other run has to do with it
+                log.exception("run.broken", run_id=event.run_id, event_kind=type(event).__name__)
+                if isinstance(event, RunBroken):
+                    self._set_aside(event.run_id, event.reason)
+                    return
+                event = RunBroken(run_id=event.run_id, reason=_broken(event, error))
             else:
                 return
+
+    def _set_aside(self, run_id: str, reason: str) -> None:
+        """It stands still until the next start, or until an admin ends it; what is stored of it stays."""
+        self.runs.pop(run_id, None)
+        self._schedules.pop(run_id, None)
+        self.set_aside[run_id] = one_line(reason)
+        log.error(
+            "run.set_aside",
+            run_id=run_id,
+            reason=self.set_aside[run_id],
+            fix=f"start the coordinator again once that is mended, or end the run: muster run stop {run_id}",
+        )
+
+    async def stop_set_aside(self, run_id: str, reason: str) -> None:
+        await self.store.end_unread(run_id, f"cancelled: {reason}", self.clock.now())
+        self.set_aside.pop(run_id, None)
+        self.sessions.run_ended(run_id)
 
     async def submit_run(self, event: RunSubmitted) -> Committed:
         """Raises `ConfigError` if the spec names what is not installed here or cannot be combined, `NotAllowedError`
@@ -303,6 +328,13 @@ class Coordinator:
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.spool).free
+
+
+def _broken(event: Event, error: Exception) -> str:
+    return one_line(
+        f"a decision of this run could not be made or stored ({type(event).__name__}): "
+        f"{type(error).__name__}: {error}; the coordinator's log has the traceback"
+    )
 
 
 def _of_the_record(row: AssignmentRow) -> AssignmentState:

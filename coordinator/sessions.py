@@ -19,7 +19,8 @@ from coordinator.engine.state import (
 )
 from coordinator.members import hash_secret
 from coordinator.offers import Session
-from muster.errors import AuthenticationError, NotFoundError, TransferError, UsageError
+from muster.errors import AuthenticationError, NotFoundError, StorageError, TransferError, UsageError
+from muster.texts import DESCRIPTION_CHARS_MAX, many_lines, one_line
 from muster.transport.base import CallContext, Route
 from muster.version import muster_version
 from muster.wire import ENROL, SESSION
@@ -33,8 +34,7 @@ log = structlog.get_logger()
 NAME_LENGTH_MAX = 64
 SECRET_LENGTH_MIN = 16
 EXAMPLES_MAX = 2**53  # what a float64 weight still counts exactly
-DESCRIPTION_MAX = 100  # characters of a device, a version or an error id that a peer tells
-FAILURE_TEXT_MAX = 16_384  # of a message or traceback that a peer sends
+METRICS_MAX = 1024  # names in one evaluation
 
 _PROGRESS = {
     pb.ASSIGNMENT_PHASE_ACCEPTED: AssignmentStatus.ACCEPTED,
@@ -78,8 +78,8 @@ class MembershipServicer:
             membership.Enrolled(
                 peer_id=name,
                 secret_hash=secret_hash,
-                device=request.device[:DESCRIPTION_MAX],
-                muster_version=request.muster_version[:DESCRIPTION_MAX],
+                device=one_line(request.device, DESCRIPTION_CHARS_MAX),
+                muster_version=one_line(request.muster_version, DESCRIPTION_CHARS_MAX),
             )
         )
         self._coordinator.members.authenticate(name, request.secret)
@@ -138,7 +138,7 @@ class MembershipServicer:
                 session.peer_id, assignment_id, "the coordinator no longer waits for it"
             )
         for run_id in hello.held_run_ids:
-            if run_id not in coordinator.runs:
+            if run_id not in coordinator.runs and run_id not in coordinator.set_aside:
                 session.send(pb.SessionResponse(run_ended=pb.RunEnded(run_id=run_id)))
 
     async def _read(self, session: Session, requests: AsyncIterator[pb.SessionRequest]) -> bool:
@@ -178,6 +178,22 @@ class MembershipServicer:
             await self._coordinator.post(event)
         except NotFoundError:
             return  # the run ended meanwhile
+        except StorageError:
+            raise  # the peer comes again with it
+        except (
+            Exception
+        ) as error:  # this report can never be stored: it costs the assignment that it is about
+            log.exception("report.refused", peer_id=session.peer_id, assignment_id=report.assignment_id)
+            await self._coordinator.post_surely(
+                AssignmentFailed(
+                    run_id=assignment.run_id,
+                    assignment_id=assignment.assignment_id,
+                    error_id="report.refused",
+                    message=one_line(f"its report cannot be stored: {type(error).__name__}: {error}"),
+                    traceback="",
+                    retry=False,
+                )
+            )
 
 
 def _event(run_id: str, report: pb.AssignmentReport) -> Event:
@@ -186,23 +202,36 @@ def _event(run_id: str, report: pb.AssignmentReport) -> Event:
             run_id=run_id, assignment_id=report.assignment_id, status=_PROGRESS[report.phase]
         )
     if report.phase == pb.ASSIGNMENT_PHASE_EVALUATED:
-        return AssignmentEvaluated(
-            run_id=run_id,
-            assignment_id=report.assignment_id,
-            metrics=dict(report.metrics),
-            examples=min(report.example_count, EXAMPLES_MAX),
-        )
+        return _evaluated(run_id, report)
     if report.phase == pb.ASSIGNMENT_PHASE_FAILED:
         failure = report.failure
         return AssignmentFailed(
             run_id=run_id,
             assignment_id=report.assignment_id,
-            error_id=failure.error_id[:DESCRIPTION_MAX],
-            message=failure.message[:FAILURE_TEXT_MAX],
-            traceback=failure.traceback[-FAILURE_TEXT_MAX:],
+            error_id=one_line(failure.error_id, DESCRIPTION_CHARS_MAX),
+            message=many_lines(failure.message),
+            traceback=many_lines(failure.traceback, keep="end"),
             retry=failure.retry,
         )
     raise UsageError("session.bad_report", f"phase {report.phase} is unknown here")
+
+
+def _evaluated(run_id: str, report: pb.AssignmentReport) -> Event:
+    if len(report.metrics) > METRICS_MAX:
+        return AssignmentFailed(
+            run_id=run_id,
+            assignment_id=report.assignment_id,
+            error_id="metrics.too_many",
+            message=f"the evaluation gives {len(report.metrics)} metrics; at most {METRICS_MAX} are taken",
+            traceback="",
+            retry=False,
+        )
+    return AssignmentEvaluated(
+        run_id=run_id,
+        assignment_id=report.assignment_id,
+        metrics={one_line(name, DESCRIPTION_CHARS_MAX): value for name, value in report.metrics.items()},
+        examples=min(report.example_count, EXAMPLES_MAX),
+    )
 
 
 def _is_name(name: str) -> bool:

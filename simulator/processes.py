@@ -217,8 +217,14 @@ class ProcessFederation:
         return ended[-1]
 
     async def rounds(self, run_id: str) -> list[pb.Round]:
-        answer = await self.call_patiently("ListRounds", pb.ListRoundsRequest(run_id=run_id))
-        return list(answer.rounds)
+        found: list[pb.Round] = []
+        request = pb.ListRoundsRequest(run_id=run_id)
+        while True:
+            answer = await self.call_patiently("ListRounds", request)
+            found.extend(answer.rounds)
+            request.page_token = answer.next_page_token
+            if not request.page_token:
+                return found
 
     async def events(self, run_id: str = "") -> list[pb.Event]:
         if self._channel is None:

@@ -33,9 +33,7 @@ async def why(settings: Settings, run: RunName) -> None:
     from cli.client import connect
     from cli.json_form import to_json
     from cli.render import explanation_view
-    from protos.v1 import admin_pb2 as pb
 
     async with connect(settings) as client:
-        request = pb.ExplainRunRequest(run_id=(await client.find_run(run)).run_id)
-        found: pb.ExplainRunResponse = await client.call("ExplainRun", request)
+        found = await client.explain((await client.find_run(run)).run_id)
     emit(settings, to_json(found), lambda: explanation_view(found))

@@ -34,6 +34,7 @@ from coordinator.engine.state import (
     PrepareModel,
     Restored,
     ResumeRequested,
+    RunBroken,
     RunState,
     RunStatus,
     RunWarned,
@@ -126,6 +127,7 @@ _EVENTS: dict[type[Event], _Handler] = {
     PauseRequested: lambda draft, _event, _peers: run.pause(draft),
     ResumeRequested: lambda draft, _event, _peers: run.resume(draft),
     StopRequested: lambda draft, event, _: run.cancel(draft, event.reason),
+    RunBroken: lambda draft, event, _: run.fail(draft, event.reason),
 }
 
 

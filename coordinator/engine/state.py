@@ -348,6 +348,13 @@ class OwnEvaluated(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunBroken(Event):
+    """A decision of this run failed, or nothing could store it: a defect, which costs the run."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PauseRequested(Event):
     pass
 

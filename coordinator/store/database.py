@@ -147,6 +147,11 @@ def _make_engine(url: URL, *, migrates: bool = False) -> Engine:
         ) from error
 
 
+def _text(stored: bytes) -> str:
+    """SQLite checks no text; one that is not UTF-8 must not cost all the others that are asked for with it."""
+    return stored.decode(errors="replace")
+
+
 def _set_up_sqlite(engine: Engine, *, foreign_keys: bool) -> None:
     pragmas = (
         "journal_mode = WAL",
@@ -158,6 +163,7 @@ def _set_up_sqlite(engine: Engine, *, foreign_keys: bool) -> None:
 
     def on_connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the driver begins no transaction by itself
+        connection.text_factory = _text
         for pragma in pragmas:
             connection.execute(f"PRAGMA {pragma}").close()
 

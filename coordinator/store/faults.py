@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from muster.errors import MusterError, StateError, StorageError
@@ -22,6 +22,7 @@ _SQLITE_UNAVAILABLE = {
     sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_NOMEM,
 }
 _POSTGRES_FULL = "53100"
 # Classes of SQLSTATE: no connection, no resources, an operator's intervention, a failure outside the server.
@@ -35,6 +36,8 @@ def told(where: str) -> Generator[None]:
         yield
     except PoolTimeoutError as error:
         raise _unavailable(where, "every connection is in use") from error
+    except (OverflowError, UnicodeError) as error:  # of SQLite's driver, before the database is asked
+        raise unstorable(str(error)) from error
     except DBAPIError as error:
         known = _classify(error, where)
         if known is None:
@@ -46,6 +49,8 @@ def _classify(error: DBAPIError, where: str) -> MusterError | None:
     cause = str(error.orig).strip() or type(error.orig).__name__
     if isinstance(error, IntegrityError):
         return conflict("a row contradicts what is stored", cause)
+    if isinstance(error, DataError):
+        return unstorable(cause)
     if isinstance(error.orig, sqlite3.Error):
         return _classify_sqlite(error.orig, where, cause)
     state = getattr(error.orig, "sqlstate", None)
@@ -80,6 +85,15 @@ def conflict(message: str, cause: str) -> StateError:
         message,
         cause=cause,
         fix="nothing was written; if it comes again, look for a second coordinator on the same database",
+    )
+
+
+def unstorable(cause: str) -> StateError:
+    return StateError(
+        "store.unstorable",
+        "a value is nothing that the database can hold",
+        cause=cause,
+        fix="a whole number has 64 bits at most, and a text no NUL; nothing was written",
     )
 
 

@@ -25,16 +25,22 @@ from coordinator.engine.state import (
 )
 from coordinator.store import tables
 from muster.spec.model import RunSpec
+from muster.texts import one_line
 
 Groups = Mapping[str, Sequence[RowMapping]]
 
 
-def load_runs(connection: Connection) -> list[RunState]:
-    """Runs that have not ended, oldest first, each exactly as it stood after the last commit."""
+def load_runs(connection: Connection, set_aside: dict[str, str] | None = None) -> list[RunState]:
+    """Runs that have not ended, oldest first, each exactly as it stood after the last commit.
+
+    `set_aside` takes those whose rows cannot be read, with the reason; without it, one of them raises.
+    """
     runs, rounds, evaluations = tables.RUNS, tables.ROUNDS, tables.EVALUATIONS
     rows = (
         connection.execute(
-            select(runs).where(not_ended(runs, RunStatus)).order_by(runs.c.created_at, runs.c.run_id)
+            select(runs)
+            .where(runs.c.state.not_in([state.value for state in RunStatus if state.ended]))
+            .order_by(runs.c.created_at, runs.c.run_id)
         )
         .mappings()
         .all()
@@ -44,16 +50,20 @@ def load_runs(connection: Connection) -> list[RunState]:
         connection, evaluations, evaluations.c.state == EvaluationStatus.RUNNING.value
     )
     assignments = _live_assignments(connection)
-    return [
-        _run(
-            connection,
-            row,
-            live_rounds.get(row["run_id"], ()),
-            live_evaluations.get(row["run_id"], ()),
-            assignments.get(row["run_id"], ()),
-        )
-        for row in rows
-    ]
+    loaded: list[RunState] = []
+    for row in rows:
+        held = [groups.get(row["run_id"], ()) for groups in (live_rounds, live_evaluations, assignments)]
+        try:
+            loaded.append(_run(connection, row, *held))
+        except (
+            ValueError,
+            TypeError,
+            LookupError,
+        ) as error:  # whatever a damaged row or another version's holds
+            if set_aside is None:
+                raise
+            set_aside[row["run_id"]] = one_line(f"what is stored of it cannot be read here: {error!r}")
+    return loaded
 
 
 def not_ended(

@@ -16,9 +16,11 @@ from sqlalchemy import (
     RowMapping,
     ScalarSelect,
     Select,
+    and_,
     cast,
     func,
     literal,
+    or_,
     select,
 )
 
@@ -30,6 +32,7 @@ from coordinator.store.rows import (
     PeerRecord,
     PeerRow,
     RoundRow,
+    RoundTotals,
     RunRow,
     WarningRow,
 )
@@ -52,9 +55,18 @@ def _as(kind: Callable[..., Row], row: RowMapping, **more: object) -> Row:
         if name in row:
             values[name] = row[name]
         elif f"{name}_json" in row:
-            values[name] = json.loads(row[f"{name}_json"] or "{}")
+            values[name] = _json(row[f"{name}_json"], {})
     values.update(more)
     return kind(**values)
+
+
+def _json(text: str | None, empty: Any) -> Any:
+    """What cannot be read is shown as nothing, so that one damaged row costs no list."""
+    try:
+        found = json.loads(text or "null")
+    except ValueError:
+        return empty
+    return found if isinstance(found, type(empty)) else empty
 
 
 def _sum(column: ColumnElement[Any], *where: ColumnElement[bool]) -> ColumnElement[int]:
@@ -89,7 +101,7 @@ def _digest(run_id: ColumnElement[str], version: ColumnElement[int]) -> ColumnEl
 # -- runs ----------------------------------------------------------------------------------------------------
 
 
-def runs(connection: Connection, *where: ColumnElement[bool]) -> list[RunRow]:
+def runs(connection: Connection, *where: ColumnElement[bool], limit: int | None = None) -> list[RunRow]:
     """Newest first."""
     of_run = TRANSFERS.c.run_id == RUNS.c.run_id
     dense = _sum(ASSIGNMENTS.c.dense_bytes, ASSIGNMENTS.c.run_id == RUNS.c.run_id)
@@ -104,6 +116,7 @@ def runs(connection: Connection, *where: ColumnElement[bool]) -> list[RunRow]:
         )
         .where(*where)
         .order_by(RUNS.c.created_at.desc(), RUNS.c.run_id)
+        .limit(limit)
     )
     return [_as(RunRow, row) for row in found.mappings()]
 
@@ -117,10 +130,20 @@ def warnings(connection: Connection, run_id: str) -> list[WarningRow]:
     return [_as(WarningRow, row) for row in found.mappings()]
 
 
+def run_states(connection: Connection) -> list[str]:
+    return list(connection.execute(select(RUNS.c.state)).scalars())
+
+
+def behind_run(created_at: float, run_id: str) -> ColumnElement[bool]:
+    """In the order of `runs`."""
+    of_then = and_(RUNS.c.created_at == created_at, RUNS.c.run_id > run_id)
+    return or_(RUNS.c.created_at < created_at, of_then)
+
+
 # -- rounds and assignments ----------------------------------------------------------------------------------
 
 
-def rounds(connection: Connection, *where: ColumnElement[bool]) -> list[RoundRow]:
+def rounds(connection: Connection, *where: ColumnElement[bool], limit: int | None = None) -> list[RoundRow]:
     """Without their assignments, oldest first."""
     of_round = (TRANSFERS.c.run_id == ROUNDS.c.run_id, TRANSFERS.c.round == ROUNDS.c.number)
     found = connection.execute(
@@ -133,18 +156,37 @@ def rounds(connection: Connection, *where: ColumnElement[bool]) -> list[RoundRow
         )
         .where(*where)
         .order_by(ROUNDS.c.run_id, ROUNDS.c.number)
+        .limit(limit)
     )
     return [
-        _as(RoundRow, row, cohort=tuple(json.loads(row["cohort_json"])), assignments=())
+        _as(RoundRow, row, cohort=tuple(_json(row["cohort_json"], [])), assignments=())
         for row in found.mappings()
     ]
 
 
-def assignments(connection: Connection, *where: ColumnElement[bool]) -> list[AssignmentRow]:
+def assignments(
+    connection: Connection, *where: ColumnElement[bool], limit: int | None = None
+) -> list[AssignmentRow]:
     """By role, peer and attempt."""
     order = (ASSIGNMENTS.c.role.desc(), ASSIGNMENTS.c.peer_id, ASSIGNMENTS.c.attempt)
-    found = connection.execute(select(ASSIGNMENTS).where(*where).order_by(*order))
+    found = connection.execute(select(ASSIGNMENTS).where(*where).order_by(*order).limit(limit))
     return [_as(AssignmentRow, row) for row in found.mappings()]
+
+
+def behind_assignment(role: str, peer_id: str, attempt: int) -> ColumnElement[bool]:
+    """In the order of `assignments`."""
+    table = ASSIGNMENTS.c
+    of_peer = and_(table.peer_id == peer_id, table.attempt > attempt)
+    return or_(table.role < role, and_(table.role == role, or_(table.peer_id > peer_id, of_peer)))
+
+
+def round_totals(connection: Connection, run_id: str, number: int) -> RoundTotals:
+    of_round = (ASSIGNMENTS.c.run_id == run_id, ASSIGNMENTS.c.round == number)
+    trained = (*of_round, ASSIGNMENTS.c.role == "train", ASSIGNMENTS.c.state == "DELIVERED")
+    dense = _sum(ASSIGNMENTS.c.dense_bytes, *of_round).label("bytes_up_dense")
+    count = select(func.count()).select_from(ASSIGNMENTS).where(*trained).scalar_subquery()
+    (row,) = connection.execute(select(dense, count.label("delivered"))).mappings().all()
+    return _as(RoundTotals, row)
 
 
 def round_(connection: Connection, run_id: str, number: int) -> RoundRow | None:
@@ -164,7 +206,11 @@ def peer_records(connection: Connection) -> list[PeerRecord]:
     return [_as(PeerRecord, row) for row in found.mappings()]
 
 
-def peers(connection: Connection, *where: ColumnElement[bool]) -> list[PeerRow]:
+def peer_states(connection: Connection) -> list[str]:
+    return list(connection.execute(select(PEERS.c.state)).scalars())
+
+
+def peers(connection: Connection, *where: ColumnElement[bool], limit: int | None = None) -> list[PeerRow]:
     def updates(state: str) -> ColumnElement[int]:
         return (
             select(func.count())
@@ -188,6 +234,7 @@ def peers(connection: Connection, *where: ColumnElement[bool]) -> list[PeerRow]:
         )
         .where(*where)
         .order_by(PEERS.c.peer_id)
+        .limit(limit)
     )
     return [_as(PeerRow, row) for row in found.mappings()]
 
@@ -195,14 +242,19 @@ def peers(connection: Connection, *where: ColumnElement[bool]) -> list[PeerRow]:
 # -- models --------------------------------------------------------------------------------------------------
 
 
-def models(connection: Connection, *where: ColumnElement[bool], newest: int | None = None) -> list[ModelRow]:
-    """Oldest first; with `newest`, only so many of the last ones, newest first."""
+def models(
+    connection: Connection,
+    *where: ColumnElement[bool],
+    newest: int | None = None,
+    limit: int | None = None,
+) -> list[ModelRow]:
+    """Oldest first, with `limit` only so many; with `newest`, only so many of the last ones, newest first."""
     statement: Select[Any] = select(
         MODELS,
         _metrics(EVALUATIONS.c.run_id == MODELS.c.run_id, EVALUATIONS.c.version == MODELS.c.version),
     ).where(*where)
     if newest is None:
-        statement = statement.order_by(MODELS.c.run_id, MODELS.c.version)
+        statement = statement.order_by(MODELS.c.run_id, MODELS.c.version).limit(limit)
     else:
         statement = statement.order_by(MODELS.c.version.desc()).limit(newest)
     return [_as(ModelRow, row) for row in connection.execute(statement).mappings()]
@@ -252,7 +304,7 @@ def events(
     """In order. At most `limit`, counted from the first, or with `newest` from the last."""
     order = EVENTS.c.sequence.desc() if newest else EVENTS.c.sequence
     found = connection.execute(select(EVENTS).where(*where).order_by(order).limit(literal(limit)))
-    rows = [_as(EventRow, row, data=json.loads(row["data_json"])) for row in found.mappings()]
+    rows = [_as(EventRow, row, data=_json(row["data_json"], {})) for row in found.mappings()]
     return rows[::-1] if newest else rows
 
 

@@ -138,6 +138,14 @@ class RoundRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RoundTotals:
+    """Of a round's assignments."""
+
+    bytes_up_dense: int
+    delivered: int  # updates
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelRow:
     run_id: str
     version: int

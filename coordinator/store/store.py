@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self, TypeVar
@@ -13,6 +14,7 @@ from sqlalchemy import URL, Connection
 
 from coordinator.engine.state import RunState, Transition
 from coordinator.store import blobs, load, migrate, queries, removal, tables
+from coordinator.store.aside import end_run
 from coordinator.store.database import Database, make_migrating_engine, parse_url, sqlite_path, write
 from coordinator.store.faults import told
 from coordinator.store.lock import take_folder
@@ -23,6 +25,7 @@ from coordinator.store.rows import (
     PeerRecord,
     PeerRow,
     RoundRow,
+    RoundTotals,
     RunRow,
     Transfer,
     WarningRow,
@@ -135,6 +138,10 @@ class Store:
         self._news.set()
         self._news = asyncio.Event()
 
+    async def end_unread(self, run_id: str, reason: str, at: float) -> None:
+        """Cancels a run whose rows cannot be read, by its id alone, and ends what is under way in it."""
+        self._tell(await self._database.write(lambda connection: end_run(connection, run_id, reason, at)))
+
     async def forget_blobs(self, digests: Iterable[str]) -> None:
         """Records that these blobs are given up, so that neither `live_blobs` nor `unneeded_blobs` tells them
         again. Call it before the files are removed: what a kill leaves of them is then swept at the next
@@ -190,9 +197,10 @@ class Store:
 
     # -- taking up where things stand ------------------------------------------------------------------------
 
-    async def load_runs(self) -> list[RunState]:
-        """Runs that have not ended, oldest first, exactly as the last commit left them."""
-        return await self._database.read(load.load_runs)
+    async def load_runs(self, set_aside: dict[str, str] | None = None) -> list[RunState]:
+        """Runs that have not ended, oldest first, exactly as the last commit left them. `set_aside` takes those
+        whose rows cannot be read, with the reason; without it, one of them raises."""
+        return await self._database.read(lambda connection: load.load_runs(connection, set_aside))
 
     async def load_peers(self) -> list[PeerRecord]:
         return await self._database.read(queries.peer_records)
@@ -219,9 +227,16 @@ class Store:
 
     # -- questions -------------------------------------------------------------------------------------------
 
-    async def runs(self) -> list[RunRow]:
-        """Newest first."""
-        return await self._database.read(queries.runs)
+    async def runs(self, *, after: tuple[float, str] | None = None, limit: int | None = None) -> list[RunRow]:
+        """Newest first; those behind the run that was made at `after[0]` and has the id `after[1]`."""
+        where = () if after is None else (queries.behind_run(*after),)
+        return await self._database.read(lambda c: queries.runs(c, *where, limit=limit))
+
+    async def counts(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """How many peers and how many runs there are in each state."""
+        return await self._database.read(
+            lambda c: (Counter(queries.peer_states(c)), Counter(queries.run_states(c)))
+        )
 
     async def run(self, run_id: str) -> RunRow | None:
         return _first(await self._database.read(lambda c: queries.runs(c, tables.RUNS.c.run_id == run_id)))
@@ -236,9 +251,31 @@ class Store:
         """Newest last."""
         return await self._database.read(lambda c: queries.warnings(c, run_id))
 
-    async def rounds(self, run_id: str) -> list[RoundRow]:
-        """In order, without their assignments."""
-        return await self._database.read(lambda c: queries.rounds(c, tables.ROUNDS.c.run_id == run_id))
+    async def rounds(self, run_id: str, *, after: int = 0, limit: int | None = None) -> list[RoundRow]:
+        """In order, without their assignments; those behind the number `after`."""
+        where = (tables.ROUNDS.c.run_id == run_id, tables.ROUNDS.c.number > after)
+        return await self._database.read(lambda c: queries.rounds(c, *where, limit=limit))
+
+    async def bare_round(self, run_id: str, number: int) -> tuple[RoundRow, RoundTotals] | None:
+        """Without its assignments, but with their totals."""
+        where = (tables.ROUNDS.c.run_id == run_id, tables.ROUNDS.c.number == number)
+
+        def work(connection: Connection) -> tuple[RoundRow, RoundTotals] | None:
+            found = _first(queries.rounds(connection, *where))
+            if found is None:
+                return None
+            return found, queries.round_totals(connection, run_id, number)
+
+        return await self._database.read(work)
+
+    async def assignments(
+        self, run_id: str, number: int, *, after: tuple[str, str, int] | None = None, limit: int | None = None
+    ) -> list[AssignmentRow]:
+        """Of a round, by role, peer and attempt; those behind the one of `after`."""
+        where = [tables.ASSIGNMENTS.c.run_id == run_id, tables.ASSIGNMENTS.c.round == number]
+        if after is not None:
+            where.append(queries.behind_assignment(*after))
+        return await self._database.read(lambda c: queries.assignments(c, *where, limit=limit))
 
     async def round(self, run_id: str, number: int) -> RoundRow | None:
         """With its assignments, those of its model's evaluation after those that trained."""
@@ -248,17 +285,20 @@ class Store:
         where = tables.ASSIGNMENTS.c.assignment_id == assignment_id
         return _first(await self._database.read(lambda c: queries.assignments(c, where)))
 
-    async def peers(self) -> list[PeerRow]:
-        return await self._database.read(queries.peers)
+    async def peers(self, *, after: str = "", limit: int | None = None) -> list[PeerRow]:
+        """By id; those behind `after`."""
+        where = tables.PEERS.c.peer_id > after
+        return await self._database.read(lambda c: queries.peers(c, where, limit=limit))
 
     async def peer(self, peer_id: str) -> PeerRow | None:
         return _first(
             await self._database.read(lambda c: queries.peers(c, tables.PEERS.c.peer_id == peer_id))
         )
 
-    async def models(self, run_id: str) -> list[ModelRow]:
-        """Every version, in order."""
-        return await self._database.read(lambda c: queries.models(c, tables.MODELS.c.run_id == run_id))
+    async def models(self, run_id: str, *, after: int = -1, limit: int | None = None) -> list[ModelRow]:
+        """Every version, in order; those behind the version `after`."""
+        where = (tables.MODELS.c.run_id == run_id, tables.MODELS.c.version > after)
+        return await self._database.read(lambda c: queries.models(c, *where, limit=limit))
 
     async def model(
         self, run_id: str, *, version: int | None = None, round: int | None = None

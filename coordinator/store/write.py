@@ -20,6 +20,7 @@ from coordinator.engine.state import Transition
 from coordinator.store import tables
 from coordinator.store.faults import conflict
 from coordinator.store.rows import Transfer
+from muster.texts import storable
 
 ENTITIES: Mapping[str, Table] = {
     "run": tables.RUNS,
@@ -146,12 +147,9 @@ def _event_row(transition: Transition, sequence: int) -> Row:
 
 
 def _clean(row: Row) -> Row:
-    """Text as both databases take it: enumerations as their plain values, and no NUL (a traceback may hold
-    one)."""
-    return {
-        name: str(value).replace("\0", "\ufffd") if isinstance(value, str) else value
-        for name, value in row.items()
-    }
+    """Text as both databases take it, enumerations as their plain values. Texts are cleaned where they enter; here
+    stands the last guard, so that no text at all can cost a transaction."""
+    return {name: storable(str(value)) if isinstance(value, str) else value for name, value in row.items()}
 
 
 # -- transfers -----------------------------------------------------------------------------------------------

@@ -26,7 +26,9 @@ if _version_not_supported:
 
 
 class AdminServiceStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """Lists are paged: `page_size` items at most (0: as many as go into a message), and never more bytes than a message may
+    have. `next_page_token` is the `page_token` of the next page; on the last page it is empty.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -142,7 +144,9 @@ class AdminServiceStub(object):
 
 
 class AdminServiceServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """Lists are paged: `page_size` items at most (0: as many as go into a message), and never more bytes than a message may
+    have. `next_page_token` is the `page_token` of the next page; on the last page it is empty.
+    """
 
     def GetStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
@@ -390,7 +394,9 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService(object):
-    """Missing associated documentation comment in .proto file."""
+    """Lists are paged: `page_size` items at most (0: as many as go into a message), and never more bytes than a message may
+    have. `next_page_token` is the `page_token` of the next page; on the last page it is empty.
+    """
 
     @staticmethod
     def GetStatus(request,

@@ -27,6 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AdminServiceStub:
+    """Lists are paged: `page_size` items at most (0: as many as go into a message), and never more bytes than a message may
+    have. `next_page_token` is the `page_token` of the next page; on the last page it is empty.
+    """
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -58,6 +62,10 @@ class AdminServiceStub:
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
+    """Lists are paged: `page_size` items at most (0: as many as go into a message), and never more bytes than a message may
+    have. `next_page_token` is the `page_token` of the next page; on the last page it is empty.
+    """
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetStatusRequest, _admin_pb2.GetStatusResponse]  # type: ignore[assignment]
     SubmitRun: _aio.UnaryUnaryMultiCallable[_admin_pb2.SubmitRunRequest, _admin_pb2.SubmitRunResponse]  # type: ignore[assignment]
@@ -85,6 +93,10 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Events after `after_sequence`; with `follow`, goes on until the caller leaves or the run has ended."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Lists are paged: `page_size` items at most (0: as many as go into a message), and never more bytes than a message may
+    have. `next_page_token` is the `page_token` of the next page; on the last page it is empty.
+    """
+
     @_abc_1.abstractmethod
     def GetStatus(
         self,

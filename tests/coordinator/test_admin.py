@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from coordinator.engine.schedule import build
 from muster.errors import (
     ConfigError,
     MusterError,
@@ -234,21 +235,52 @@ async def test_while_the_store_refuses_nothing_is_lost(stage: Any, monkeypatch: 
     assert (await stage.ended(run_id)).state == "FINISHED"
 
 
-async def test_a_run_that_this_installation_would_refuse_is_named_at_the_start(
+async def test_a_run_that_this_installation_would_refuse_is_set_aside_and_the_others_go_on(
     stage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run_id, *_ = await cast(stage)
+    other = await stage.submit(round=ALL, aggregation={"rule": "median"})
+    await stage.stop()
+
+    def refuse(spec: Any) -> Any:
+        if spec.aggregation.rule == "caf":
+            raise ConfigError("spec.invalid", "there is no rule 'caf'")
+        return build(spec)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("coordinator.service.check_spec", refuse)
+        await stage.start()
+        answer = await stage.call("ListRuns", pb.ListRunsRequest())
+        runs = {run.run_id: run for run in answer.runs}
+        assert runs[run_id].state == "SET_ASIDE"
+        assert "there is no rule 'caf'" in runs[run_id].reason
+        assert runs[other].state in ("QUEUED", "RUNNING")
+        assert "SET_ASIDE" in (await why(stage, run_id)).sentence
+        with pytest.raises(StateError) as caught:
+            await stage.call("PauseRun", pb.PauseRunRequest(run_id=run_id))
+        assert "there is no rule 'caf'" in caught.value.cause
+        await stage.stop()
+    await stage.start()  # nothing is lost
+    run = (await stage.call("GetRun", pb.GetRunRequest(run_id=run_id))).run
+    assert run.state == "RUNNING"
+
+
+async def test_a_run_that_was_set_aside_can_be_ended(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run_id, *_ = await cast(stage)
     await stage.stop()
 
     def refuse(spec: Any) -> Any:
-        raise ConfigError("spec.invalid", f"there is no rule {spec.aggregation.rule!r}")
+        raise ConfigError("spec.invalid", "there is no such rule")
 
-    with monkeypatch.context() as patch:
-        patch.setattr("coordinator.service.check_spec", refuse)
-        with pytest.raises(ConfigError, match="there is no rule 'caf'") as caught:
-            await stage.start()
-    assert run_id in caught.value.message
-    assert run_id in caught.value.fix
-    await stage.start()  # nothing is lost
-    run = (await stage.call("GetRun", pb.GetRunRequest(run_id=run_id))).run
-    assert run.state == "RUNNING"
+    monkeypatch.setattr("coordinator.service.check_spec", refuse)
+    await stage.start()
+    stopped = (await stage.call("StopRun", pb.StopRunRequest(run_id=run_id, reason="enough"))).run
+    assert (stopped.state, stopped.reason) == ("CANCELLED", "cancelled: enough")
+    assert stopped.ended_at > 0
+    round_ = (await stage.call("GetRound", pb.GetRoundRequest(run_id=run_id, number=1))).round
+    assert round_.state == "FAILED"
+    assert {each.state for each in round_.assignments} == {"EXPIRED"}
+    assert (await stage.until(run_id, "run.cancelled")).reason == "cancelled: enough"
+    await stage.stop()
+    await stage.start()
+    assert not stage.running.coordinator.set_aside

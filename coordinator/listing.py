@@ -1,0 +1,201 @@
+"""What an admin looks at: lists in pages, one round, one peer, events. Nothing here changes anything.
+
+Rows may be of another version or damaged: what cannot be read of one is left out of its message, and no list fails
+because of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from coordinator import convert
+from coordinator.explain import explain
+from coordinator.pages import batches, key_of, newest, page, rows_asked, token_of
+from coordinator.store import rows
+from muster.errors import NotFoundError
+from muster.transport.base import CallContext
+from protos.v1 import admin_pb2 as pb
+
+if TYPE_CHECKING:
+    from coordinator.service import Coordinator
+
+EVENTS_PER_LOOK = 200
+RECENT_EVENTS = 10
+SEQUENCE_MAX = 2**63 - 1  # what the databases can compare with
+
+
+class Listing:
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+        self._store = coordinator.store
+
+    # -- runs ---------------------------------------------------------------------------------------------------------
+
+    async def list_runs(self, request: pb.ListRunsRequest, context: CallContext) -> pb.ListRunsResponse:
+        after = key_of(request.page_token, float, str)
+        key = None if after is None else (float(after[0]), str(after[1]))
+        found = await self._store.runs(after=key, limit=rows_asked(request.page_size))
+        got = page(
+            map(self.run_message, found),
+            request.page_size,
+            lambda n: token_of(float(found[n - 1].created_at), found[n - 1].run_id),
+        )
+        return pb.ListRunsResponse(runs=got.items, next_page_token=got.next_token)
+
+    async def run(self, run_id: str) -> rows.RunRow:
+        row = await self._store.run(run_id)
+        if row is None:
+            raise NotFoundError("run.not_found", f"no run {run_id!r}", fix="muster run list")
+        return row
+
+    def run_message(self, row: rows.RunRow) -> pb.Run:
+        message = convert.run(row)
+        reason = self._coordinator.set_aside.get(row.run_id)
+        if reason is not None:
+            message.state, message.reason = convert.SET_ASIDE, reason
+        return message
+
+    async def whole_run(self, row: rows.RunRow) -> pb.Run:
+        """With its warnings, the newest last."""
+        message = self.run_message(row)
+        message.warnings.extend(map(convert.warning, await self._store.warnings(row.run_id)))
+        return message
+
+    async def explain_run(self, request: pb.ExplainRunRequest, context: CallContext) -> pb.ExplainRunResponse:
+        row = await self.run(request.run_id)
+        coordinator = self._coordinator
+        (start,) = key_of(request.page_token, int) or (0,)
+        response = pb.ExplainRunResponse()
+        if start == 0:
+            recent = await self._store.recent_events(run_id=row.run_id, limit=RECENT_EVENTS)
+            response.recent.extend(newest([convert.event(each) for each in recent]))
+        live = coordinator.runs.get(row.run_id)
+        if live is None:
+            message = self.run_message(row)
+            response.sentence = f"the run is {message.state}: {message.reason}"
+            return response
+        found = explain(live, coordinator.peer_views(), coordinator.clock.now(), coordinator.bytes_held)
+        obstacle = coordinator.effects.obstacle(row.run_id)
+        response.sentence = convert.text(f"the run is {row.state}: {obstacle or found.sentence}")
+        details = [convert.text(detail) for detail in found.details[start:]]
+        got = page(details, request.page_size, lambda n: token_of(start + n))
+        response.details.extend(got.items)
+        response.next_page_token = got.next_token
+        return response
+
+    # -- rounds and models --------------------------------------------------------------------------------------------
+
+    async def list_rounds(self, request: pb.ListRoundsRequest, context: CallContext) -> pb.ListRoundsResponse:
+        recipe = convert.recipe(await self.run(request.run_id))
+        (after,) = key_of(request.page_token, int) or (0,)
+        found = await self._store.rounds(request.run_id, after=after, limit=rows_asked(request.page_size))
+        got = page(
+            (convert.round(row, recipe) for row in found),
+            request.page_size,
+            lambda n: token_of(found[n - 1].number),
+        )
+        return pb.ListRoundsResponse(rounds=got.items, next_page_token=got.next_token)
+
+    async def get_round(self, request: pb.GetRoundRequest, context: CallContext) -> pb.GetRoundResponse:
+        recipe = convert.recipe(await self.run(request.run_id))
+        found = await self._store.bare_round(request.run_id, request.number)
+        if found is None:
+            raise NotFoundError(
+                "round.not_found",
+                f"run {request.run_id!r} has no round {request.number}",
+                fix=f"muster round list {request.run_id}",
+            )
+        row, totals = found
+        message = convert.round(row, recipe, totals)
+        message.score_meaning = await asyncio.to_thread(_score_meaning, recipe.own_rule)
+        base = await self._store.model(request.run_id, version=row.base_version)
+        if base is not None:
+            # Who delivered held the base; whether the others had come so far is not known.
+            message.bytes_down_dense = convert.whole(base.size_bytes * totals.delivered)
+        after = key_of(request.page_token, str, str, int)
+        key = None if after is None else (str(after[0]), str(after[1]), int(after[2]))
+        assignments = await self._store.assignments(
+            request.run_id, request.number, after=key, limit=rows_asked(request.page_size)
+        )
+
+        def token(count: int) -> str:
+            last = assignments[count - 1]
+            return token_of(last.role, last.peer_id, last.attempt)
+
+        got = page(map(self._assignment, assignments), request.page_size, token)
+        message.assignments.extend(got.items)
+        return pb.GetRoundResponse(round=message, next_page_token=got.next_token)
+
+    def _assignment(self, row: rows.AssignmentRow) -> pb.RoundAssignment:
+        held = self._coordinator.bytes_held(row.assignment_id) if row.state == "UPLOADING" else 0
+        return convert.assignment(row, held)
+
+    async def list_models(self, request: pb.ListModelsRequest, context: CallContext) -> pb.ListModelsResponse:
+        await self.run(request.run_id)
+        (after,) = key_of(request.page_token, int) or (-1,)
+        found = await self._store.models(request.run_id, after=after, limit=rows_asked(request.page_size))
+        got = page(map(convert.model, found), request.page_size, lambda n: token_of(found[n - 1].version))
+        return pb.ListModelsResponse(models=got.items, next_page_token=got.next_token)
+
+    # -- peers --------------------------------------------------------------------------------------------------------
+
+    async def list_peers(self, request: pb.ListPeersRequest, context: CallContext) -> pb.ListPeersResponse:
+        (after,) = key_of(request.page_token, str) or ("",)
+        found = await self._store.peers(after=after, limit=rows_asked(request.page_size))
+        got = page(map(self.peer_message, found), request.page_size, lambda n: token_of(found[n - 1].peer_id))
+        return pb.ListPeersResponse(peers=got.items, next_page_token=got.next_token)
+
+    async def get_peer(self, request: pb.GetPeerRequest, context: CallContext) -> pb.GetPeerResponse:
+        recent = await self._store.recent_events(peer_id=request.peer_id, limit=RECENT_EVENTS)
+        return pb.GetPeerResponse(
+            peer=await self.peer(request.peer_id),
+            recent=newest([convert.event(row) for row in recent]),
+        )
+
+    async def peer(self, peer_id: str) -> pb.Peer:
+        row = await self._store.peer(peer_id)
+        if row is None:
+            raise NotFoundError("peer.not_found", f"no peer {peer_id!r}", fix="muster peer list")
+        return self.peer_message(row)
+
+    def peer_message(self, row: rows.PeerRow) -> pb.Peer:
+        """Heartbeats write no row: when a live peer was last heard is known in memory only."""
+        message = convert.peer(row)
+        member = self._coordinator.members.get(row.peer_id)
+        if member is not None and member.connected:
+            message.seen_at = member.seen_at
+        return message
+
+    # -- events -------------------------------------------------------------------------------------------------------
+
+    async def watch_events(
+        self, requests: AsyncIterator[pb.WatchEventsRequest], context: CallContext
+    ) -> AsyncIterator[pb.WatchEventsResponse]:
+        request = await anext(requests)
+        after = min(request.after_sequence, SEQUENCE_MAX)
+        while True:
+            # The order matters: an event committed after the look is seen by the wait, so none is missed.
+            ended = request.run_id != "" and request.run_id not in self._coordinator.runs
+            found = await self._store.events(
+                after=after, run_id=request.run_id or None, limit=EVENTS_PER_LOOK
+            )
+            if found:
+                after = found[-1].sequence
+                for batch in batches(map(convert.event, found)):
+                    yield pb.WatchEventsResponse(events=batch)
+            elif not request.follow or ended:
+                return
+            else:
+                await self._store.wait_for_events(after)
+
+
+def _score_meaning(rule: str) -> str:
+    """In a thread: plug-ins import torch."""
+    import aggregators
+
+    try:
+        return convert.text(aggregators.describe(rule).score)
+    except aggregators.RuleError:  # its package is not installed any more
+        return ""
