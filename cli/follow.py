@@ -1,14 +1,16 @@
-"""Following a run to its end: a live screen on a terminal, one line an event elsewhere."""
+"""Following a run to its end: a live screen on a terminal, one line a round elsewhere."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cli.client import Client
-from cli.output import WARNED, console, emit_json, warn
+from cli.lines import Lines, why
+from cli.output import WARNED, console, emit_json, note, warn
 from cli.settings import Settings
 from muster.errors import DeadlineError, RunUnsuccessful, UnreachableError
 from protos.v1 import admin_pb2 as pb
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 ROUNDS_SHOWN = 8
 REFRESH_SECONDS = 0.25  # a tiny model makes ten rounds a second; nobody reads faster than this
+STILL_SECONDS = 3.0  # without news for so long, the screen says what the run waits for
 IDLE_SECONDS = 1.0  # without news the clock on the screen still goes on
 
 
@@ -50,6 +53,26 @@ async def follow(
     `beside`: what is shown goes to standard error, since the caller's data are something else. `told`: warnings
     that the caller has told already.
     """
+    try:
+        await _follow(client, settings, run, beside=beside, told=told)
+    except asyncio.CancelledError:  # Ctrl-C
+        note(settings, f"the run goes on at the coordinator; to see it again: muster run watch {run.run_id}")
+        raise
+    ended = await client.run(run.run_id)
+    if ended.state != "FINISHED":
+        raise RunUnsuccessful(
+            f"run.{ended.state.lower()}",
+            f"run {ended.run_id} ended {ended.state}: {ended.reason}",
+            fix=f"muster run logs {ended.run_id}",
+            run_id=ended.run_id,
+            state=ended.state,
+        )
+    return ended
+
+
+async def _follow(
+    client: Client, settings: Settings, run: pb.Run, *, beside: bool, told: Iterable[str]
+) -> None:
     screen = console(settings, stderr=beside)
     warned = Warned(settings, told)
     if settings.json and not beside:
@@ -61,23 +84,7 @@ async def follow(
     elif screen.is_terminal:
         await _live(client, run, screen, warned)
     else:
-        from cli.render import event_line
-
-        def show(event: pb.Event) -> None:
-            if not warned.take(event):
-                screen.print(event_line(event), soft_wrap=True)
-
-        await _each_event(client, run.run_id, show)
-    ended = await client.run(run.run_id)
-    if ended.state != "FINISHED":
-        raise RunUnsuccessful(
-            f"run.{ended.state.lower()}",
-            f"run {ended.run_id} ended {ended.state}: {ended.reason}",
-            fix=f"muster run logs {ended.run_id}",
-            run_id=ended.run_id,
-            state=ended.state,
-        )
-    return ended
+        await Lines(client, run, lambda line: screen.print(line, soft_wrap=True)).follow(warned.take)
 
 
 async def _each_event(client: Client, run_id: str, show: Callable[[pb.Event], object]) -> None:
@@ -96,15 +103,24 @@ class Screen:
         self.peers: Sequence[pb.Peer] = ()
         self.changed: set[int] = set()  # rounds that events have told of since the last refresh
         self.trouble = ""
+        self.waits_for = ""  # while nothing happens: in one sentence
+        self._news_at = time.monotonic()
 
     async def refresh(self) -> None:
-        """Asks for what has changed. A coordinator that is away leaves the screen as it is, with a word about it."""
+        """Asks for what has changed, and what is waited for if nothing has for a while.
+
+        A coordinator that is away leaves the screen as it is, with a word about it.
+        """
+        if self.changed:
+            self._news_at, self.waits_for = time.monotonic(), ""
         try:
             for number in sorted(self.changed)[-ROUNDS_SHOWN:]:
                 self.rounds[number] = await self._client.round(self.run.run_id, number)
             self.changed.clear()
             self.peers = await self._client.peers()
             self.run = await self._client.run(self.run.run_id)
+            if time.monotonic() - self._news_at > STILL_SECONDS:
+                self.waits_for = await why(self._client, self.run.run_id)
             self.trouble = ""
         except (UnreachableError, DeadlineError) as error:
             self.trouble = f"{error.message}; trying again"
@@ -121,6 +137,8 @@ class Screen:
         shown = [self.rounds[number] for number in sorted(self.rounds)]
         parts: list[RenderableType] = [run_line(self.run), "", rounds_table(shown)]
         parts += ["", followed_peers_table(self.peers, shown[-1] if shown else None)]
+        if self.waits_for:
+            parts += ["", Text(self.waits_for)]
         if self.trouble:
             parts += ["", Text(self.trouble, style="yellow")]
         return Group(*parts)

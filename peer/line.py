@@ -13,6 +13,7 @@ from muster.clock import Clock
 from muster.errors import (
     DeadlineError,
     InternalError,
+    MusterError,
     NotAllowedError,
     StorageError,
     TransferError,
@@ -54,6 +55,7 @@ class Line:
         self._session: Session | None = None
         self._leaving = False
         self._backoff = Backoff(random)
+        self._trouble = ""  # what keeps a session from coming about, as told last
 
     def tell(self, report: pb.AssignmentReport, settled: Settled | None = None) -> None:
         """Sends a report if there is a session; without one it is not kept."""
@@ -71,9 +73,19 @@ class Line:
                 await self._enrol()
                 await self._one_session(caller)
             except PASSING as error:
-                log.warning("session.broken", error_id=error.id, error=error.message)
+                self._tell_trouble(error)
             if not self._leaving:
                 await self.clock.sleep(self._backoff.next_delay())
+
+    def _tell_trouble(self, error: MusterError) -> None:
+        """Once, until it is another or there was a session: attempts go on for as long as it takes."""
+        tell = log.debug if error.id == self._trouble else log.warning
+        self._trouble = error.id
+        if isinstance(error, UnreachableError):
+            reason = f"{error.message}; waiting for a coordinator there, and going on by itself when it comes"
+            tell("session.awaited", reason=reason, cause=error.cause)
+        else:
+            tell("session.broken", error_id=error.id, error=error.message)
 
     async def _enrol(self) -> None:
         """Before each session, since a coordinator with a new database knows nobody."""
@@ -106,6 +118,7 @@ class Line:
     def _welcomed(self, caller: Caller) -> None:
         log.info("session.opened", peer_id=self.credentials.peer_id)
         self._backoff.reset()
+        self._trouble = ""
         self.online.set()
         caller.welcomed()
 

@@ -156,7 +156,9 @@ class GrpcChannel:
             return UnreachableError(
                 "transport.unreachable",
                 f"{self._address} does not answer",
-                cause=details,
+                cause="nothing listens there: connection refused"
+                if "Connection refused" in details
+                else details,
                 fix="check that it runs, and that the address is right",
             )
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
