@@ -167,6 +167,12 @@ class PeerConfig(Table):
         default_factory=lambda data: platformdirs.user_data_path("muster") / "peers" / data["name"],
         description="folder of what outlives a round: identity, held assignments, residuals. One per peer",
     )
+    disk_reserve_bytes: int = Field(
+        default=256 << 20,
+        ge=0,
+        description="bytes of the disk left free: work that would need them is refused. Lower: a full disk may stop "
+        "the peer itself and others on this machine",
+    )
     device: str = Field(
         default="auto",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",

@@ -79,6 +79,7 @@ async def fetch(
     *,
     timeout_seconds: float,
     digest: str | None = None,
+    size: range | None = None,
     durable: bool = True,
     backoff: Backoff | None = None,
     on_progress: OnProgress | None = None,
@@ -90,7 +91,8 @@ async def fetch(
 
     `method` streams messages with a `header`, then `chunk`s; `request_at` asks for them from an offset. What
     has come lies in `target.partial` meanwhile, and a later call goes on from there. `digest` is the body
-    that is wanted, where the caller knows it: another one is refused ("transfer.unexpected_body").
+    that is wanted and `size` has the bytes that it may have, where the caller knows them: another one is refused
+    ("transfer.unexpected_body"). No more than the header announces is ever written.
 
     Raises `DeadlineError` "transfer.deadline" (its cause is the last attempt's error), `StorageError`, and
     whatever the other side refuses with.
@@ -104,7 +106,7 @@ async def fetch(
         stride.ask(request)
         async with aclosing(channel.stream(method, _only(request), timeout_seconds=seconds_left)) as stream:
             header: BlobHeader = (await _next_within(stream, CALL_SECONDS_MAX, waits=True)).header
-            _check_wanted(header, digest)
+            _check_wanted(header, digest, size)
             body = await _on_disk(lambda: PartialBody.open(partial, header, durable=durable))
             try:
                 if header.offset != body.offset:
@@ -278,13 +280,19 @@ def _held(partial: Path) -> int:
     return body.offset
 
 
-def _check_wanted(header: BlobHeader, digest: str | None) -> None:
+def _check_wanted(header: BlobHeader, digest: str | None, size: range | None) -> None:
     if digest is not None and header.digest != digest:
-        raise TransferError(
-            "transfer.unexpected_body",
-            f"asked for the body {digest[:16]}…, was offered {header.digest[:16]}…",
-            cause="the other side does not keep what it announced",
-        )
+        asked, offered = f"the body {digest[:16]}…", f"{header.digest[:16]}…"
+    elif size is not None and header.size_bytes not in size:
+        asked = f"{size[0]} to {size[-1]} bytes" if len(size) > 1 else f"{size[0]} bytes"
+        offered = f"{header.size_bytes}"
+    else:
+        return
+    raise TransferError(
+        "transfer.unexpected_body",
+        f"asked for {asked}, was offered {offered}",
+        cause="the other side does not keep what it announced",
+    )
 
 
 def _take_over(body: PartialBody, target: Path, durable: bool) -> None:

@@ -22,8 +22,10 @@ from muster.errors import MusterError, NotAllowedError, StorageError
 from muster.failpoints import failpoint
 from peer import reports
 from peer.courier import Courier
+from peer.room import Room
 from peer.store import Held
 from peer.storethread import StoreThread
+from peer.told import named, offer_refusal
 from peer.workbench import Workbench
 from protos.v1 import membership_pb2 as pb
 
@@ -62,10 +64,12 @@ class Assignments:
         bench: Workbench,
         store: StoreThread,
         courier: Courier,
+        room: Room,
         clock: Clock,
         tell: Tell,
     ) -> None:
         self._bench = bench
+        self._room = room
         self._store = store
         self._courier = courier
         self._clock = clock
@@ -80,6 +84,8 @@ class Assignments:
         """Takes up what the store holds from before."""
         for held in all_held:
             work = Work(held=held, offer=pb.Assignment.FromString(held.offer))
+            if offer_refusal(work.offer, self._bench.site.name):
+                continue  # of a time before offers were checked: the coordinator hears that it is not held
             self._works[held.assignment_id] = work
             self._start(work)
             log.info("assignment.resumed", assignment_id=held.assignment_id, trained=held.update is not None)
@@ -98,7 +104,18 @@ class Assignments:
             self._tell_phase(work)
 
     async def offer(self, offer: pb.Assignment) -> None:
-        """Takes an offer, or refuses it with a report. One that is held goes on, with its new deadline."""
+        """Takes an offer, or refuses it with a report. One that is held goes on, with its new deadline.
+
+        One that makes no sense, or one too many, is refused and not kept: it would only be made again.
+        """
+        refusal = offer_refusal(offer, self._bench.site.name)
+        if refusal is None and offer.assignment_id not in self._works and len(self._works) >= HELD_MAX:
+            refusal = NotAllowedError("peer.too_busy", f"this peer holds {HELD_MAX} assignments already")
+        if refusal is not None:
+            log.warning("offer.refused", assignment_id=offer.assignment_id[:100], error=str(refusal))
+            if named(offer):
+                self._tell(reports.failed(offer.assignment_id, refusal, retry=False), None)
+            return
         deadline_at = self._clock.now() + offer.deadline_seconds
         known = self._works.get(offer.assignment_id)
         if known is not None:
@@ -114,8 +131,6 @@ class Assignments:
         )
         work = Work(held=held, offer=offer)
         refusal = self._bench.refusal(offer)
-        if len(self._works) >= HELD_MAX:
-            refusal = NotAllowedError("peer.too_busy", f"this peer holds {HELD_MAX} assignments already")
         if refusal is not None:
             log.warning("assignment.refused", assignment_id=offer.assignment_id, error=str(refusal))
             report = reports.failed(offer.assignment_id, refusal, retry=False)
@@ -211,6 +226,8 @@ class Assignments:
 
     async def _make_update(self, work: Work) -> Path:
         store = self._store.store
+        # The update, and the state that a feedback may keep beside it: each as large as the model at the most.
+        self._room.check(2 * work.offer.base_size_bytes, f"the update of {work.assignment_id}")
         stem = store.new_stem()
         try:
             update, trained = await self._bench.train(

@@ -28,6 +28,8 @@ from muster.wire import FETCH_MODEL, GET_UPDATE_STATUS, PLAN_MODEL, RESTORE_MODE
 from peer.line import Line
 from peer.models import DeadlineAt, ModelCache
 from peer.reports import worth_retrying
+from peer.room import Room
+from peer.told import beside_bytes_max, plan_mistake
 from protos.v1.membership_pb2 import Assignment, Restore
 from protos.v1.models_pb2 import (
     FetchModelRequest,
@@ -63,13 +65,14 @@ class Courier:
     for.
     """
 
-    def __init__(self, folder: Path, line: Line, rebuild: Rebuild, draw: Draw) -> None:
+    def __init__(self, room: Room, line: Line, rebuild: Rebuild, draw: Draw) -> None:
+        self._room = room
         self._line = line
         self._rebuild = rebuild
         self._draw = draw
         # Runs whose version 0 does not come out here as it is, the newest last.
         self._undrawn: OrderedDict[str, None] = OrderedDict()
-        self._models = ModelCache(folder, self._fetch)
+        self._models = ModelCache(room.folder, self._fetch)
 
     async def open(self, wanted: Iterable[str]) -> None:
         """Removes the model versions, whole and half, that are left from before and are not wanted."""
@@ -98,7 +101,7 @@ class Courier:
                 fix="run the same version of Muster on coordinator and peer",
             )
         async with self._models.companion(
-            checked_digest(digest), lambda path: self._fetch_blob(offer.run_id, digest, path, deadline_at)
+            checked_digest(digest), lambda path: self._fetch_beside(offer, digest, path, deadline_at)
         ) as path:
             yield path
 
@@ -175,6 +178,7 @@ class Courier:
         self._undrawn.pop(run_id, None)
 
     async def _fetch(self, offer: Assignment, target: Path, deadline_at: DeadlineAt) -> None:
+        self._room.check(offer.base_size_bytes, f"version {offer.base_version} of run {offer.run_id!r}")
         made = False
         try:
             made = (
@@ -184,7 +188,8 @@ class Courier:
             if not made:  # unlike a fetch, which keeps its part beside it, this cannot be gone on with
                 target.unlink(missing_ok=True)
         if not made:
-            await self._fetch_blob(offer.run_id, offer.base_digest, target, deadline_at)
+            whole = _exactly(offer.base_size_bytes)
+            await self._fetch_blob(offer.run_id, offer.base_digest, target, deadline_at, whole)
 
     def _draws(self, offer: Assignment) -> bool:
         return offer.run_id not in self._undrawn
@@ -233,6 +238,9 @@ class Courier:
             if held is None and not draws:
                 return False
             plan = await self._plan(offer, [held.name] if held else [], deadline_at, draws=draws)
+            if mistake := plan_mistake(plan, offer):
+                log.warning("model.bad_plan", run_id=offer.run_id, reason=mistake)
+                return False
             if not plan.deltas or (held is not None and plan.base_digest != held.name):
                 return False
             first = target.with_name(f"{target.name}.first")
@@ -241,7 +249,8 @@ class Courier:
                 if held is None and not await self._drawn(offer, plan.base_digest, first, deadline_at):
                     return False
                 for delta, path in zip(plan.deltas, paths, strict=True):
-                    await self._fetch_blob(offer.run_id, delta.digest, path, deadline_at)
+                    size = _exactly(delta.size_bytes)
+                    await self._fetch_blob(offer.run_id, delta.digest, path, deadline_at, size)
                 scale = await self._scale(offer, plan.scale_digest, deadline_at)
                 digest = await self._rebuild(held or first, paths, target, scale)
                 if digest == offer.base_digest:
@@ -265,7 +274,7 @@ class Courier:
         return await self._models.beside(
             offer.run_id,
             checked_digest(digest),
-            lambda target: self._fetch_blob(offer.run_id, digest, target, deadline_at),
+            lambda target: self._fetch_beside(offer, digest, target, deadline_at),
         )
 
     async def _plan(
@@ -285,7 +294,17 @@ class Courier:
             deadline_at,
         )
 
-    async def _fetch_blob(self, run_id: str, digest: str, target: Path, deadline_at: DeadlineAt) -> None:
+    async def _fetch_beside(
+        self, offer: Assignment, digest: str, target: Path, deadline_at: DeadlineAt
+    ) -> None:
+        """Something of which no plan tells the size."""
+        most = beside_bytes_max(offer)
+        self._room.check(most, f"what goes with version {offer.base_version} of run {offer.run_id!r}")
+        await self._fetch_blob(offer.run_id, digest, target, deadline_at, range(most + 1))
+
+    async def _fetch_blob(
+        self, run_id: str, digest: str, target: Path, deadline_at: DeadlineAt, size: range
+    ) -> None:
         def request_at(offset: int) -> FetchModelRequest:
             return FetchModelRequest(
                 run_id=run_id, digest=digest, offset=offset, credentials=self._line.credentials
@@ -299,6 +318,7 @@ class Courier:
                 target,
                 timeout_seconds=seconds,
                 digest=digest,
+                size=size,
                 durable=False,
                 backoff=Backoff(self._line.random),
             ),
@@ -321,3 +341,7 @@ class Courier:
                     raise
                 log.warning("transfer.interrupted", error=str(error))
             await asyncio.gather(line.online.wait(), line.clock.sleep(backoff.next_delay()))
+
+
+def _exactly(size: int) -> range:
+    return range(size, size + 1)

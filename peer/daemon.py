@@ -18,6 +18,7 @@ from peer.drawing import Drawing
 from peer.line import Line
 from peer.orders import Site
 from peer.policy import load_policy
+from peer.room import Room
 from peer.storethread import StoreThread
 from peer.workbench import Workbench
 from protos.v1 import membership_pb2 as pb
@@ -85,11 +86,12 @@ class Peer:
         )
         site = _site(config)
         drawing = Drawing(site=site, policy=policy, workers=workers, clock=self._clock)
-        courier = Courier(config.data_dir, line, workers.rebuild, drawing.draw)
+        room = Room(folder=config.data_dir, reserve_bytes=config.disk_reserve_bytes)
+        courier = Courier(room, line, workers.rebuild, drawing.draw)
         await courier.open(pb.Assignment.FromString(one.offer).base_digest for one in held)
         bench = Workbench(site=site, policy=policy, workers=workers, courier=courier, clock=self._clock)
         assignments = Assignments(
-            bench=bench, store=store, courier=courier, clock=self._clock, tell=line.tell
+            bench=bench, store=store, courier=courier, room=room, clock=self._clock, tell=line.tell
         )
         stack.push_async_callback(assignments.close)
         assignments.resume(held)

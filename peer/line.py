@@ -28,6 +28,10 @@ from protos.v1 import membership_pb2 as pb
 log = structlog.get_logger()
 
 ENROL_SECONDS_MAX = 10.0
+RECONNECT_SECONDS_MIN = 0.5
+STEADY_SECONDS = (
+    15.0  # a session that ends sooner may be one of many: the wait before the next one goes on growing
+)
 
 # What may pass by itself. Anything else (another version, a name that is taken, a wrong address) needs a
 # person.
@@ -54,7 +58,8 @@ class Line:
         self._device = device
         self._session: Session | None = None
         self._leaving = False
-        self._backoff = Backoff(random)
+        # A thousand peers that lose one coordinator come back over this time, not at once.
+        self._backoff = Backoff(random, delay_seconds_min=RECONNECT_SECONDS_MIN)
         self._trouble = ""  # what keeps a session from coming about, as told last
 
     def tell(self, report: pb.AssignmentReport, settled: Settled | None = None) -> None:
@@ -101,11 +106,14 @@ class Line:
         hello = await caller.hello(self.credentials)
         session = Session(self.channel, hello, caller, self.clock, on_welcome=lambda: self._welcomed(caller))
         self._session = session
+        began = self.clock.now()
         try:
             end = await session.run()
         finally:
             self.online.clear()
             self._session = None
+            if self.clock.now() - began >= STEADY_SECONDS:
+                self._backoff.reset()
         log.info("session.ended", reason=end.reason, reconnect=end.reconnect)
         if not end.reconnect and not self._leaving:
             raise NotAllowedError(
@@ -117,7 +125,6 @@ class Line:
 
     def _welcomed(self, caller: Caller) -> None:
         log.info("session.opened", peer_id=self.credentials.peer_id)
-        self._backoff.reset()
         self._trouble = ""
         self.online.set()
         caller.welcomed()

@@ -19,6 +19,7 @@ from muster.clock import Clock
 from muster.errors import UnreachableError
 from muster.transport.base import Channel
 from muster.wire import SESSION
+from peer.told import heartbeat_seconds
 from protos.v1 import membership_pb2 as pb
 
 WELCOME_SECONDS_MAX = 10.0  # the coordinator answers a hello within this, or the session is given up
@@ -91,7 +92,7 @@ class Session:
             welcome = await _next(responses, WELCOME_SECONDS_MAX)
             if welcome is None or welcome.HasField("closing"):
                 return _end(welcome)
-            interval = welcome.welcome.heartbeat_seconds
+            interval = heartbeat_seconds(welcome.welcome)
             beating = asyncio.create_task(self._beat_for_ever(interval))
             self._on_welcome()
             while True:
