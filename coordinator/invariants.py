@@ -6,6 +6,7 @@
 * A peer has one live assignment in a round at most, attempts count up, and at most one update counts.
 * Nothing outlives its round, nothing outlives its run; a finished run has committed what it wanted.
 * The epochs of a name's sessions only grow, and after a peer was removed its name begins with an enrolment.
+* A peer that is set aside in a run is offered nothing of it until it is taken back.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ class _Run:
     version_rounds: dict[int, int] = field(default_factory=dict[int, int])  # version -> the round it is of
     planned: int = 0
     committed: int = 0
+    aside: set[str] = field(default_factory=set[str])  # peers
 
 
 @dataclass(kw_only=True)
@@ -143,6 +145,8 @@ class _Checker:
                 self._feed_assignment(event, run)
             case "evaluation":
                 self._feed_evaluation(event, run)
+            case "standing":
+                self._feed_standing(event, run)
             case "model":
                 self._feed_model(event, run)
             case _:
@@ -225,6 +229,8 @@ class _Checker:
             return
         if event.kind == "assignment.offered" and event.assignment_id not in round_.work:
             self._offer(event, round_)
+            if event.peer_id in run.aside:
+                self._broken(f"{event.peer_id} is set aside and offered work")
         work = round_.work.setdefault(event.assignment_id, _Work())
         work.state = self._step(event.assignment_id, work.state)
         if work.peer_id != event.peer_id:
@@ -234,6 +240,15 @@ class _Checker:
                 self._broken(f"round {event.round} was {round_.state} when {event.assignment_id} delivered")
             if [round_.work[other].peer_id for other in round_.delivered()].count(event.peer_id) > 1:
                 self._broken(f"{event.peer_id} delivered twice for round {event.round}")
+
+    def _feed_standing(self, event: EventLike, run: _Run) -> None:
+        aside = event.peer_id in run.aside
+        if event.kind == "standing.set_aside" and not aside:
+            run.aside.add(event.peer_id)
+        elif event.kind == "standing.taken_back" and aside:
+            run.aside.remove(event.peer_id)
+        else:
+            self._broken(f"{event.peer_id} was {'set aside' if aside else 'not set aside'} before")
 
     def _offer(self, event: EventLike, round_: _Round) -> None:
         role, attempt = event.data["role"], event.data["attempt"]

@@ -45,6 +45,7 @@ class Member:
     secret_hash: str = ""
     device: str = ""
     muster_version: str = ""
+    instance: str = ""  # of its daemon: another one for each start
 
 
 class Record(Protocol):
@@ -64,6 +65,8 @@ class Record(Protocol):
     def device(self) -> str: ...
     @property
     def muster_version(self) -> str: ...
+    @property
+    def instance(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class Members:
                 secret_hash=record.secret_hash,
                 device=record.device,
                 muster_version=record.muster_version,
+                instance=record.instance,
             )
             for record in records
         ]
@@ -94,7 +98,12 @@ class Members:
     @cached_property
     def views(self) -> Mapping[str, PeerView]:
         return {
-            peer_id: PeerView(peer_id=peer_id, status=member.status, connected=member.connected)
+            peer_id: PeerView(
+                peer_id=peer_id,
+                status=member.status,
+                connected=member.connected,
+                instance=member.instance,
+            )
             for peer_id, member in self.peers.items()
         }
 
@@ -117,6 +126,7 @@ class Enrolled(PeerEvent):
     secret_hash: str
     device: str
     muster_version: str
+    instance: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +205,7 @@ def _enrol(members: Members, event: Enrolled, now: float) -> MembershipDecision:
         "secret_hash": event.secret_hash,
         "device": event.device,
         "muster_version": event.muster_version,
+        "instance": event.instance,
     }
     if member is None:
         reason = f"{event.peer_id} enrolled and has not been here yet"
@@ -205,7 +216,8 @@ def _enrol(members: Members, event: Enrolled, now: float) -> MembershipDecision:
         return _taken_over(members, member, event, now, facts)
     if all(getattr(member, name) == value for name, value in facts.items()):
         return MembershipDecision(members, (), f"{event.peer_id} is enrolled already")
-    reason = f"{event.peer_id} enrolled again, with Muster {event.muster_version} on {event.device}"
+    anew = "started anew" if event.instance != member.instance else "enrolled again"
+    reason = f"{event.peer_id} {anew}, with Muster {event.muster_version} on {event.device}"
     return _decided(
         members, member, replace(member, reason=reason, **facts), "peer.enrolled", now, values=facts
     )

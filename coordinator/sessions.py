@@ -80,6 +80,7 @@ class MembershipServicer:
                 secret_hash=secret_hash,
                 device=one_line(request.device, DESCRIPTION_CHARS_MAX),
                 muster_version=one_line(request.muster_version, DESCRIPTION_CHARS_MAX),
+                instance=one_line(request.instance, DESCRIPTION_CHARS_MAX),
             )
         )
         self._coordinator.members.authenticate(name, request.secret)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from random import Random
 from typing import Protocol
 
@@ -56,6 +57,7 @@ class Line:
         self.clock = clock
         self.random = random
         self._device = device
+        self._instance = secrets.token_hex(8)
         self._session: Session | None = None
         self._leaving = False
         # A thousand peers that lose one coordinator come back over this time, not at once.
@@ -99,6 +101,7 @@ class Line:
             secret=self.credentials.secret,
             muster_version=muster_version(),
             device=self._device,
+            instance=self._instance,
         )
         await self.channel.unary(ENROL, request, timeout_seconds=ENROL_SECONDS_MAX)
 

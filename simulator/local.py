@@ -16,7 +16,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coordinator.engine.state import RunSubmitted
+from coordinator.engine.standings import is_aside, is_present
+from coordinator.engine.state import ResumeRequested, RunSubmitted
 from coordinator.server import RunningCoordinator
 from coordinator.store import RoundRow, RunRow
 from muster.config import CoordinatorConfig, PeerConfig
@@ -30,7 +31,7 @@ from peer.daemon import run_peer
 if TYPE_CHECKING:
     from torch import Tensor
 
-ENDED = ("FINISHED", "FAILED", "CANCELLED")
+SETTLED = ("FINISHED", "FAILED", "CANCELLED", "PAUSED")
 
 
 class LocalFederation:
@@ -48,12 +49,16 @@ class LocalFederation:
         return run_id
 
     async def run_to_end(self, spec: RunSpec) -> RunRow:
-        """Submits and waits until the run has ended, however it ends; `state` and `reason` tell."""
-        run_id = await self.submit(spec)
+        """Submits and waits as `settled` does; `state` and `reason` tell."""
+        return await self.settled(await self.submit(spec))
+
+    async def settled(self, run_id: str) -> RunRow:
+        """Waits until the run has ended, has paused itself after too many skipped rounds, or waits for peers since
+        some of those that are here are set aside."""
         seen = 0
         while True:
             row = await self._store.run(run_id)
-            if row is not None and row.state in ENDED:
+            if row is not None and (row.state in SETTLED or self._starves(run_id)):
                 return row
             seen = await self._store.wait_for_events(seen)
 
@@ -63,6 +68,19 @@ class LocalFederation:
         if row is None:
             raise NotFoundError("round.not_found", f"run {run_id!r} has no round {number}")
         return row
+
+    def _starves(self, run_id: str) -> bool:
+        """Whether it waits for peers, with some here that are set aside: nobody else will come."""
+        run = self._running.coordinator.runs.get(run_id)
+        if run is None or run.rounds or run.evaluations or run.rest is not None:
+            return False
+        here = filter(is_present, self._running.coordinator.peer_views().values())
+        return any(is_aside(run, peer.peer_id) for peer in here)
+
+    async def resume(self, run_id: str) -> None:
+        """Goes on with a paused run, and asks again whoever was set aside. Raises `NotFoundError` for a run that has
+        ended."""
+        await self._running.coordinator.post(ResumeRequested(run_id=run_id))
 
     async def model(self, run_id: str) -> dict[str, Tensor]:
         """The newest model version, as a state dict for the plain PyTorch model."""

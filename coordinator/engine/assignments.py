@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from coordinator.engine import standings
 from coordinator.engine.draft import Draft, finite, metrics_json
 from coordinator.engine.state import (
     AssignmentEvaluated,
@@ -182,6 +183,7 @@ def refuse(draft: Draft, event: UpdateRefused) -> str | None:
     reason = f"the update of {assignment.peer_id} for round {assignment.round} was refused: {message}"
     told = {"error_id": event.error_id}
     _end(draft, "assignment.rejected", assignment, AssignmentStatus.REJECTED, reason, values=told, data=told)
+    standings.note(draft, assignment, event.error_id, message)
     return None
 
 
@@ -201,6 +203,7 @@ def fail(draft: Draft, event: AssignmentFailed) -> str | None:
         values=told,
         data={**told, "message": message},
     )
+    standings.note(draft, assignment, event.error_id, message)
     return None
 
 

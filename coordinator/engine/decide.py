@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from coordinator.engine import assignments, evaluations, rounds, run
+from coordinator.engine import assignments, evaluations, rounds, run, standings
 from coordinator.engine import schedule as plan
 from coordinator.engine.draft import Draft, deadlines
 from coordinator.engine.run import new_run
@@ -60,7 +60,7 @@ def decide(
         return Decision(state=state, reason=f"the event is meant for run {event.run_id}")
     if state.status.ended:
         return Decision(state=state, reason=f"the run has ended: it is {state.status}")
-    draft = Draft(state, now)
+    draft = Draft(state, now, peers)
     apply = _EVENTS.get(type(event))
     if apply is None:
         return Decision(state=state, reason=f"a {type(event).__name__} means nothing to a run under way")
@@ -69,10 +69,12 @@ def decide(
         return Decision(state=state, reason=ignored)
     if isinstance(event, AssignmentProgressed):
         return draft.decision()  # tells of work under way and changes nothing that a schedule looks at
-    _fail_exhausted(draft)
+    run.pause_exhausted(draft)
     evaluations.finish_complete(draft)
     waiting = ""
     if draft.state.status in (RunStatus.RUNNING, RunStatus.PAUSED):
+        standings.take_back(draft)
+        standings.wake(draft)
         waiting = _follow(draft, peers, schedule or plan.build(state.spec))
     if isinstance(event, Tick | Restored):
         # A clock that woke us too early, or a shell that has forgotten: say again what comes first.
@@ -87,10 +89,10 @@ def _model_failed(draft: Draft, event: ModelFailed) -> str | None:
     return None
 
 
-def _aggregated(draft: Draft, event: Aggregated, peers: Mapping[str, PeerView]) -> str | None:
+def _aggregated(draft: Draft, event: Aggregated) -> str | None:
     ignored = rounds.commit(draft, event)
     if ignored is None and evaluations.due(draft.state.spec, event.model.version):
-        evaluations.start(draft, event.model, peers)
+        evaluations.start(draft, event.model)
     return ignored
 
 
@@ -120,7 +122,7 @@ _EVENTS: dict[type[Event], _Handler] = {
     UpdateAdmitted: assignments.deliver,
     UpdateRefused: lambda draft, event, _: assignments.refuse(draft, event),
     PeerGone: lambda draft, event, _: assignments.lose(draft, event.peer_id, event.reason),
-    Aggregated: _aggregated,
+    Aggregated: lambda draft, event, _: _aggregated(draft, event),
     AggregationSkipped: lambda draft, event, _: rounds.skip_aggregation(draft, event),
     OwnEvaluated: lambda draft, event, _: evaluations.own_evaluated(draft, event),
     RunWarned: lambda draft, event, _: run.warned(draft, event),
@@ -158,17 +160,8 @@ def _follow(draft: Draft, peers: Mapping[str, PeerView], schedule: plan.Schedule
                     return draft.state.reason
                 case _:
                     _ACTIONS[type(action)](draft, action)
-                    _fail_exhausted(draft)
-            if draft.state.status.ended:
-                return ""
+                    run.pause_exhausted(draft)
     raise AssertionError(f"the schedule {draft.state.spec.schedule!r} does not come to rest")
-
-
-def _fail_exhausted(draft: Draft) -> None:
-    state = draft.state
-    if not state.status.ended and state.skipped_in_row >= state.spec.round.skips_max:
-        count = "1 round" if state.skipped_in_row == 1 else f"{state.skipped_in_row} rounds in a row"
-        run.fail(draft, f"{count} skipped, which is the spec's limit: {state.reason}")
 
 
 def _wait(draft: Draft, action: plan.Wait) -> str:

@@ -17,6 +17,7 @@ from coordinator.engine.state import (
     Decision,
     Effect,
     EvaluationState,
+    PeerView,
     RoundState,
     RoundStatus,
     RunState,
@@ -38,6 +39,8 @@ def deadlines(state: RunState) -> frozenset[float]:
     for round_ in state.rounds.values():
         if round_.status is RoundStatus.OPEN:
             times.update(at for at in (round_.deadline_at, round_.grace_until) if at is not None)
+    if state.rest is not None:
+        times.add(state.rest.until)
     return frozenset(times)
 
 
@@ -59,14 +62,17 @@ def _run_row(state: RunState) -> dict[str, Any]:
         "committed": state.committed,
         "skipped": state.skipped,
         "skipped_in_row": state.skipped_in_row,
+        "rest_until": state.rest.until if state.rest is not None else None,
+        "rest_present": state.rest.present if state.rest is not None else 0,
         "model_version": state.model.version if state.model is not None else None,
     }
 
 
 class Draft:
-    def __init__(self, state: RunState, now: float) -> None:
+    def __init__(self, state: RunState, now: float, peers: Mapping[str, PeerView] | None = None) -> None:
         self.state = state
         self.now = now
+        self.peers: Mapping[str, PeerView] = peers or {}
         self.reason = ""  # of the newest transition
         self._before = state
         self._row = _run_row(state)  # as it is written so far
@@ -115,6 +121,7 @@ class Draft:
         reason: str,
         round: int = 0,
         assignment: AssignmentState | None = None,
+        peer_id: str = "",
         data: Mapping[str, Any] | None = None,
     ) -> None:
         told = dict(data or {})
@@ -132,7 +139,7 @@ class Draft:
                 run_id=self.state.run_id,
                 round=assignment.round if assignment is not None else round,
                 assignment_id=assignment.assignment_id if assignment is not None else "",
-                peer_id=assignment.peer_id if assignment is not None else "",
+                peer_id=assignment.peer_id if assignment is not None else peer_id,
                 data=told,
             )
         )

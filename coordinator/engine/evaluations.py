@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from coordinator.engine import assignments
+from coordinator.engine import assignments, standings
 from coordinator.engine.draft import Draft, finite, metrics_json
 from coordinator.engine.state import (
     AssignmentState,
@@ -15,8 +15,6 @@ from coordinator.engine.state import (
     EvaluationStatus,
     ModelVersion,
     OwnEvaluated,
-    PeerStatus,
-    PeerView,
 )
 from muster.spec.model import RunSpec
 
@@ -26,12 +24,12 @@ def due(spec: RunSpec, version: int) -> bool:
     return every > 0 and (version % every == 0 or version == spec.rounds)
 
 
-def start(draft: Draft, model: ModelVersion, peers: Mapping[str, PeerView]) -> None:
+def start(draft: Draft, model: ModelVersion) -> None:
     """Of the newest version, by everybody who is there now."""
     spec = draft.state.spec
     version = model.version
     own = "coordinator" in spec.evaluate.on
-    asked = _present(peers) if "peers" in spec.evaluate.on else []
+    asked = standings.eligible(draft.state, draft.peers) if "peers" in spec.evaluate.on else []
     evaluation = EvaluationState(
         version=version,
         round=model.round,
@@ -163,10 +161,6 @@ def _offer(draft: Draft, evaluation: EvaluationState, peer_id: str) -> None:
         offered_at=draft.now,
     )
     assignments.offer(draft, assignment, evaluation.deadline_at)
-
-
-def _present(peers: Mapping[str, PeerView]) -> list[str]:
-    return sorted(p.peer_id for p in peers.values() if p.connected and p.status is PeerStatus.ACTIVE)
 
 
 def _peers_mean(evaluation: EvaluationState, examples_max: int) -> dict[str, float]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from coordinator.engine import assignments, schedule
+from coordinator.engine import assignments, schedule, standings
 from coordinator.engine.draft import Draft
 from coordinator.engine.state import (
     Aggregate,
@@ -35,7 +35,7 @@ def open_round(draft: Draft, action: schedule.OpenRound) -> None:
         quorum=action.quorum,
         planned_at=draft.now,
     )
-    draft.change(last_round=number, reason=planned.reason)
+    draft.change(last_round=number, reason=planned.reason, rest=None)
     draft.put_round(planned)
     draft.record(
         "round.planned",
@@ -134,6 +134,7 @@ def commit(draft: Draft, event: Aggregated) -> str | None:
             f"{event.model.round}; version {newest + 1} of round {round_.number} comes next"
         )
     _treat(draft, round_, event)
+    standings.settle(draft, round_)
     _expire_rest(draft, round_.number, f"round {round_.number} is committed")
     version = event.model.version
     reason = (
@@ -183,10 +184,13 @@ def create_model(draft: Draft, model: ModelVersion) -> None:
 
 def skip(draft: Draft, number: int, reason: str) -> None:
     """The model stays."""
+    round_ = draft.state.rounds[number]
     _expire_rest(draft, number, f"round {number} is skipped")
     _move(draft, "round.skipped", draft.state.rounds[number], reason, status=RoundStatus.SKIPPED)
     state = draft.state
     draft.change(skipped=state.skipped + 1, skipped_in_row=state.skipped_in_row + 1, reason=reason)
+    standings.settle(draft, round_)
+    standings.rest(draft, round_)
 
 
 def skip_aggregation(draft: Draft, event: AggregationSkipped) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coordinator.engine import evaluations, rounds
+from coordinator.engine import evaluations, rounds, standings
 from coordinator.engine.draft import Draft
 from coordinator.engine.state import (
     Decision,
@@ -66,11 +66,32 @@ def pause(draft: Draft) -> str | None:
     return None
 
 
+def pause_exhausted(draft: Draft) -> None:
+    """Too many rounds were skipped in a row: a person has to mend what costs them. Cause and cure come first."""
+    state = draft.state
+    if state.status is not RunStatus.RUNNING or state.skipped_in_row < state.spec.round.skips_max:
+        return
+    count = "1 round was" if state.skipped_in_row == 1 else f"{state.skipped_in_row} rounds in a row were"
+    reason = (
+        f"{standings.causes_told(state) or state.reason}; mend that, then: muster run resume {state.run_id}; "
+        f"the run is paused, since {count} skipped (round.skips_max)"
+    )
+    draft.change(status=RunStatus.PAUSED, reason=reason, rest=None)
+    draft.record_run("run.paused", reason, data={"skipped_in_row": state.skipped_in_row})
+
+
 def resume(draft: Draft) -> str | None:
+    """A paused run goes on; whoever was set aside is asked again, in one that runs too."""
+    if draft.state.status is RunStatus.RUNNING:
+        if standings.release_all(draft, "on request"):
+            draft.change(skipped_in_row=0, rest=None)
+            return None
+        return "the run is RUNNING, and nobody is set aside in it"
     if draft.state.status is not RunStatus.PAUSED:
         return f"the run is {draft.state.status}; only a paused one can be resumed"
+    standings.release_all(draft, "the run is resumed")
     reason = "resumed on request"
-    draft.change(status=RunStatus.RUNNING, reason=reason)
+    draft.change(status=RunStatus.RUNNING, reason=reason, skipped_in_row=0, rest=None)
     draft.record_run("run.resumed", reason)
     return None
 
@@ -89,6 +110,9 @@ def warned(draft: Draft, event: RunWarned) -> None:
 
 
 def finish(draft: Draft, reason: str) -> None:
+    told = standings.aside_told(draft.state)
+    if told:
+        reason = f"{told}; all the same, {reason}"
     _end(draft, "run.finished", RunStatus.FINISHED, reason)
 
 

@@ -174,6 +174,28 @@ class WarningState:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PeerStanding:
+    """What went wrong last at a peer in a run, see `coordinator.engine.standings`."""
+
+    peer_id: str
+    error_id: str
+    cause: str  # in one line, with the cure where one is known
+    round: int  # the newest in which it failed; 0: it has delivered since
+    in_row: int = 0  # so many rounds in a row, with the same error id
+    aside: bool = False
+    instance: str = ""  # of the peer's daemon when it failed
+    times: int = 0  # how often it was set aside since the run was resumed last
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rest:
+    """The pause after a skipped round; `present` peers could have been asked when it began."""
+
+    until: float
+    present: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunState:
     run_id: str
     spec: RunSpec
@@ -189,6 +211,10 @@ class RunState:
     counted: Mapping[str, int] = field(
         default_factory=_empty
     )  # the last committed round, by peer, that has an update of its in it
+    standings: Mapping[str, PeerStanding] = field(
+        default_factory=_empty
+    )  # of peers at which something failed
+    rest: Rest | None = None
     last_round: int = 0  # the highest number given
     committed: int = 0
     skipped: int = 0
@@ -218,6 +244,7 @@ class PeerView:
     peer_id: str
     status: PeerStatus
     connected: bool
+    instance: str = ""  # another one whenever its daemon starts anew; empty if it does not tell
 
 
 # -- events ----------------------------------------------------------------------------------------------

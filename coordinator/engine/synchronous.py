@@ -1,16 +1,20 @@
 """The synchronous schedule: one round after the other, with cohort, quorum, grace time and one deadline.
 
-A round opens when enough peers are there for the spec and for the rule. It closes
+A round opens when enough peers are there for the spec and for the rule; who is set aside counts as away.
+It closes
 
 * as soon as the `needed` updates are delivered (over-selection asks more peers, and the first to deliver
   count);
 * when its grace time after the quorum is over, or nobody else can deliver any more;
 * at its deadline with what it has, if that is a quorum.
 
-It is skipped when its quorum is not there at the deadline or can no longer be reached. The peer that the
-rule trusts, if it trusts one, is in every cohort; a round does not close before it has delivered, and is
-skipped without it. A peer whose attempt failed or was lost is asked again while attempts are left and it
-is there; the attempt changes nothing in what it computes.
+It is skipped when its quorum is not there at the deadline or can no longer be reached; then the next one
+waits a little (`standings.rest`). The peer that the rule trusts, if it trusts one, is in every cohort; a
+round does not close before it has delivered, and is skipped without it. A peer whose attempt failed or was
+lost is asked again while attempts are left and it is there; the attempt changes nothing in what it computes.
+
+Of four and fewer peers a quorum that the spec leaves open does without one. That is meant for one that has
+failed or is away: while the last one works it is waited for, as it would be if all were the quorum.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from coordinator import sampling
+from coordinator.engine import standings
 from coordinator.engine.schedule import (
     Action,
     CloseRound,
@@ -76,7 +81,7 @@ class Synchronous:
         for round_ in state.rounds.values():
             if round_.status is RoundStatus.AGGREGATING:
                 return (Wait(until=None, reason=f"round {round_.number} is being aggregated"),)
-            return self._drive(round_, now, peers)
+            return self._drive(state, round_, now, peers)
         if state.committed >= self._spec.rounds:
             return (Finish(reason=f"all {self._spec.rounds} rounds are committed"),)
         return (self._open(state, now, peers),)
@@ -87,22 +92,18 @@ class Synchronous:
         if state.model is None:
             raise AssertionError("a schedule is asked before there is a model")
         number = state.last_round + 1
-        present = sorted(peer.peer_id for peer in peers.values() if _present(peer))
-        wanted = self._spec.round.peers_min
-        if len(present) < wanted:
-            return Wait(
-                until=None,
-                reason=f"round {number} waits for peers: {len(present)} of {wanted} are active and connected",
-            )
-        if self._trusted is not None and self._trusted not in present:
-            return Wait(until=None, reason=f"round {number} waits for its trusted peer {self._trusted!r}")
-        refusal = self._refuse(*self._expected(len(present)))
-        if refusal is not None:
-            here = f"{len(present)} are active and connected"
-            return Wait(until=None, reason=f"round {number} waits for more peers, {here}: {refusal}")
+        present = standings.eligible(state, peers)
+        waiting = self._waits_for(number, present)
+        if waiting is not None:
+            aside = standings.aside_told(state)
+            return Wait(until=None, reason=waiting + (f"; {aside}" if aside else ""))
+        if state.rest is not None:
+            count = state.skipped_in_row
+            skips = f"{count} skipped rounds in a row" if count > 1 else "a skipped round"
+            return Wait(until=state.rest.until, reason=f"round {number} waits for a moment after {skips}")
         draw = self._draw(present, number)
         told = self._spec.aggregation.faults_told(len(draw.cohort))
-        quorum = self._quorum(draw.needed, len(draw.cohort))
+        quorum, bound = self._quorum(draw.needed, len(draw.cohort))
         return OpenRound(
             cohort=draw.cohort,
             needed=draw.needed,
@@ -111,9 +112,23 @@ class Synchronous:
             deadline_at=now + self._spec.round.deadline_seconds,
             reason=(
                 f"round {number} is open: {len(draw.cohort)} of {len(present)} peers are asked, "
-                f"{draw.needed} updates are wanted, {quorum} are a quorum" + (f"; {told}" if told else "")
+                f"{draw.needed} updates are wanted, {quorum} are a quorum{bound}"
+                + (f"; {told}" if told else "")
             ),
         )
+
+    def _waits_for(self, number: int, present: Sequence[str]) -> str | None:
+        """Why a round with these peers cannot open yet."""
+        wanted = self._spec.round.peers_min
+        if len(present) < wanted:
+            return f"round {number} waits for peers: {len(present)} of {wanted} are active and connected"
+        if self._trusted is not None and self._trusted not in present:
+            return f"round {number} waits for its trusted peer {self._trusted!r}"
+        refusal = self._refuse(*self._expected(len(present)))
+        if refusal is not None:
+            here = f"{len(present)} are active and connected"
+            return f"round {number} waits for more peers, {here}: {refusal}"
+        return None
 
     def _expected(self, present: int) -> tuple[int, int]:
         """How many updates a draw from so many peers wants and how many it asks, where that is not random."""
@@ -131,21 +146,27 @@ class Synchronous:
         draw = self._sampler.sample([peer for peer in present if peer != trusted], random)
         return Draw(cohort=tuple(sorted((*draw.cohort, trusted))), needed=draw.needed + 1)
 
-    def _quorum(self, needed: int, cohort: int) -> int:
-        """The spec's share of the updates wanted, and no fewer than the rule can aggregate."""
-        quorum = sampling.share(self._spec.round.quorum, needed)
-        return next((n for n in range(quorum, needed) if self._refuse(n, cohort) is None), needed)
+    def _quorum(self, needed: int, cohort: int) -> tuple[int, str]:
+        """What the spec says of the updates wanted, and no fewer than the rule can aggregate; why, if it is more."""
+        wanted = self._spec.round.quorum_of(needed, cohort)
+        if not cohort or wanted >= needed:
+            return wanted, ""
+        quorum = next((n for n in range(wanted, needed) if self._refuse(n, cohort) is None), needed)
+        return quorum, "" if quorum == wanted else f" ({self._refuse(quorum - 1, cohort)})"
 
     # -- driving -----------------------------------------------------------------------------------------
 
-    def _drive(self, round_: RoundState, now: float, peers: Mapping[str, PeerView]) -> Sequence[Action]:
+    def _drive(
+        self, state: RunState, round_: RoundState, now: float, peers: Mapping[str, PeerView]
+    ) -> Sequence[Action]:
         number = round_.number
         refusal = (
             self._refuse(round_.needed, len(round_.cohort)) if round_.cohort else "the sampler drew nobody"
         )
         if refusal is not None:  # the luck of a draw whose size is random
             return (SkipRound(round=number, reason=f"round {number} has too small a cohort: {refusal}"),)
-        standing = self._standing(round_, peers)
+        standing = self._standing(state, round_, peers)
+        unclear = bool(standing.live or standing.ready) and standings.unclear(state, round_)
         have = f"{standing.delivered} of {round_.needed} updates are delivered, {round_.quorum} are a quorum"
         missing = self._trusted_missing(round_, standing, now)
         if missing is not None:
@@ -159,12 +180,12 @@ class Synchronous:
             reason = f"round {number} is below its quorum at its deadline: {have}"
             reason += self._bound(standing.delivered, round_) + _causes(round_)
             return (SkipRound(round=number, reason=reason),)
-        elif standing.delivered + standing.outstanding < round_.quorum:
+        elif standing.delivered + standing.outstanding < round_.quorum and not unclear:
             can = standing.outstanding
             reason = f"round {number} cannot reach its quorum any more: {have}, {can} can still come"
             reason += self._bound(standing.delivered + can, round_) + _causes(round_)
             return (SkipRound(round=number, reason=reason),)
-        if enough and round_.grace_until is None:
+        if enough and round_.grace_until is None and not self._patient(round_, standing):
             until = min(now + self._spec.round.grace_seconds, _due(round_))
             seconds = until - now
             reason = f"round {number} has its quorum and waits {seconds:g} s for the rest: {have}"
@@ -181,6 +202,8 @@ class Synchronous:
         until = _due(round_) if round_.grace_until is None else round_.grace_until
         if standing.delivered >= round_.quorum and not enough:
             have += f", and the trusted peer {self._trusted!r} is waited for"
+        elif unclear:
+            have += ", and the rest will tell whether all fail or some"
         return (Wait(until=until, reason=f"round {number} is open: {have}"),)
 
     def _trusted_missing(self, round_: RoundState, standing: _Standing, now: float) -> str | None:
@@ -205,13 +228,20 @@ class Synchronous:
             return "since nobody else can deliver"
         if now >= _due(round_):
             return "at its deadline"
+        if self._patient(round_, standing):
+            return None
         if self._spec.round.grace_seconds == 0:
             return "with its quorum"
         if round_.grace_until is not None and now >= round_.grace_until:
             return "after its grace time"
         return None
 
-    def _standing(self, round_: RoundState, peers: Mapping[str, PeerView]) -> _Standing:
+    def _patient(self, round_: RoundState, standing: _Standing) -> bool:
+        """Whether those at work are waited for beyond the grace time; not once it has begun."""
+        few = standing.delivered < self._spec.round.patient_quorum(round_.needed)
+        return few and round_.grace_until is None and bool(standing.live or standing.ready)
+
+    def _standing(self, state: RunState, round_: RoundState, peers: Mapping[str, PeerView]) -> _Standing:
         # Runs for every delivery over the whole cohort: it does little for those that need nothing.
         newest: dict[str, AssignmentState] = {}
         for each in round_.assignments.values():
@@ -228,10 +258,10 @@ class Synchronous:
                 delivered += 1
             elif assignment is not None and assignment.status in _LIVE:
                 live.append(assignment.assignment_id)
-            elif self._may_ask(assignment):
+            elif self._may_ask(assignment) and not standings.is_aside(state, peer_id):
                 peer = peers.get(peer_id)
                 if peer is not None and peer.status not in _NEVER_AGAIN:
-                    (ready if _present(peer) else away).append(peer_id)
+                    (ready if standings.is_present(peer) else away).append(peer_id)
         return _Standing(
             delivered=delivered,
             live=tuple(live),
@@ -268,10 +298,6 @@ def _causes(round_: RoundState) -> str:
     reasons = [each.reason for each in round_.assignments.values() if each.status in failed]
     more = f" (and {len(reasons) - CAUSES_TOLD} more)" if len(reasons) > CAUSES_TOLD else ""
     return f"; {'; '.join(reasons[:CAUSES_TOLD])}{more}" if reasons else ""
-
-
-def _present(peer: PeerView) -> bool:
-    return peer.connected and peer.status is PeerStatus.ACTIVE
 
 
 def _due(round_: RoundState) -> float:

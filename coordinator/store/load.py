@@ -15,6 +15,8 @@ from coordinator.engine.state import (
     EvaluationState,
     EvaluationStatus,
     ModelVersion,
+    PeerStanding,
+    Rest,
     RoundState,
     RoundStatus,
     RunState,
@@ -140,6 +142,8 @@ def _run(
         evaluations=evaluations,
         models=_models(connection, row["run_id"], versions_in_use(model, rounds, evaluations)),
         counted=_counted(connection, row["run_id"]),
+        standings=_standings(connection, row["run_id"]),
+        rest=_rest(row),
         last_round=row["last_round"],
         committed=row["committed"],
         skipped=row["skipped"],
@@ -191,6 +195,30 @@ def _counted(connection: Connection, run_id: str) -> dict[str, int]:
         .group_by(assignments.c.peer_id)
     )
     return {row.peer_id: row.last for row in found}
+
+
+def _standings(connection: Connection, run_id: str) -> dict[str, PeerStanding]:
+    standings = tables.STANDINGS
+    found = connection.execute(
+        select(standings).where(standings.c.run_id == run_id).order_by(standings.c.peer_id)
+    )
+    return {
+        row["peer_id"]: PeerStanding(
+            peer_id=row["peer_id"],
+            error_id=row["error_id"],
+            cause=row["cause"],
+            round=row["round"],
+            in_row=row["in_row"],
+            aside=row["aside"],
+            instance=row["instance"],
+            times=row["times"],
+        )
+        for row in found.mappings()
+    }
+
+
+def _rest(row: RowMapping) -> Rest | None:
+    return None if row["rest_until"] is None else Rest(until=row["rest_until"], present=row["rest_present"])
 
 
 def _round(row: RowMapping, assignments: Mapping[str, AssignmentState]) -> RoundState:

@@ -30,6 +30,7 @@ class PeerRecord:
     device: str
     muster_version: str
     secret_hash: str
+    instance: str  # of its daemon, as it was enrolled last
     enrolled_at: float | None
     seen_at: float | None
 

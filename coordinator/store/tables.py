@@ -94,6 +94,8 @@ RUNS = Table(
     _count("committed"),
     _count("skipped"),
     _count("skipped_in_row"),
+    _number("rest_until"),
+    _count("rest_present"),
     Column("model_version", BigInteger),
     UniqueConstraint("request_id"),
 )
@@ -131,9 +133,27 @@ PEERS = Table(
     _text("device", ""),
     _text("muster_version", ""),
     _text("secret_hash", ""),
+    _text("instance", ""),
     _number("enrolled_at"),
     _number("seen_at"),
 )
+
+STANDINGS = Table(
+    "standings",
+    METADATA,
+    _key("run_id"),
+    _key("peer_id"),
+    _text("error_id", ""),
+    _text("cause", ""),
+    _count("round"),
+    _count("in_row"),
+    _flag("aside"),
+    _text("instance", ""),
+    _count("times"),
+    _refers(["run_id"], "runs", ["run_id"]),
+    _refers(["peer_id"], "peers", ["peer_id"]),
+)
+Index("ix_standings_peer", STANDINGS.c.peer_id)
 
 ASSIGNMENTS = Table(
     "assignments",

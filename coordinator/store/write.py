@@ -31,6 +31,7 @@ ENTITIES: Mapping[str, Table] = {
     "peer": tables.PEERS,
     "optimizer_state": tables.OPTIMIZER_STATES,
     "warning": tables.WARNINGS,
+    "standing": tables.STANDINGS,
 }
 
 Row = dict[str, Any]

@@ -13,6 +13,13 @@ from muster.digests import digest_bytes
 # A task "package.module:Class", or a pattern of them.
 TASK_PATTERN = r"^([\w.*?\[\]!-]+:[\w*?\[\]!-]+|\*)$"
 
+QUORUM = 0.8  # of the updates wanted, where the spec does not say
+
+
+def _share(fraction: float, total: int) -> int:
+    """Rounded up, and at least 1; 0.1 * 30 is 3, whatever floating point makes of it."""
+    return max(1, math.ceil(fraction * total - 1e-9))
+
 
 class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -180,11 +187,12 @@ class ServerTable(Table):
 
 class RoundTable(Table):
     peers_min: int = Field(1, ge=1, description="a round opens when this many peers are active")
-    quorum: float = Field(
-        0.8,
+    quorum: float | None = Field(
+        None,
         gt=0,
         le=1,
-        description="share of the cohort whose updates make a round complete; 1: one missing peer skips the round",
+        description="share of the cohort whose updates make a round complete; 1: one missing peer skips the round; "
+        "if absent 0.8, and of four and fewer all but one, with the last one waited for while it works",
     )
     grace_seconds: float = Field(
         5.0,
@@ -195,7 +203,21 @@ class RoundTable(Table):
     attempts_max: int = Field(
         3, ge=1, le=20, description="how often one peer is asked in one round after failures"
     )
-    skips_max: int = Field(5, ge=1, description="this many skipped rounds in a row fail the run")
+    skips_max: int = Field(
+        5, ge=1, description="this many skipped rounds in a row pause the run, until muster run resume"
+    )
+
+    def quorum_of(self, needed: int, asked: int) -> int:
+        """How many of `needed` updates make a round complete, where so many peers are asked. What the rule needs
+        beyond is not in it."""
+        if self.quorum is not None:
+            return _share(self.quorum, needed)
+        return min(_share(QUORUM, needed), max(1, asked - 1))
+
+    def patient_quorum(self, needed: int) -> int:
+        """With fewer updates than this, who is still at work is waited for beyond the grace time: where one loss
+        is most of the cohort, being slow is none."""
+        return _share(QUORUM if self.quorum is None else self.quorum, needed)
 
 
 class PrivacyTable(Table):

@@ -8,7 +8,7 @@ from typing import Any
 
 from muster import plugins
 from muster.spec.lines import KeyPath
-from muster.spec.model import RunSpec
+from muster.spec.model import QUORUM, RunSpec
 from muster.spec.problems import Problem
 
 NAMES: dict[KeyPath, str] = {
@@ -152,13 +152,13 @@ def _faults(spec: RunSpec) -> Iterator[tuple[KeyPath, tuple[KeyPath, ...], str]]
             f"it takes more than {2 * faults}{told}",
         )
         return
-    quorum = math.ceil(spec.round.quorum * count)
+    quorum = spec.round.patient_quorum(count)  # below it one that is not given gives way to the rule
     if quorum <= 2 * faults:
         yield (
             path,
             (("sampling", "count"), ("round", "quorum")),
             f"no rule withstands {faults} faulty of the {quorum} updates at which a round may close "
-            f"(round.quorum {spec.round.quorum:g} of sampling.count {count}): "
+            f"(round.quorum {spec.round.quorum or QUORUM:g} of sampling.count {count}): "
             f"it takes more than {2 * faults}{told}",
         )
 

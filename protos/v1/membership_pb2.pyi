@@ -72,6 +72,7 @@ class EnrolRequest(_message.Message):
     SECRET_FIELD_NUMBER: _builtins.int
     MUSTER_VERSION_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """unique in the federation; it becomes the peer's id"""
     secret: _builtins.str
@@ -79,6 +80,8 @@ class EnrolRequest(_message.Message):
     muster_version: _builtins.str
     device: _builtins.str
     """"cuda:0", "mps", "cpu" """
+    instance: _builtins.str
+    """drawn by the daemon at each start, so that a new start is told from a new session"""
     def __init__(
         self,
         *,
@@ -86,10 +89,11 @@ class EnrolRequest(_message.Message):
         secret: _builtins.str = ...,
         muster_version: _builtins.str = ...,
         device: _builtins.str = ...,
+        instance: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "muster_version", b"muster_version", "name", b"name", "secret", b"secret"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "instance", b"instance", "muster_version", b"muster_version", "name", b"name", "secret", b"secret"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

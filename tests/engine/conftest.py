@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import pytest
@@ -26,8 +26,10 @@ from coordinator.engine.state import (
     ModelVersion,
     Offer,
     PeerGone,
+    PeerStanding,
     PeerStatus,
     PeerView,
+    Rest,
     Restored,
     RoundState,
     RoundStatus,
@@ -132,6 +134,8 @@ class Rows:
             evaluations=evaluations,
             models={version: models[version] for version in sorted(used)},
             counted=counted,
+            standings={row["peer_id"]: _standing(row) for row in self.all("standing")},
+            rest=_rest(run),
             last_round=run["last_round"],
             committed=run["committed"],
             skipped=run["skipped"],
@@ -142,6 +146,14 @@ class Rows:
 
 def _warning(row: Row) -> WarningState:
     return WarningState(**{name: value for name, value in row.items() if name != "run_id"})
+
+
+def _standing(row: Row) -> PeerStanding:
+    return PeerStanding(**{name: value for name, value in row.items() if name != "run_id"})
+
+
+def _rest(row: Row) -> Rest | None:
+    return None if row["rest_until"] is None else Rest(until=row["rest_until"], present=row["rest_present"])
 
 
 def _model(row: Row) -> ModelVersion:
@@ -270,16 +282,18 @@ class World:
         """The coordinator was killed: the state is what the rows say, and nobody is connected."""
         self.state = self.rows.load("run")
         for peer in list(self.peers.values()):
-            self.peers[peer.peer_id] = PeerView(peer_id=peer.peer_id, status=peer.status, connected=False)
+            self.peers[peer.peer_id] = replace(peer, connected=False)
         return self.send(Restored(run_id="run"))
 
-    def join(self, peer_id: str, *, tick: bool = True) -> None:
-        self.peers[peer_id] = PeerView(peer_id=peer_id, status=PeerStatus.ACTIVE, connected=True)
+    def join(self, peer_id: str, *, tick: bool = True, instance: str = "first") -> None:
+        self.peers[peer_id] = PeerView(
+            peer_id=peer_id, status=PeerStatus.ACTIVE, connected=True, instance=instance
+        )
         if tick:
             self.tick()
 
     def leave(self, peer_id: str, status: PeerStatus = PeerStatus.LOST) -> Decision:
-        self.peers[peer_id] = PeerView(peer_id=peer_id, status=status, connected=False)
+        self.peers[peer_id] = replace(self.peers[peer_id], status=status, connected=False)
         return self.send(PeerGone(run_id="run", peer_id=peer_id, reason=f"it is {status}"))
 
     def work(self, peer_id: str) -> AssignmentState:
@@ -296,12 +310,12 @@ class World:
             decision = self.send(event)
         return decision
 
-    def fail(self, peer_id: str, *, retry: bool) -> Decision:
+    def fail(self, peer_id: str, *, retry: bool, error_id: str = "worker.crashed") -> Decision:
         return self.send(
             AssignmentFailed(
                 run_id="run",
                 assignment_id=self.work(peer_id).assignment_id,
-                error_id="worker.crashed",
+                error_id=error_id,
                 message="the worker was killed by signal 9",
                 traceback="Traceback ...",
                 retry=retry,

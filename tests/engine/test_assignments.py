@@ -78,8 +78,9 @@ def test_attempts_are_bounded_and_the_round_ends_when_the_quorum_cannot_come(mak
     world = make_world(peers="abc", round={"attempts_max": 2})
     world.fail("a", retry=True)
     world.fail("a", retry=True)
+    world.deliver("b")
     assert world.reasons("round.skipped") == [
-        "round 1 cannot reach its quorum any more: 0 of 3 updates are delivered, 3 are a quorum, 2 can still come; "
+        "round 1 cannot reach its quorum any more: 1 of 3 updates are delivered, 3 are a quorum, 1 can still come; "
         "a failed its work for round 1: the worker was killed by signal 9; "
         "a failed its work for round 1: the worker was killed by signal 9"
     ]
@@ -180,7 +181,7 @@ def test_an_update_of_a_peer_that_is_shut_out_is_refused(make_world: Any, status
             OwnEvaluated(run_id="run", version=3, metrics={}),
             "no evaluation of version 3 waits for the coordinator",
         ),
-        (ResumeRequested(run_id="run"), "the run is RUNNING; only a paused one can be resumed"),
+        (ResumeRequested(run_id="run"), "the run is RUNNING, and nobody is set aside in it"),
         (Tick(run_id="other"), "the event is meant for run other"),
     ],
 )

@@ -17,6 +17,7 @@ from hypothesis.stateful import (
 )
 
 from coordinator.engine.draft import deadlines
+from coordinator.engine.standings import REST_SECONDS_MAX, is_aside
 from coordinator.engine.state import (
     Aggregate,
     AggregationSkipped,
@@ -98,6 +99,8 @@ class Machine(RuleBasedStateMachine):
         self._ids: list[str] = []  # every assignment that was ever offered
         self._results: list[Any] = []
         self._rounds_when_paused = 0
+        self._resumed_at = 0  # the events before the newest request that was followed
+        self._instances = dict.fromkeys(PEERS, "1")
         self._ordered: set[Any] = set()  # since the last crash; what a shell would be at
 
     @initialize(spec=SPECS, rule_needs=st.integers(1, 2), ready=st.sampled_from([True, True, True, False]))
@@ -109,8 +112,18 @@ class Machine(RuleBasedStateMachine):
             self.model_ready()
 
     def _send(self, event: Any) -> None:
-        self._world.send(event)
+        before = len(self._world.rows.log)
+        decision = self._world.send(event)
+        if isinstance(event, ResumeRequested) and decision.transitions:
+            self._resumed_at = before
+        if "run.paused" in self._world.kinds():
+            self._rounds_when_paused = decision.state.last_round
         self._note()
+
+    def _put_peer(self, peer_id: str, status: PeerStatus, connected: bool) -> None:
+        self._world.peers[peer_id] = PeerView(
+            peer_id=peer_id, status=status, connected=connected, instance=self._instances[peer_id]
+        )
 
     def _note(self) -> None:
         for effect in self._world.effects:
@@ -173,7 +186,7 @@ class Machine(RuleBasedStateMachine):
 
     def _all_connect(self) -> None:
         for peer_id in PEERS:
-            self._world.peers[peer_id] = PeerView(peer_id=peer_id, status=PeerStatus.ACTIVE, connected=True)
+            self._put_peer(peer_id, PeerStatus.ACTIVE, connected=True)
         self._send(Tick(run_id="run"))
 
     @rule(data=st.data())
@@ -182,14 +195,18 @@ class Machine(RuleBasedStateMachine):
             UpdateRefused(run_id="run", assignment_id=self._pick(data), error_id="update.x", message="bad")
         )
 
-    @rule(data=st.data(), retry=st.booleans())
-    def fail(self, data: st.DataObject, retry: bool) -> None:
+    @rule(
+        data=st.data(),
+        retry=st.booleans(),
+        error_id=st.sampled_from(["worker.x", "worker.failed", "task.no_data", "peer.task_not_allowed"]),
+    )
+    def fail(self, data: st.DataObject, retry: bool, error_id: str) -> None:
         self._send(
             AssignmentFailed(
                 run_id="run",
                 assignment_id=self._pick(data),
-                error_id="worker.x",
-                message="bad",
+                error_id=error_id,
+                message=f"bad: {error_id}",
                 traceback="...",
                 retry=retry,
             )
@@ -236,13 +253,40 @@ class Machine(RuleBasedStateMachine):
 
     @rule(peer_id=st.sampled_from(PEERS), status=st.sampled_from(list(PeerStatus)))
     def peer_gone(self, peer_id: str, status: PeerStatus) -> None:
-        self._world.peers[peer_id] = PeerView(peer_id=peer_id, status=status, connected=False)
+        self._put_peer(peer_id, status, connected=False)
         self._send(PeerGone(run_id="run", peer_id=peer_id, reason=f"it is {status}"))
 
     @rule(peer_id=st.sampled_from(PEERS), connected=st.booleans())
     def peer_there(self, peer_id: str, connected: bool) -> None:
-        self._world.peers[peer_id] = PeerView(peer_id=peer_id, status=PeerStatus.ACTIVE, connected=connected)
+        self._put_peer(peer_id, PeerStatus.ACTIVE, connected=connected)
         self._send(Tick(run_id="run"))
+
+    @rule(peer_id=st.sampled_from(PEERS))
+    def peer_starts_anew(self, peer_id: str) -> None:
+        self._instances[peer_id] += "1"
+        self._put_peer(peer_id, PeerStatus.ACTIVE, connected=True)
+        self._send(Tick(run_id="run"))
+        assert self._world.state.status.ended or not is_aside(self._world.state, peer_id)
+
+    @rule(
+        peer_ids=st.sets(st.sampled_from(PEERS), max_size=3),
+        error_id=st.sampled_from(["worker.failed", "task.no_data"]),
+    )
+    def some_are_broken(self, peer_ids: set[str], error_id: str) -> None:
+        """For a round: they fail as they do each time, and the others deliver."""
+        for assignment_id in self._live():
+            if assignment_id.split(".")[2] in peer_ids:
+                self._send(
+                    AssignmentFailed(
+                        run_id="run",
+                        assignment_id=assignment_id,
+                        error_id=error_id,
+                        message="no such file",
+                        traceback="...",
+                        retry=False,
+                    )
+                )
+        self._play_the_round()
 
     @rule(seconds=st.sampled_from([0.0, 1.0, 5.0, 30.0, 60.0, 200.0]))
     def time_passes(self, seconds: float) -> None:
@@ -252,7 +296,6 @@ class Machine(RuleBasedStateMachine):
     @rule(play=st.booleans())
     def pause(self, play: bool) -> None:
         self._send(PauseRequested(run_id="run"))
-        self._rounds_when_paused = self._world.state.last_round
         if play:
             self._play_the_round()
 
@@ -313,11 +356,20 @@ class Machine(RuleBasedStateMachine):
             assert int(assignment_id.rpartition(".")[2]) <= state.spec.round.attempts_max
 
     @invariant()
+    def a_pause_is_short_and_between_rounds(self) -> None:
+        state = self._world.state
+        if state.rest is not None:
+            assert 0 < state.rest.until - self._world.now <= REST_SECONDS_MAX
+            assert not state.rounds
+
+    @invariant()
     def the_counts_are_those_of_the_log(self) -> None:
         state = self._world.state
         ends = [e.kind for e in self._world.rows.log if e.kind in ("round.committed", "round.skipped")]
         assert state.committed == ends.count("round.committed")
         assert state.skipped == ends.count("round.skipped")
+        since = self._world.rows.log[self._resumed_at :]
+        ends = [e.kind for e in since if e.kind in ("round.committed", "round.skipped")]
         in_row = next((n for n, kind in enumerate(reversed(ends)) if kind == "round.committed"), len(ends))
         assert state.skipped_in_row == in_row
 
@@ -333,6 +385,7 @@ class Machine(RuleBasedStateMachine):
         for _ in range(100):
             if world.state.status.ended:
                 break
+            self._send(ResumeRequested(run_id="run"))  # too many skips pause it
             self._play_the_round()
             world.now += 60
             self._send(Tick(run_id="run"))

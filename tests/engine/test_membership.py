@@ -244,6 +244,7 @@ class Row:
     secret_hash: str = "hash"
     device: str = "cpu"
     muster_version: str = "0.1.0"
+    instance: str = ""
 
 
 def test_after_a_restart_everybody_has_time_to_come_back(cluster: Cluster) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.engine.state import AggregationSkipped, Cancel, RoundStatus, RunStatus
+from coordinator.engine.state import AggregationSkipped, Cancel, ResumeRequested, RoundStatus, RunStatus
 
 
 def test_a_round_is_planned_opened_and_offered_in_one_decision(make_world: Any) -> None:
@@ -181,10 +181,12 @@ def test_the_rule_may_refuse_and_the_round_is_skipped(make_world: Any) -> None:
     assert world.reasons("round.skipped") == [
         "round 1 was not aggregated: krum needs n > 2f + 2: n is 2, f is 1"
     ]
+    assert world.state.reason == "round 2 waits for a moment after a skipped round"
+    world.tick(1)
     assert world.state.rounds[2].status is RoundStatus.OPEN
 
 
-def test_too_many_skips_in_a_row_fail_the_run(make_world: Any) -> None:
+def test_too_many_skips_in_a_row_pause_the_run(make_world: Any) -> None:
     world = make_world(peers="ab", round={"skips_max": 2, "deadline_seconds": 10})
     world.tick(10)
     world.play_round("ab")  # a committed round starts the count again
@@ -192,12 +194,20 @@ def test_too_many_skips_in_a_row_fail_the_run(make_world: Any) -> None:
     world.tick(10)
     assert world.state.status is RunStatus.RUNNING
     world.tick(10)
-    assert world.state.status is RunStatus.FAILED
-    assert world.kinds()[-2:] == ["round.skipped", "run.failed"]
-    assert world.state.reason.startswith(
-        "2 rounds in a row skipped, which is the spec's limit: round 4 is below"
+    assert world.state.status is RunStatus.PAUSED
+    assert world.kinds()[-2:] == ["round.skipped", "run.paused"]
+    assert world.state.reason == (
+        "round 4 is below its quorum at its deadline: 0 of 2 updates are delivered, 2 are a quorum; mend that, then: "
+        "muster run resume run; the run is paused, since 2 rounds in a row were skipped (round.skips_max)"
     )
-    assert (world.row("run")["skipped"], world.row("run")["ended_at"]) == (3, world.now)
+    assert (world.row("run")["skipped"], world.row("run").get("ended_at")) == (3, None)
+    world.tick(1000)
+    assert world.state.rounds == {}
+    world.send(ResumeRequested(run_id="run"))
+    assert (world.state.status, world.state.skipped_in_row) == (RunStatus.RUNNING, 0)
+    world.play_round("ab")
+    world.play_round("ab")
+    assert world.state.status is RunStatus.FINISHED
 
 
 def test_a_poisson_draw_of_nobody_is_a_skipped_round(make_world: Any) -> None:

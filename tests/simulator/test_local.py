@@ -40,9 +40,12 @@ async def test_three_peers_train_digits_and_the_model_is_plain_pytorch(tmp_path:
         assert run.metrics["peers/accuracy"] > 0.85
         assert run.bytes_up < run.bytes_up_dense / 3
         state = await federation.model(run.run_id)
-        refused = await federation.run_to_end(spec(task="examples.text:Text", round={"skips_max": 1}))
-        assert refused.state == "FAILED"
-        assert "examples.text:Text" in refused.reason or "quorum" in refused.reason
+        refused = await federation.run_to_end(spec(task="examples.text:Text"))
+        assert refused.state == "RUNNING"  # it waits for somebody who may
+        assert (
+            "peer-0, peer-1 and peer-2 are set aside: the policy of this peer does not allow"
+            in refused.reason
+        )
     model = load_task("examples.digits:Digits", [ROOT]).model()
     model.load_state_dict({name: tensor.clone() for name, tensor in state.items()})
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())

@@ -1,7 +1,7 @@
 """What is read back equals what stood in memory, to the last field."""
 
 import json
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 from typing import Any
 
 from coordinator.engine.decide import decide, new_run
@@ -20,8 +20,10 @@ from coordinator.engine.state import (
     Offer,
     OwnEvaluated,
     PauseRequested,
+    PeerStanding,
     PeerStatus,
     PeerView,
+    Rest,
     Restored,
     ResumeRequested,
     RoundState,
@@ -91,12 +93,16 @@ def _full_state(spec: RunSpec) -> RunState:
     return RunState(
         run_id="r1", spec=spec, status=RunStatus.PAUSED, reason="paused by hand", created_at=1234.5,
         model=models[2], rounds={3: round_}, evaluations={2: evaluation}, models=models, last_round=3,
-        committed=2, skipped=1, skipped_in_row=1, counted={"a": 2, "b": 1},
+        committed=2, skipped=1, skipped_in_row=1, counted={"a": 2, "b": 1}, rest=Rest(until=99.5, present=2),
         warnings={
             "slow:a": WarningState(
                 cause="slow:a", reason="a is slow", peer_id="a", times=3, first_round=1, last_round=3, last_at=40.5
             )
         },
+        standings={"b": PeerStanding(
+            peer_id="b", error_id="task.no_data", cause="no examples", round=3, in_row=2, aside=True, instance="i",
+            times=4,
+        )},
     )  # fmt: skip
 
 
@@ -108,6 +114,7 @@ def _rows(state: RunState, script: Any) -> list[Any]:
         script.run(
             state=state.status, reason=state.reason, created_at=state.created_at, last_round=state.last_round,
             committed=state.committed, skipped=state.skipped, skipped_in_row=state.skipped_in_row,
+            rest_until=99.5, rest_present=2,
             model_version=2, spec_json=state.spec.canonical_json(),
         ),
     ]  # fmt: skip
@@ -141,6 +148,10 @@ def _rows(state: RunState, script: Any) -> list[Any]:
         values = {name: value for name, value in vars(warning).items() if name != "cause"}
         key = {"run_id": state.run_id, "cause": warning.cause}
         rows.append(script.row("run.warned", "warning", key, None, **values))
+    for standing in state.standings.values():
+        values = asdict(standing)
+        key = {"run_id": "r1", "peer_id": values.pop("peer_id")}
+        rows.append(script.row("standing.set_aside", "standing", key, "", **values))
     return rows
 
 

@@ -1,0 +1,262 @@
+"""Where peers stand in a run: what went wrong at each last, and who is set aside for it.
+
+A peer whose work fails by a fault of its own that lasts is *set aside*: no round and no evaluation asks it, and it
+counts in no cohort, until its daemon starts anew (its `instance` is another then) or an admin resumes the run. It is
+kept with the run, so that a restart of the coordinator changes nothing.
+
+* What only that machine's owner, data and installation decide (`OWN_FAULTS`) sets aside at once.
+* What else its task raises does after `FAILURES_IN_ROW` rounds in a row that it was asked for, what admission refuses
+  after `REFUSALS_IN_ROW`, with the same error id each time. A round counts only where at least as many others delivered
+  as failed: where most fail it is the task, the spec or the model that all were given. So a liar, who can spoil the
+  model for everybody, gets nobody set aside with it.
+* A peer that is lost, late or killed and has attempts left has no fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from coordinator.engine.draft import Draft
+from coordinator.engine.state import (
+    AssignmentState,
+    AssignmentStatus,
+    PeerStanding,
+    PeerStatus,
+    PeerView,
+    Rest,
+    RoundState,
+    RunState,
+)
+
+OWN_FAULTS = frozenset(
+    {
+        "peer.task_not_allowed",
+        "peer.unknown_role",
+        "peer.bad_spec",
+        "task.failed_to_load",
+        "task.malformed",
+        "task.no_data",
+        "task.not_a_task",
+        "task.not_found",
+        "task.not_map_style",
+    }
+)
+FAILURES_IN_ROW = 2
+REFUSALS_IN_ROW = 3
+TOLD_CHARACTERS_MAX = 500
+CAUSES_TOLD = 3
+NAMES_TOLD = 3
+REST_SECONDS_MIN = 1.0
+REST_SECONDS_MAX = 60.0
+
+
+def is_aside(state: RunState, peer_id: str) -> bool:
+    standing = state.standings.get(peer_id)
+    return standing is not None and standing.aside
+
+
+def eligible(state: RunState, peers: Mapping[str, PeerView]) -> list[str]:
+    """Who may be asked now: there, active, and not set aside; sorted."""
+    return sorted(
+        peer.peer_id for peer in peers.values() if is_present(peer) and not is_aside(state, peer.peer_id)
+    )
+
+
+def is_present(peer: PeerView) -> bool:
+    return peer.connected and peer.status is PeerStatus.ACTIVE
+
+
+def aside_told(state: RunState) -> str:
+    """Who is set aside and why, equal causes once: "a and b are set aside: this site has no examples"; ""."""
+    return "; ".join(
+        f"{who} {'is' if count == 1 else 'are'} set aside: {cause}"
+        for who, count, cause in _by_cause(state, lambda standing: standing.aside)
+    )
+
+
+def causes_told(state: RunState) -> str:
+    """What has gone wrong at whom and was not followed by an update: "a and b: no such file"; ""."""
+    found = _by_cause(state, lambda standing: standing.aside or standing.round > 0)
+    return "; ".join(f"{who}: {cause}" for who, _, cause in found)
+
+
+def unclear(state: RunState, round_: RoundState) -> bool:
+    """Whether more failed than delivered so far by what may be everybody's fault: the rest will tell."""
+    failed = [s for s in _failed(state, round_) if s.error_id not in OWN_FAULTS]
+    return len(failed) > len(round_.delivered)
+
+
+# -- what happens to a peer ------------------------------------------------------------------------------
+
+
+def note(draft: Draft, assignment: AssignmentState, error_id: str, cause: str) -> None:
+    """A training assignment has failed, or its update was refused."""
+    if assignment.role != "train":
+        return
+    peer_id = assignment.peer_id
+    held = draft.state.standings.get(peer_id)
+    if held is not None and held.aside:
+        return
+    peer = draft.peers.get(peer_id)
+    told = " ".join(cause.split())
+    if len(told) > TOLD_CHARACTERS_MAX:
+        told = told[: TOLD_CHARACTERS_MAX - 1] + "…"
+    standing = PeerStanding(
+        peer_id=peer_id,
+        error_id=error_id,
+        cause=told,
+        round=assignment.round,
+        in_row=held.in_row if held is not None and held.error_id == error_id else 0,
+        instance=peer.instance if peer is not None else "",
+        times=held.times if held is not None else 0,
+    )
+    if error_id in OWN_FAULTS:
+        set_aside(draft, replace(standing, in_row=standing.in_row + 1))
+    else:
+        _put(draft, standing)
+
+
+def set_aside(draft: Draft, standing: PeerStanding) -> None:
+    reason = (
+        f"{standing.peer_id} is set aside and asked no more: {standing.cause}; once that is mended, "
+        f"start this peer anew, or: muster run resume {draft.state.run_id}"
+    )
+    aside = replace(standing, aside=True, times=standing.times + 1)
+    _put(draft, aside, "standing.set_aside", reason)
+    draft.warn(f"set_aside:{standing.peer_id}", reason, round=standing.round, peer_id=standing.peer_id)
+
+
+def settle(draft: Draft, round_: RoundState) -> None:
+    """At a round's end: whose updates came is well again, and whose failure was the last of a row is set aside."""
+    for assignment in round_.delivered:
+        held = draft.state.standings.get(assignment.peer_id)
+        if held is not None and held.round and not held.aside:
+            _put(draft, replace(held, in_row=0, round=0))
+    counts = not unclear(draft.state, round_)
+    for standing in _failed(draft.state, round_):
+        if standing.aside or not counts:
+            continue
+        counted = replace(standing, in_row=standing.in_row + 1)
+        refused = standing.error_id.startswith("update.")
+        if counted.in_row >= (REFUSALS_IN_ROW if refused else FAILURES_IN_ROW):
+            set_aside(draft, counted)
+        else:
+            _put(draft, counted)
+
+
+def take_back(draft: Draft) -> None:
+    """Those whose daemon has started anew since they were set aside are asked again."""
+    for standing in tuple(draft.state.standings.values()):
+        peer = draft.peers.get(standing.peer_id)
+        if standing.aside and peer is not None and peer.instance not in ("", standing.instance):
+            _release(draft, standing, f"{standing.peer_id} has started anew and is asked again")
+            draft.change(rest=None)
+
+
+def release_all(draft: Draft, why: str) -> bool:
+    """Forgets what went wrong; whether anybody was set aside."""
+    found = False
+    for standing in tuple(draft.state.standings.values()):
+        if standing.aside:
+            found = True
+            _release(draft, replace(standing, times=0), f"{standing.peer_id} is asked again: {why}")
+        elif standing.round or standing.times:
+            _put(draft, replace(standing, in_row=0, round=0, times=0))
+    return found
+
+
+# -- the pause after a skipped round ---------------------------------------------------------------------
+
+
+def rest(draft: Draft, round_: RoundState) -> None:
+    """Rounds that are skipped follow each other ever more slowly: 1, 2, 4, ... 60 s from opening to opening.
+
+    Where somebody was set aside for the first time the cause is gone with it, and where the sampler drew nobody there
+    is none: no pause then.
+    """
+    state = draft.state
+    first = [s for s in state.standings.values() if s.aside and s.times == 1 and s.round == round_.number]
+    if first or not round_.assignments:
+        return
+    until = (round_.opened_at or round_.planned_at) + min(
+        REST_SECONDS_MAX, REST_SECONDS_MIN * 2.0 ** min(state.skipped_in_row - 1, 16)
+    )
+    if until > draft.now:
+        draft.change(rest=Rest(until=until, present=len(eligible(state, draft.peers))))
+
+
+def wake(draft: Draft) -> None:
+    """The pause is over when its time is, or when more peers are there than at its begin."""
+    held = draft.state.rest
+    if held is None:
+        return
+    over = draft.now >= held.until or held.until - draft.now > REST_SECONDS_MAX  # the clock was set back
+    if over or len(eligible(draft.state, draft.peers)) > held.present:
+        draft.change(rest=None)
+
+
+# -- inside ----------------------------------------------------------------------------------------------
+
+
+def _failed(state: RunState, round_: RoundState) -> list[PeerStanding]:
+    """Of the round's cohort: those that failed in it for good."""
+    newest: dict[str, AssignmentState] = {}
+    for each in round_.assignments.values():
+        held = newest.setdefault(each.peer_id, each)
+        if held.attempt < each.attempt:
+            newest[each.peer_id] = each
+    found: list[PeerStanding] = []
+    for peer_id, assignment in newest.items():
+        standing = state.standings.get(peer_id)
+        if standing is None or standing.round != round_.number:
+            continue
+        last = not assignment.retry or assignment.attempt >= state.spec.round.attempts_max
+        if assignment.status in (AssignmentStatus.REJECTED, AssignmentStatus.LOST) and last:
+            found.append(standing)
+    return found
+
+
+def _by_cause(state: RunState, which: Callable[[PeerStanding], bool]) -> list[tuple[str, int, str]]:
+    """Names, how many they are, and the cause that they share; the most common first."""
+    groups: dict[str, list[str]] = {}
+    for peer_id in sorted(state.standings):
+        if which(state.standings[peer_id]):
+            groups.setdefault(state.standings[peer_id].cause, []).append(peer_id)
+    largest = sorted(groups.items(), key=lambda group: -len(group[1]))
+    return [(_names(names), len(names), cause) for cause, names in largest[:CAUSES_TOLD]]
+
+
+def _names(names: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c", "a, b, c and 4 more"."""
+    more = len(names) - NAMES_TOLD
+    parts = [*names[:NAMES_TOLD], *([f"{more} more"] if more > 0 else [])]
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _release(draft: Draft, standing: PeerStanding, reason: str) -> None:
+    _put(draft, replace(standing, aside=False, in_row=0, round=0), "standing.taken_back", reason)
+
+
+def _put(draft: Draft, standing: PeerStanding, kind: str = "", reason: str = "") -> None:
+    state = draft.state
+    draft.change(standings={**state.standings, standing.peer_id: standing})
+    draft.record(
+        kind,
+        "standing",
+        {"run_id": state.run_id, "peer_id": standing.peer_id},
+        before="",
+        values={
+            "error_id": standing.error_id,
+            "cause": standing.cause,
+            "round": standing.round,
+            "in_row": standing.in_row,
+            "aside": standing.aside,
+            "instance": standing.instance,
+            "times": standing.times,
+        },
+        reason=reason,
+        round=state.last_round,
+        peer_id=standing.peer_id,
+        data={"error_id": standing.error_id, "cause": standing.cause},
+    )
