@@ -138,6 +138,7 @@ def run_view(run: pb.Run, *, now: float | None = None) -> RenderableType:
             ("created", moment(run.created_at)),
             ("time", duration(seconds) if run.started_at else ""),
             ("spec digest", run.spec_digest),
+            ("task sources", run.source_digest),
             ("model digest", run.model_digest),
         ]
     )
@@ -198,6 +199,7 @@ def peer_view(peer: pb.Peer, recent: Sequence[pb.Event]) -> RenderableType:
             ("seen", ago(peer.seen_at)),
             ("updates", f"{peer.updates_delivered} delivered, {peer.updates_rejected} rejected"),
             ("bytes", f"{size(peer.bytes_up)} up, {size(peer.bytes_down)} down"),
+            ("task sources", peer.source_digest),
         ]
     )
     return Group(head, "", *(event_line(event) for event in recent))

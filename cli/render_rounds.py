@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
@@ -71,11 +72,20 @@ def round_view(round: pb.Round) -> RenderableType:
             ("model", round.model_digest),
             ("metrics", metrics_line(round.metrics)),
             ("bytes", _round_bytes(round)),
+            ("task sources", _sources(round.assignments)),
             ("opened", moment(round.opened_at)),
             ("time", took),
         ]
     )
     return Group(head, "", assignments_table(round.assignments))
+
+
+def _sources(assignments: Sequence[pb.RoundAssignment]) -> str:
+    """Which source code of the task was at work, and who had another than most."""
+    peers = {each.peer_id: each.source_digest for each in assignments if each.source_digest}
+    usual, *others = [digest for digest, _ in Counter(sorted(peers.values())).most_common()] or [""]
+    told = [(digest, ", ".join(sorted(peer for peer in peers if peers[peer] == digest))) for digest in others]
+    return "; ".join([usual, *(f"{digest[:12]} at {where}" for digest, where in told)])
 
 
 def _round_bytes(round: pb.Round) -> str:

@@ -40,6 +40,7 @@ class Expected:
     base_digest: str
     layout: ParameterLayout
     spec: RunSpec
+    source_digest: str = ""  # of the coordinator's own source code of the task, where it is known
     estimate: Path | None = None  # what is held of the peer's link, where its feedback sends differences
     factor: Path | None = None  # the version's, where the senders of a round share one
 
@@ -56,8 +57,10 @@ def admit(path: Path, digest: str, expected: Expected) -> UpdateFacts:
     reader = PayloadReader(path)
     try:
         _check_manifest(reader, expected)
+        _check_sources(reader, expected)
         norm = _measure(reader, expected)
         scalars = reader.manifest.scalars
+        source_digest = reader.manifest.source_digest
     finally:
         reader.close()
     if len(scalars) > SCALARS_MAX:
@@ -84,6 +87,7 @@ def admit(path: Path, digest: str, expected: Expected) -> UpdateFacts:
         dense_bytes=4 * expected.layout.size,
         examples=int(examples),
         norm=norm,
+        source_digest=source_digest,
         metrics={
             one_line(name.removeprefix("metric/"), DESCRIPTION_CHARS_MAX): value
             for name, value in scalars.items()
@@ -114,6 +118,17 @@ def _check_manifest(reader: PayloadReader, expected: Expected) -> None:
                 f"the update's {what} is {found!r}, asked was {right!r}",
                 cause="it was made for something else, or tensors are missing, extra or of another shape or dtype",
             )
+
+
+def _check_sources(reader: PayloadReader, expected: Expected) -> None:
+    found, wanted = reader.manifest.source_digest, expected.source_digest
+    if expected.spec.task_sources == "same" and wanted and found != wanted:
+        raise UpdateRejected(
+            "update.other_sources",
+            "the update was made with other source code of the task than the coordinator's",
+            cause=f'its digest is {found[:12] or "unknown"} there and {wanted[:12]} here; task_sources = "same"',
+            fix="install the same version of the task on both",
+        )
 
 
 def _measure(reader: PayloadReader, expected: Expected) -> float:

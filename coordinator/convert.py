@@ -62,6 +62,7 @@ def run(row: rows.RunRow) -> pb.Run:
         rounds_committed=whole(row.committed, 32),
         rounds_skipped=whole(row.skipped, 32),
         model_digest=row.model_digest,
+        source_digest=text(row.source_digest),
         created_at=row.created_at,
         started_at=row.started_at or 0.0,
         ended_at=row.ended_at or 0.0,
@@ -125,6 +126,7 @@ def assignment(row: rows.AssignmentRow, bytes_held: int = 0) -> pb.RoundAssignme
         treatment=text(row.treatment),
         traceback=many_lines(row.traceback, keep="end"),
         metrics=metrics(row.metrics),
+        source_digest=text(row.source_digest),
     )
 
 
@@ -174,6 +176,7 @@ def peer(row: rows.PeerRow) -> pb.Peer:
         updates_rejected=whole(row.updates_rejected, 32),
         bytes_up=whole(row.bytes_up),
         bytes_down=whole(row.bytes_down),
+        source_digest=text(row.source_digest),
     )
 
 

@@ -118,7 +118,9 @@ class EffectRunner:
             )
             async with self._files:
                 await coordinator.blobs.adopt(path, model.digest)
-                await coordinator.post_surely(ModelReady(run_id=run.run_id, model=model))
+                await coordinator.post_surely(
+                    ModelReady(run_id=run.run_id, model=model, source_digest=made["source_digest"])
+                )
         except MusterError as error:
             await coordinator.post_surely(ModelFailed(run_id=run.run_id, error=_told(error)))
         finally:
@@ -258,15 +260,22 @@ class EffectRunner:
         if run is None:
             return
         metrics: dict[str, float] = {}
-        told = ""
+        told, sources = "", ""
         try:
             model = effect.model
             path = await coordinator.repairs.model(run.run_id, model.digest, model.size_bytes)
-            metrics = (await self._run_job("evaluate", run, path=str(path)))["metrics"]
+            found = await self._run_job("evaluate", run, path=str(path))
+            metrics, sources = found["metrics"], found["source_digest"]
         except MusterError as error:
             told = _told(error)
         await coordinator.post_surely(
-            OwnEvaluated(run_id=run.run_id, version=effect.model.version, metrics=metrics, error=told)
+            OwnEvaluated(
+                run_id=run.run_id,
+                version=effect.model.version,
+                metrics=metrics,
+                error=told,
+                source_digest=sources,
+            )
         )
 
     # -- what lies on disk --------------------------------------------------------------------------------------------

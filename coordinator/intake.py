@@ -86,6 +86,7 @@ class Intake:
                 base_digest=run.models[assignment.base_version].digest,
                 layout=await coordinator.effects.layout(run),
                 spec=run.spec,
+                source_digest=run.source_digest,
                 estimate=estimate,
                 factor=factor,
             )

@@ -11,6 +11,7 @@ from muster.defaults import code_of
 from muster.initial import draw, draw_version
 from muster.modelfile import ModelFile, load_into
 from muster.seeds import initial_seed
+from muster.sources import source_digest
 from muster.task import Site
 
 
@@ -32,6 +33,7 @@ def init_model(args: dict[str, Any], progress: Callable[[float], None]) -> dict[
         "digest": drawn.info.digest,
         "size_bytes": drawn.info.size_bytes,
         "layout_digest": drawn.layout.digest,
+        "source_digest": source_digest(args["task"], args["task_folders"]),
     }
 
 
@@ -47,7 +49,8 @@ def evaluate(args: dict[str, Any], progress: Callable[[float], None]) -> dict[st
         file.close()
     model.eval()
     with code_of(task):
-        return {"metrics": {name: float(value) for name, value in task.evaluate(model, _site(args)).items()}}
+        metrics = {name: float(value) for name, value in task.evaluate(model, _site(args)).items()}
+    return {"metrics": metrics, "source_digest": source_digest(args["task"], args["task_folders"])}
 
 
 JOBS = {"check_task": check_task, "init_model": init_model, "evaluate": evaluate}

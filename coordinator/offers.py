@@ -106,6 +106,7 @@ def offer_message(
             seed=assignment_seed(run.spec.seed, assignment.role, assignment.round, assignment.peer_id),
             deadline_seconds=max(0.0, seconds_left),
             counted_round=run.counted.get(assignment.peer_id, 0),
+            source_digest=run.source_digest,
             cohort_size=0 if round_ is None else len(round_.cohort),
         )
     )

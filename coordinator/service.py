@@ -347,6 +347,7 @@ def _of_the_record(row: AssignmentRow) -> AssignmentState:
             dense_bytes=row.dense_bytes,
             examples=row.examples,
             norm=row.norm or 0.0,
+            source_digest=row.source_digest,
             metrics=row.metrics,
         )
     return AssignmentState(

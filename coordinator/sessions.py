@@ -20,6 +20,7 @@ from coordinator.engine.state import (
 from coordinator.members import hash_secret
 from coordinator.offers import Session
 from muster.errors import AuthenticationError, NotFoundError, StorageError, TransferError, UsageError
+from muster.sources import checked_digest
 from muster.texts import DESCRIPTION_CHARS_MAX, many_lines, one_line
 from muster.transport.base import CallContext, Route
 from muster.version import muster_version
@@ -232,6 +233,7 @@ def _evaluated(run_id: str, report: pb.AssignmentReport) -> Event:
         assignment_id=report.assignment_id,
         metrics={one_line(name, DESCRIPTION_CHARS_MAX): value for name, value in report.metrics.items()},
         examples=min(report.example_count, EXAMPLES_MAX),
+        source_digest=checked_digest(report.source_digest),
     )
 
 

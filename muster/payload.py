@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from muster.safetensors_header import (
     parse_json_strictly,
     render,
 )
+from muster.sources import checked_digest
 
 __all__ = ["BlobInfo", "GroupSpec", "Manifest", "PayloadReader", "PayloadWriter"]
 
@@ -52,7 +53,8 @@ class GroupSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What an update is. Scalars are "examples", "steps" and "metric/NAME"; they need not be finite."""
+    """What an update is. Scalars are "examples", "steps" and "metric/NAME"; they need not be finite. `source_digest` is
+    of the task's source code (`muster.sources`), or ""."""
 
     run_id: str
     round: int
@@ -61,6 +63,7 @@ class Manifest:
     layout_digest: str
     groups: tuple[GroupSpec, ...]
     scalars: Mapping[str, float] = field(default_factory=dict[str, float])
+    source_digest: str = ""
 
     def to_json(self) -> str:
         raw = {
@@ -73,6 +76,7 @@ class Manifest:
                 {"name": group.name, "codec": group.codec, "size": group.size} for group in self.groups
             ],
             "scalars": {name: float(value) for name, value in self.scalars.items()},
+            "source_digest": self.source_digest,
         }
         return json.dumps(raw, separators=(",", ":"))
 
@@ -190,7 +194,9 @@ def _check_chunks(manifest: Manifest, entries: Mapping[str, Entry]) -> None:
 def _parse_manifest(text: str) -> Manifest:
     raw = parse_json_strictly(text)
     table = _table(
-        raw, {"run_id", "round", "assignment_id", "base_digest", "layout_digest", "groups", "scalars"}
+        raw,
+        {"run_id", "round", "assignment_id", "base_digest", "layout_digest", "groups", "scalars"},
+        optional={"source_digest"},  # updates that are kept may be older than it
     )
     groups = _list(table["groups"], GROUPS_MAX)
     names = [_text(_table(group, {"name", "codec", "size"})["name"]) for group in groups]
@@ -207,11 +213,12 @@ def _parse_manifest(text: str) -> Manifest:
             for name, group in zip(names, groups, strict=True)
         ),
         scalars=_scalars(table["scalars"]),
+        source_digest=checked_digest(_text(table.get("source_digest", ""))),
     )
 
 
-def _table(raw: Any, keys: set[str]) -> dict[str, Any]:
-    if not is_object(raw) or set(raw) != keys:
+def _table(raw: Any, keys: set[str], *, optional: Set[str] = frozenset()) -> dict[str, Any]:
+    if not is_object(raw) or set(raw) - optional != keys:
         raise HeaderError(f"its manifest lacks an object of exactly {', '.join(sorted(keys))}")
     return raw
 

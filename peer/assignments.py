@@ -257,7 +257,8 @@ class Assignments:
             deadline_at=lambda: work.held.deadline_at,
             on_start=lambda: self._advance(work, pb.ASSIGNMENT_PHASE_TRAINING),
         )
-        await self._end(work, reports.evaluated(work.assignment_id, found.metrics, found.examples))
+        report = reports.evaluated(work.assignment_id, found.metrics, found.examples, found.source_digest)
+        await self._end(work, report)
 
     async def _settle_cancelled(self, work: Work) -> None:
         """A cancelled update may have been delivered, and its receipt lost: only the coordinator knows.

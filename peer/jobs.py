@@ -32,6 +32,7 @@ from muster.initial import draw_version, seed_generators
 from muster.layout import ParameterLayout
 from muster.modelfile import ModelFile, load_into
 from muster.seeds import derive_seed, initial_seed
+from muster.sources import source_digest
 from muster.task import FitContext, FitReport, Site, Task
 from muster.tasks import load_task
 from peer.drill import Drill, bootstrap
@@ -52,6 +53,8 @@ class Place:
 
     def __init__(self, order: Order) -> None:
         self.task: Task = load_task(order.task, order.task_folders, order.options)
+        self.source_digest = source_digest(order.task, order.task_folders)
+        _require_sources(order, self.source_digest)
         self.site = Site(
             name=order.site_name, data=order.site_data, options=order.options, seed=order.site_seed
         )
@@ -83,6 +86,17 @@ class Place:
         if self.model is not None:
             self.model = None
             gc.collect()  # it may refer to itself, and would stay for as long as nobody looks
+
+
+def _require_sources(order: Order, found: str) -> None:
+    if order.source_digest and found != order.source_digest:
+        raise ConfigError(
+            "task.other_sources",
+            f"the source code of {order.task} here is not the coordinator's",
+            cause=f"its digest is {found[:12] or 'unknown'} here and {order.source_digest[:12]} there, and the run "
+            'has task_sources = "same"',
+            fix="install the same version of the task here; a new run, or a restarted peer, loads it anew",
+        )
 
 
 _places: OrderedDict[tuple[str, str], Place] = OrderedDict()
@@ -131,7 +145,9 @@ def train(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         share = _part(progress, len(views), len(views) + 1)
         report = _fit(order, place, model, drill, share, layout=base.layout)
         model.zero_grad(set_to_none=True)
-        written = write_update(order, model, base, report, drill=drill, views=views)
+        written = write_update(
+            order, model, base, report, source_digest=place.source_digest, drill=drill, views=views
+        )
     finally:
         base.close()
         for path in views:
@@ -244,7 +260,9 @@ def evaluate(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         metrics = {name: float(value) for name, value in place.task.evaluate(scored, place.site).items()}
     progress(1.0)
     examples = metrics.pop("examples", 0.0)
-    return asdict(Evaluated(metrics=metrics, examples=max(0, int(examples))))
+    return asdict(
+        Evaluated(metrics=metrics, examples=max(0, int(examples)), source_digest=place.source_digest)
+    )
 
 
 @contextmanager

@@ -28,6 +28,7 @@ class Order:
     device: str  # "cuda:0", "mps", "cpu"
     base: str  # the model file
     seed: int  # for this run, round and peer
+    source_digest: str = ""  # of the only source code of the task that is wanted; "": any is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,7 @@ class Trained:
 class Evaluated:
     metrics: Mapping[str, float]
     examples: int
+    source_digest: str = ""  # of the task, as the worker has loaded it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,7 @@ def _common(
         "device": device,
         "base": str(base),
         "seed": offer.seed,
+        "source_digest": offer.source_digest if spec.task_sources == "same" else "",
     }
 
 

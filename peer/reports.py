@@ -17,12 +17,15 @@ def phase(assignment_id: str, phase: pb.AssignmentPhase.ValueType) -> pb.Assignm
     return pb.AssignmentReport(assignment_id=assignment_id, phase=phase)
 
 
-def evaluated(assignment_id: str, metrics: Mapping[str, float], examples: int) -> pb.AssignmentReport:
+def evaluated(
+    assignment_id: str, metrics: Mapping[str, float], examples: int, source_digest: str
+) -> pb.AssignmentReport:
     return pb.AssignmentReport(
         assignment_id=assignment_id,
         phase=pb.ASSIGNMENT_PHASE_EVALUATED,
         metrics={one_line(name, DESCRIPTION_CHARS_MAX): value for name, value in metrics.items()},
         example_count=examples,
+        source_digest=source_digest,
     )
 
 

@@ -56,6 +56,7 @@ def write_update(
     base: ModelFile,
     report: FitReport,
     *,
+    source_digest: str = "",
     drill: Drill | None,
     views: Sequence[Path],
 ) -> WrittenUpdate:
@@ -75,6 +76,7 @@ def write_update(
         layout_digest=layout.digest,
         groups=(GroupSpec(name="params", codec=codec.spelling, size=layout.size),),
         scalars=_scalars(report),
+        source_digest=source_digest,
     )
     places = order.places(layout)
     beta = float(order.train["worker_momentum"])

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from coordinator.engine.standings import is_aside, is_present
 from coordinator.engine.state import ResumeRequested, RunSubmitted
 from coordinator.server import RunningCoordinator
-from coordinator.store import RoundRow, RunRow
+from coordinator.store import RoundRow, RunRow, WarningRow
 from muster.config import CoordinatorConfig, PeerConfig
 from muster.errors import NotFoundError
 from muster.folders import write_private
@@ -81,6 +81,10 @@ class LocalFederation:
         """Goes on with a paused run, and asks again whoever was set aside. Raises `NotFoundError` for a run that has
         ended."""
         await self._running.coordinator.post(ResumeRequested(run_id=run_id))
+
+    async def warnings(self, run_id: str) -> list[WarningRow]:
+        """What must not be silent of the run, newest last."""
+        return await self._store.warnings(run_id)
 
     async def model(self, run_id: str) -> dict[str, Tensor]:
         """The newest model version, as a state dict for the plain PyTorch model."""

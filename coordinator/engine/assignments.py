@@ -168,10 +168,12 @@ def deliver(draft: Draft, event: UpdateAdmitted, peers: Mapping[str, PeerView]) 
             "dense_bytes": update.dense_bytes,
             "examples": update.examples,
             "norm": update.norm,
+            "source_digest": update.source_digest,
             "metrics_json": metrics_json(update.metrics),
         },
         data={"digest": update.digest, "size_bytes": update.size_bytes, "norm": update.norm},
     )
+    _compare_sources(draft, assignment, update.source_digest)
     return None
 
 
@@ -223,9 +225,14 @@ def evaluated(draft: Draft, event: AssignmentEvaluated) -> str | None:
         f"{assignment.peer_id} evaluated version {assignment.base_version}",
         metrics=metrics,
         examples=examples,
-        values={"metrics_json": metrics_json(metrics), "examples": examples},
+        values={
+            "metrics_json": metrics_json(metrics),
+            "examples": examples,
+            "source_digest": event.source_digest,
+        },
         data={"metrics": metrics, "examples": examples},
     )
+    _compare_sources(draft, assignment, event.source_digest)
     return None
 
 
@@ -246,6 +253,21 @@ def _live(state: RunState, assignment_id: str) -> tuple[AssignmentState | None, 
     if assignment.status.ended:
         return None, f"{assignment_id} has ended: it is {assignment.status}"
     return assignment, ""
+
+
+def _compare_sources(draft: Draft, assignment: AssignmentState, found: str) -> None:
+    """Tells of a peer whose code of the task is not the coordinator's: at once, and when it becomes another."""
+    known, spec = draft.state.source_digest, draft.state.spec
+    if spec.task_sources == "ignore" or not found or not known or found == known:
+        return
+    peer_id = assignment.peer_id
+    draft.warn(
+        f"sources.differ:{peer_id}:{found[:12]}",
+        f"{peer_id} works with other source code of {spec.task} (digest {found[:12]}) than the coordinator "
+        f"({known[:12]}): install the same version on both, then submit the run anew",
+        round=assignment.round,
+        peer_id=peer_id,
+    )
 
 
 def _work(assignment: AssignmentState) -> str:

@@ -84,6 +84,14 @@ def own_evaluated(draft: Draft, event: OwnEvaluated) -> str | None:
         round=evaluation.round,
         data={"version": event.version, "metrics": metrics},
     )
+    known = draft.state.source_digest
+    if known and event.source_digest and event.source_digest != known:
+        draft.warn(
+            f"sources.changed:{event.source_digest[:12]}",
+            f"the coordinator's source code of {draft.state.spec.task} has changed since this run began: it "
+            f"evaluates with digest {event.source_digest[:12]}, not {known[:12]}; submit the run anew",
+            round=evaluation.round,
+        )
     return None
 
 

@@ -50,8 +50,13 @@ def start(draft: Draft, event: ModelReady) -> str | None:
         return f"version {event.model.version} is not an initial model"
     rounds.create_model(draft, event.model)
     reason = "the initial model is ready"
-    draft.change(status=RunStatus.RUNNING, reason=reason)
-    draft.record_run("run.started", reason, values={"started_at": draft.now})
+    draft.change(status=RunStatus.RUNNING, reason=reason, source_digest=event.source_digest)
+    draft.record_run(
+        "run.started",
+        reason,
+        values={"started_at": draft.now, "source_digest": event.source_digest},
+        data={"source_digest": event.source_digest},
+    )
     return None
 
 

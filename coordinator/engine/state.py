@@ -96,6 +96,7 @@ class UpdateFacts:
     dense_bytes: int
     examples: int
     norm: float
+    source_digest: str = ""  # the peer's word: of its source code of the task
     metrics: Mapping[str, float] = field(default_factory=_empty)
 
 
@@ -202,6 +203,7 @@ class RunState:
     status: RunStatus
     reason: str
     created_at: float
+    source_digest: str = ""  # of the task as the coordinator has loaded it
     model: ModelVersion | None = None  # the newest; None until the initial one is made
     rounds: Mapping[int, RoundState] = field(default_factory=_empty)  # those that have not ended
     evaluations: Mapping[int, EvaluationState] = field(
@@ -276,6 +278,7 @@ class RunWarned(Event):
 @dataclass(frozen=True, kw_only=True)
 class ModelReady(Event):
     model: ModelVersion
+    source_digest: str = ""  # of the task that has made it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,6 +316,7 @@ class AssignmentEvaluated(Event):
     assignment_id: str
     metrics: Mapping[str, float]
     examples: int
+    source_digest: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -372,6 +376,7 @@ class OwnEvaluated(Event):
     version: int
     metrics: Mapping[str, float]  # empty: the task has nothing to evaluate on here
     error: str = ""
+    source_digest: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

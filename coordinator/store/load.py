@@ -137,6 +137,7 @@ def _run(
         status=RunStatus(row["state"]),
         reason=row["reason"],
         created_at=row["created_at"],
+        source_digest=row["source_digest"],
         model=model,
         rounds=rounds,
         evaluations=evaluations,
@@ -260,6 +261,7 @@ def _assignment(row: RowMapping) -> AssignmentState:
             dense_bytes=row["dense_bytes"],
             examples=row["examples"],
             norm=row["norm"],
+            source_digest=row["source_digest"],
             metrics=metrics,
         )
     return AssignmentState(

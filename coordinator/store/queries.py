@@ -210,6 +210,18 @@ def peer_states(connection: Connection) -> list[str]:
     return list(connection.execute(select(PEERS.c.state)).scalars())
 
 
+def _newest_sources() -> ColumnElement[str]:
+    """Of each peer's newest work that tells its source code."""
+    found = (
+        select(ASSIGNMENTS.c.source_digest)
+        .where(ASSIGNMENTS.c.peer_id == PEERS.c.peer_id, ASSIGNMENTS.c.source_digest != "")
+        .order_by(ASSIGNMENTS.c.offered_at.desc(), ASSIGNMENTS.c.assignment_id)
+        .limit(1)
+        .scalar_subquery()
+    )
+    return func.coalesce(found, "")
+
+
 def peers(connection: Connection, *where: ColumnElement[bool], limit: int | None = None) -> list[PeerRow]:
     def updates(state: str) -> ColumnElement[int]:
         return (
@@ -227,6 +239,7 @@ def peers(connection: Connection, *where: ColumnElement[bool], limit: int | None
     found = connection.execute(
         select(
             PEERS,
+            _newest_sources().label("source_digest"),
             updates("DELIVERED").label("updates_delivered"),
             updates("REJECTED").label("updates_rejected"),
             _bytes("up", of_peer),

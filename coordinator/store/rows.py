@@ -39,6 +39,7 @@ class PeerRecord:
 class PeerRow(PeerRecord):
     """A peer with what it has done; only updates count, evaluations do not."""
 
+    source_digest: str  # of the task's source code that it worked with last
     updates_delivered: int
     updates_rejected: int
     bytes_up: int
@@ -64,6 +65,7 @@ class RunRow:
     skipped: int
     skipped_in_row: int
     model_version: int | None
+    source_digest: str  # of the task's source code at the coordinator
     model_digest: str  # empty until there is a model
     bytes_up: int
     bytes_down: int
@@ -111,6 +113,7 @@ class AssignmentRow:
     score: float | None
     selected: bool
     treatment: str
+    source_digest: str
 
 
 @dataclass(frozen=True, kw_only=True)

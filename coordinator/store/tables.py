@@ -97,6 +97,7 @@ RUNS = Table(
     _number("rest_until"),
     _count("rest_present"),
     Column("model_version", BigInteger),
+    _text("source_digest", ""),
     UniqueConstraint("request_id"),
 )
 
@@ -182,6 +183,7 @@ ASSIGNMENTS = Table(
     _number("score"),
     _flag("selected"),
     _text("treatment", ""),
+    _text("source_digest", ""),
     _flag("blob_gone"),
     _refers(["run_id"], "runs", ["run_id"]),
     _refers(["peer_id"], "peers", ["peer_id"]),

@@ -242,6 +242,11 @@ class RunSpec(Table):
     task_options: dict[str, Any] = Field(
         default_factory=dict, description="handed to the task as site.options"
     )
+    task_sources: Literal["warn", "same", "ignore"] = Field(
+        "warn",
+        description="what becomes of peers whose source code of the task is not the coordinator's: they are told of "
+        "(warn), refused (same), or taken without a word (ignore)",
+    )
     train: TrainTable = TrainTable()  # type: ignore[call-arg]  # every field has a default
     sampling: SamplingTable = SamplingTable()  # type: ignore[call-arg]
     aggregation: AggregationTable = AggregationTable()  # type: ignore[call-arg]

@@ -61,6 +61,7 @@ class Run(_message.Message):
     BYTES_DOWN_FIELD_NUMBER: _builtins.int
     BYTES_UP_DENSE_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    SOURCE_DIGEST_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     name: _builtins.str
@@ -83,6 +84,8 @@ class Run(_message.Message):
     bytes_down: _builtins.int
     bytes_up_dense: _builtins.int
     """what the same updates would have been uncompressed"""
+    source_digest: _builtins.str
+    """of the task's source code at the coordinator"""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """of the newest evaluation"""
@@ -112,11 +115,12 @@ class Run(_message.Message):
         bytes_down: _builtins.int = ...,
         bytes_up_dense: _builtins.int = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        source_digest: _builtins.str = ...,
         warnings: _abc.Iterable[Global___RunWarning] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "bytes_up_dense", b"bytes_up_dense", "created_at", b"created_at", "ended_at", b"ended_at", "metrics", b"metrics", "model_digest", b"model_digest", "name", b"name", "reason", b"reason", "rounds_committed", b"rounds_committed", "rounds_skipped", b"rounds_skipped", "rounds_total", b"rounds_total", "run_id", b"run_id", "spec_digest", b"spec_digest", "spec_json", b"spec_json", "started_at", b"started_at", "state", b"state", "task", b"task", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "bytes_up_dense", b"bytes_up_dense", "created_at", b"created_at", "ended_at", b"ended_at", "metrics", b"metrics", "model_digest", b"model_digest", "name", b"name", "reason", b"reason", "rounds_committed", b"rounds_committed", "rounds_skipped", b"rounds_skipped", "rounds_total", b"rounds_total", "run_id", b"run_id", "source_digest", b"source_digest", "spec_digest", b"spec_digest", "spec_json", b"spec_json", "started_at", b"started_at", "state", b"state", "task", b"task", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -423,6 +427,7 @@ class RoundAssignment(_message.Message):
     TREATMENT_FIELD_NUMBER: _builtins.int
     TRACEBACK_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    SOURCE_DIGEST_FIELD_NUMBER: _builtins.int
     assignment_id: _builtins.str
     peer_id: _builtins.str
     state: _builtins.str
@@ -444,6 +449,8 @@ class RoundAssignment(_message.Message):
     treatment: _builtins.str
     """one sentence: how the rule treated it"""
     traceback: _builtins.str
+    source_digest: _builtins.str
+    """of the task's source code at the peer"""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
     def __init__(
@@ -465,10 +472,11 @@ class RoundAssignment(_message.Message):
         treatment: _builtins.str = ...,
         traceback: _builtins.str = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        source_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "attempt", b"attempt", "bytes_held", b"bytes_held", "example_count", b"example_count", "metrics", b"metrics", "norm", b"norm", "peer_id", b"peer_id", "reason", b"reason", "role", b"role", "score", b"score", "selected", b"selected", "state", b"state", "traceback", b"traceback", "treatment", b"treatment", "update_bytes", b"update_bytes", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "attempt", b"attempt", "bytes_held", b"bytes_held", "example_count", b"example_count", "metrics", b"metrics", "norm", b"norm", "peer_id", b"peer_id", "reason", b"reason", "role", b"role", "score", b"score", "selected", b"selected", "source_digest", b"source_digest", "state", b"state", "traceback", b"traceback", "treatment", b"treatment", "update_bytes", b"update_bytes", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -490,6 +498,7 @@ class Peer(_message.Message):
     UPDATES_REJECTED_FIELD_NUMBER: _builtins.int
     BYTES_UP_FIELD_NUMBER: _builtins.int
     BYTES_DOWN_FIELD_NUMBER: _builtins.int
+    SOURCE_DIGEST_FIELD_NUMBER: _builtins.int
     peer_id: _builtins.str
     state: _builtins.str
     """PENDING ACTIVE SUSPECT LOST DRAINING QUARANTINED REVOKED"""
@@ -503,6 +512,8 @@ class Peer(_message.Message):
     updates_rejected: _builtins.int
     bytes_up: _builtins.int
     bytes_down: _builtins.int
+    source_digest: _builtins.str
+    """of the task's source code that it worked with last"""
     def __init__(
         self,
         *,
@@ -518,10 +529,11 @@ class Peer(_message.Message):
         updates_rejected: _builtins.int = ...,
         bytes_up: _builtins.int = ...,
         bytes_down: _builtins.int = ...,
+        source_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "device", b"device", "enrolled_at", b"enrolled_at", "epoch", b"epoch", "muster_version", b"muster_version", "peer_id", b"peer_id", "reason", b"reason", "seen_at", b"seen_at", "state", b"state", "updates_delivered", b"updates_delivered", "updates_rejected", b"updates_rejected"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "device", b"device", "enrolled_at", b"enrolled_at", "epoch", b"epoch", "muster_version", b"muster_version", "peer_id", b"peer_id", "reason", b"reason", "seen_at", b"seen_at", "source_digest", b"source_digest", "state", b"state", "updates_delivered", b"updates_delivered", "updates_rejected", b"updates_rejected"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -357,6 +357,7 @@ class Assignment(_message.Message):
     DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
     COUNTED_ROUND_FIELD_NUMBER: _builtins.int
     COHORT_SIZE_FIELD_NUMBER: _builtins.int
+    SOURCE_DIGEST_FIELD_NUMBER: _builtins.int
     assignment_id: _builtins.str
     run_id: _builtins.str
     round: _builtins.int
@@ -379,6 +380,8 @@ class Assignment(_message.Message):
     """
     cohort_size: _builtins.int
     """peers that this round asks to train; 0 where it is over"""
+    source_digest: _builtins.str
+    """of the coordinator's own source code of the task; "" if it has none"""
     def __init__(
         self,
         *,
@@ -395,10 +398,11 @@ class Assignment(_message.Message):
         deadline_seconds: _builtins.float = ...,
         counted_round: _builtins.int = ...,
         cohort_size: _builtins.int = ...,
+        source_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "base_digest", b"base_digest", "base_size_bytes", b"base_size_bytes", "base_version", b"base_version", "cohort_size", b"cohort_size", "counted_round", b"counted_round", "deadline_seconds", b"deadline_seconds", "layout_digest", b"layout_digest", "role", b"role", "round", b"round", "run_id", b"run_id", "seed", b"seed", "spec_json", b"spec_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "base_digest", b"base_digest", "base_size_bytes", b"base_size_bytes", "base_version", b"base_version", "cohort_size", b"cohort_size", "counted_round", b"counted_round", "deadline_seconds", b"deadline_seconds", "layout_digest", b"layout_digest", "role", b"role", "round", b"round", "run_id", b"run_id", "seed", b"seed", "source_digest", b"source_digest", "spec_json", b"spec_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -505,10 +509,13 @@ class AssignmentReport(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     EXAMPLE_COUNT_FIELD_NUMBER: _builtins.int
+    SOURCE_DIGEST_FIELD_NUMBER: _builtins.int
     assignment_id: _builtins.str
     phase: Global___AssignmentPhase.ValueType
     example_count: _builtins.int
     """with ASSIGNMENT_PHASE_EVALUATED"""
+    source_digest: _builtins.str
+    """with ASSIGNMENT_PHASE_EVALUATED: of the task's source code that was at work"""
     @_builtins.property
     def failure(self) -> Global___Failure:
         """with ASSIGNMENT_PHASE_FAILED"""
@@ -525,10 +532,11 @@ class AssignmentReport(_message.Message):
         failure: Global___Failure | None = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         example_count: _builtins.int = ...,
+        source_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "example_count", b"example_count", "failure", b"failure", "metrics", b"metrics", "phase", b"phase"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "example_count", b"example_count", "failure", b"failure", "metrics", b"metrics", "phase", b"phase", "source_digest", b"source_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -54,3 +54,46 @@ async def test_an_edited_task_and_data_that_grew_are_seen_by_the_next_run(tmp_pa
             }  # fmt: skip
             trained = (await federation.round(run.run_id, 1)).assignments
             assert [each.examples for each in trained if each.role == "train"] == [8 * code]
+
+
+CRASHES = """
+import os
+import signal
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import muster
+
+
+class Crashes(muster.Task):
+    def model(self):
+        return nn.Linear(2, 2)
+
+    def train_data(self, site):
+        return TensorDataset(torch.ones(4, 2), torch.zeros(4, dtype=torch.long))
+
+    def fit(self, model, context):
+        here = Path(__file__)
+        if "edited" not in here.read_text().splitlines()[-1]:
+            here.write_text(here.read_text() + "# edited")
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.timeout(120)
+async def test_a_worker_that_comes_back_with_other_code_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "crashing_task.py").write_text(CRASHES)
+    spec = {**SPEC, "task": "crashing_task:Crashes", "evaluate": {"every": 0}}
+    async with start_local(
+        tmp_path, peers=1, allow=["crashing_task:*"], task_folders=[tmp_path]
+    ) as federation:
+        run = await federation.run_to_end(RunSpec.model_validate(spec))
+        assert run.state == "FINISHED", run.reason
+        (warning,) = await federation.warnings(run.run_id)
+        assert "peer-0 works with other source code" in warning.reason
+        *_, last = (await federation.round(run.run_id, 1)).assignments
+        assert last.source_digest != run.source_digest
+        assert {len(last.source_digest), len(run.source_digest)} == {64}

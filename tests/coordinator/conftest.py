@@ -53,7 +53,7 @@ class Bench:
         self.base = folder / "base.safetensors"
         write_initial(self.base, self.layout, self.model)
 
-    def expected(self, spec: RunSpec) -> Expected:
+    def expected(self, spec: RunSpec, source_digest: str = "") -> Expected:
         return Expected(
             assignment_id="run.1.peer.1",
             peer_id="peer",
@@ -63,6 +63,7 @@ class Bench:
             base_digest=BASE,
             layout=self.layout,
             spec=spec,
+            source_digest=source_digest,
         )
 
     def update(

@@ -97,6 +97,24 @@ def test_a_count_that_is_no_count_is_rejected(bench: Any, make_spec: MakeSpec, e
     assert rejected(bench, make_spec(), path).id == "update.bad_examples"
 
 
+def test_other_source_code_is_refused_where_the_run_wants_the_same(bench: Any, make_spec: MakeSpec) -> None:
+    vector = torch.zeros(bench.layout.size)
+    own, other, silent = (
+        bench.update(name, vector, source_digest=digest)
+        for name, digest in zip("abc", ("1" * 64, "2" * 64, ""), strict=True)
+    )
+    expected = bench.expected(make_spec(task_sources="same"), "1" * 64)
+    assert admit(own, "digest", expected).source_digest == "1" * 64
+    for path in (other, silent):
+        with pytest.raises(UpdateRejected) as caught:
+            admit(path, "digest", expected)
+        assert caught.value.id == "update.other_sources"
+    assert admit(other, "digest", bench.expected(make_spec(), "1" * 64)).source_digest == "2" * 64
+    admit(
+        other, "digest", bench.expected(make_spec(task_sources="same"))
+    )  # the coordinator knows none of its own
+
+
 def test_rubbish_is_rejected(bench: Any, make_spec: MakeSpec) -> None:
     whole = bench.update("u", torch.ones(bench.layout.size)).read_bytes()
     path = bench.folder / "rubbish"

@@ -129,6 +129,7 @@ class Rows:
             status=RunStatus(run["state"]),
             reason=run["reason"],
             created_at=run["created_at"],
+            source_digest=run.get("source_digest", ""),
             model=model,
             rounds=rounds,
             evaluations=evaluations,
@@ -177,6 +178,7 @@ def _assignment(row: Row) -> AssignmentState:
             dense_bytes=row["dense_bytes"],
             examples=row["examples"],
             norm=row["norm"],
+            source_digest=row["source_digest"],
             metrics=metrics,
         )
     return AssignmentState(

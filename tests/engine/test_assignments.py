@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from coordinator.engine.state import (
     Cancel,
     ModelFailed,
     ModelReady,
+    ModelVersion,
     OwnEvaluated,
     PauseRequested,
     PeerGone,
@@ -25,6 +27,7 @@ from coordinator.engine.state import (
     UpdateRefused,
 )
 
+INITIAL = ModelVersion(version=0, round=0, digest="model-0", size_bytes=100, layout_digest="layout")
 FACTS = UpdateFacts(digest="d", size_bytes=1, dense_bytes=1, examples=1, norm=1.0)
 
 
@@ -243,3 +246,35 @@ def test_a_cancel_names_what_and_why(make_world: Any) -> None:
     cancels = world.ordered(Cancel)
     assert [c.assignment_id for c in cancels] == ["run.1.a.1", "run.1.b.1"]
     assert {c.reason for c in cancels} == {"round 1 is skipped"}
+
+
+def _delivered(world: Any, peer_id: str, source_digest: str) -> Any:
+    update = replace(FACTS, source_digest=source_digest)
+    work = world.work(peer_id).assignment_id
+    return world.send(UpdateAdmitted(run_id="run", assignment_id=work, update=update))
+
+
+def test_a_peer_with_other_source_code_is_told_of_once_and_again_when_it_changes(make_world: Any) -> None:
+    world = make_world(peers="ab", started=False, rounds=9)
+    world.send(ModelReady(run_id="run", model=INITIAL, source_digest="1" * 64))
+    assert world.row("run", run_id="run")["source_digest"] == "1" * 64
+    for number, (digest, warned) in enumerate(
+        [("1", False), ("", False), ("2", True), ("2", False), ("3", True)], 1
+    ):
+        _delivered(world, "a", digest * 64)
+        assert ("run.warned" in world.kinds()) is warned, number
+        work = f"run.{number}.a.1"
+        assert world.row("assignment", assignment_id=work)["source_digest"] == digest * 64
+        _delivered(world, "b", "1" * 64)
+        assert "run.warned" not in world.kinds()
+        world.aggregated()
+    told = [warning.reason for warning in world.state.warnings.values()]
+    assert [("a works with other source code" in one) for one in told] == [True, True]
+    assert "(digest 222222222222)" in told[0] and "(111111111111)" in told[0]
+
+
+def test_who_wants_to_hear_nothing_of_source_code_hears_nothing(make_world: Any) -> None:
+    world = make_world(peers="ab", started=False, task_sources="ignore")
+    world.send(ModelReady(run_id="run", model=INITIAL, source_digest="1" * 64))
+    _delivered(world, "a", "2" * 64)
+    assert not world.state.warnings

@@ -465,5 +465,20 @@ def test_only_one_module_is_kept_in_memory(order: Callable[..., TrainOrder], ini
     assert [place.model is not None for place in jobs._places.values()] == [False, False, False, True]
 
 
+def test_source_code_that_the_run_does_not_want_is_refused_before_anything_is_loaded(
+    order: Callable[..., TrainOrder],
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        train(order(run_id="strict", source_digest="1" * 64))
+    assert caught.value.id == "task.other_sources"
+    assert "111111111111 there" in caught.value.cause
+    ordered = order(run_id="lenient")
+    train(ordered)
+    reader = PayloadReader(Path(ordered.update))
+    own = reader.manifest.source_digest
+    reader.close()
+    train(order(run_id="strict", source_digest=own))
+
+
 def test_describe_names_a_device() -> None:
     assert jobs.describe({}, told)["devices"]

@@ -51,8 +51,9 @@ def _assignment(**values: Any) -> AssignmentState:
 def _full_state(spec: RunSpec) -> RunState:
     """Not one field in it that has a default is left at it."""
     facts = UpdateFacts(
-        digest="d", size_bytes=5, dense_bytes=50, examples=7, norm=0.25, metrics={"loss": 1.5, "ünï": -1e-300}
-    )
+        digest="d", size_bytes=5, dense_bytes=50, examples=7, norm=0.25, metrics={"loss": 1.5, "ünï": -1e-300},
+        source_digest="5b",
+    )  # fmt: skip
     lost = _assignment(
         assignment_id="r1.3.a.1", peer_id="a", status=AssignmentStatus.LOST, reason="gone", retry=True
     )
@@ -92,6 +93,7 @@ def _full_state(spec: RunSpec) -> RunState:
     )  # fmt: skip
     return RunState(
         run_id="r1", spec=spec, status=RunStatus.PAUSED, reason="paused by hand", created_at=1234.5,
+        source_digest="5a",
         model=models[2], rounds={3: round_}, evaluations={2: evaluation}, models=models, last_round=3,
         committed=2, skipped=1, skipped_in_row=1, counted={"a": 2, "b": 1}, rest=Rest(until=99.5, present=2),
         warnings={
@@ -115,7 +117,7 @@ def _rows(state: RunState, script: Any) -> list[Any]:
             state=state.status, reason=state.reason, created_at=state.created_at, last_round=state.last_round,
             committed=state.committed, skipped=state.skipped, skipped_in_row=state.skipped_in_row,
             rest_until=99.5, rest_present=2,
-            model_version=2, spec_json=state.spec.canonical_json(),
+            model_version=2, spec_json=state.spec.canonical_json(), source_digest=state.source_digest,
         ),
     ]  # fmt: skip
     for model in state.models.values():
@@ -162,6 +164,7 @@ def _assignment_row(a: AssignmentState, script: Any) -> Any:
         measured = {
             name: getattr(update, name) for name in ("digest", "size_bytes", "dense_bytes", "examples")
         }
+        measured["source_digest"] = update.source_digest
         measured |= {"norm": update.norm, "metrics_json": json.dumps(dict(update.metrics))}
     return script.assignment(
         a.round, a.peer_id, a.status, role=a.role, attempt=a.attempt, base_version=a.base_version,
