@@ -21,7 +21,9 @@ STATE_STYLES = {
     **dict.fromkeys(
         ("PAUSED", "SKIPPED", "SUSPECT", "EXPIRED", "QUARANTINED", "CANCELLED", "DRAINING"), "yellow"
     ),
-    **dict.fromkeys(("RUNNING", "OPEN", "AGGREGATING", "TRAINING", "UPLOADING", "ACCEPTED"), "cyan"),
+    **dict.fromkeys(
+        ("RUNNING", "OPEN", "AGGREGATING", "PREPARING", "TRAINING", "UPLOADING", "ACCEPTED"), "cyan"
+    ),
 }
 KIB = 1024
 WARNINGS_SHOWN = 10

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from coordinator.engine import preparing
 from coordinator.engine.state import (
     AssignmentState,
     AssignmentStatus,
@@ -14,10 +16,12 @@ from coordinator.engine.state import (
     RunState,
     RunStatus,
 )
+from muster.spec.model import RoundTable
 
 _DOING = {
     AssignmentStatus.OFFERED: "has been offered the work",
     AssignmentStatus.ACCEPTED: "has accepted and is fetching the model",
+    AssignmentStatus.PREPARING: "is preparing (loading its data)",
     AssignmentStatus.TRAINING: "is training",
     AssignmentStatus.UPLOADING: "is uploading",
     AssignmentStatus.DELIVERED: "has delivered",
@@ -37,19 +41,32 @@ def explain(
     run: RunState, peers: Mapping[str, PeerView], now: float, bytes_held: Callable[[str], int]
 ) -> Explanation:
     """`bytes_held` tells how much of an assignment's upload lies in the spool."""
+    evaluating = [
+        _assignment(assignment, peers, now, bytes_held)
+        for evaluation in run.evaluations.values()
+        for assignment in evaluation.assignments.values()
+        if not assignment.status.ended
+    ]
+    if run.status is RunStatus.QUEUED:
+        return Explanation(sentence=f"{run.reason}, since {_ago(now, run.created_at)}", details=[])
     if run.status is not RunStatus.RUNNING or not run.rounds:
-        return Explanation(sentence=run.reason, details=_absent(run, peers))
+        return Explanation(sentence=run.reason, details=[*evaluating, *_absent(run, peers)])
     sentences: list[str] = []
     details: list[str] = []
     for number in sorted(run.rounds):
         round_state = run.rounds[number]
-        sentences.append(_round(round_state, now))
+        sentences.append(_round(round_state, run.spec.round, now))
         for assignment in round_state.assignments.values():
             details.append(_assignment(assignment, peers, now, bytes_held))
+    details += evaluating
     return Explanation(sentence="; ".join(sentences), details=[*details, *_absent(run, peers)])
 
 
-def _round(state: RoundState, now: float) -> str:
+def _ago(now: float, at: float) -> str:
+    return f"{max(0.0, now - at):.0f} s"
+
+
+def _round(state: RoundState, table: RoundTable, now: float) -> str:
     if state.status is RoundStatus.AGGREGATING:
         return f"round {state.number} is aggregating {len(state.delivered)} updates"
     waiting = sum(not assignment.status.ended for assignment in state.assignments.values())
@@ -57,8 +74,14 @@ def _round(state: RoundState, now: float) -> str:
         f"round {state.number} has {len(state.delivered)} of the {state.quorum} updates that its quorum needs"
     )
     text += f" and waits for {waiting} peer{'s' * (waiting != 1)}"
-    until = state.grace_until if state.grace_until is not None else state.deadline_at
-    if until is not None:
+    limits = preparing.limits(state.assignments.values(), table)
+    if limits and len(state.delivered) < state.quorum:
+        those = "1 of them is" if len(limits) == 1 else f"{len(limits)} of them are"
+        return (
+            f"{text}; {those} preparing (loading data), for {max(0.0, limits[-1] - now):.0f} s more at most"
+        )
+    until = state.grace_until if state.grace_until is not None else preparing.round_due(state, table)
+    if until < math.inf:
         what = "grace ends" if state.grace_until is not None else "deadline"
         text += f"; {what} in {max(0.0, until - now):.0f} s"
     return text
@@ -68,6 +91,10 @@ def _assignment(
     assignment: AssignmentState, peers: Mapping[str, PeerView], now: float, bytes_held: Callable[[str], int]
 ) -> str:
     text = f"{assignment.peer_id} {_DOING[assignment.status]}"
+    if assignment.status is AssignmentStatus.PREPARING and assignment.preparing_at is not None:
+        text += f" since {_ago(now, assignment.preparing_at)}"
+    if assignment.role == "evaluate":
+        text += f" to evaluate version {assignment.base_version}"
     if assignment.attempt > 1:
         text += f" (attempt {assignment.attempt})"
     if assignment.status.ended:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-_LIVE = frozenset({"OFFERED", "ACCEPTED", "TRAINING", "UPLOADING"})
+_LIVE = frozenset({"OFFERED", "ACCEPTED", "PREPARING", "TRAINING", "UPLOADING"})
 _GOING = frozenset({"QUEUED", "RUNNING", "PAUSED"})
 _OPEN = frozenset({"PLANNED", "OPEN", "AGGREGATING"})
 _NEW = frozenset({""})
@@ -41,8 +41,9 @@ _STEPS: Mapping[str, tuple[frozenset[str], str]] = {
     "round.failed": (_OPEN, "FAILED"),
     "assignment.offered": (_NEW, "OFFERED"),
     "assignment.accepted": (frozenset({"OFFERED"}), "ACCEPTED"),
-    "assignment.training": (frozenset({"OFFERED", "ACCEPTED"}), "TRAINING"),
-    "assignment.uploading": (frozenset({"OFFERED", "ACCEPTED", "TRAINING"}), "UPLOADING"),
+    "assignment.preparing": (frozenset({"OFFERED", "ACCEPTED"}), "PREPARING"),
+    "assignment.training": (frozenset({"OFFERED", "ACCEPTED", "PREPARING"}), "TRAINING"),
+    "assignment.uploading": (_LIVE - {"UPLOADING"}, "UPLOADING"),
     "assignment.delivered": (_LIVE, "DELIVERED"),
     "assignment.rejected": (_LIVE, "REJECTED"),
     "assignment.expired": (_LIVE, "EXPIRED"),
@@ -50,6 +51,7 @@ _STEPS: Mapping[str, tuple[frozenset[str], str]] = {
     "evaluation.started": (_NEW, "RUNNING"),
     "evaluation.own": (frozenset({"RUNNING"}), ""),
     "evaluation.restored": (frozenset({"RUNNING"}), ""),
+    "evaluation.postponed": (frozenset({"RUNNING"}), ""),
     "evaluation.finished": (frozenset({"RUNNING"}), "FINISHED"),
 }
 

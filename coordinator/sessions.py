@@ -39,6 +39,7 @@ METRICS_MAX = 1024  # names in one evaluation
 
 _PROGRESS = {
     pb.ASSIGNMENT_PHASE_ACCEPTED: AssignmentStatus.ACCEPTED,
+    pb.ASSIGNMENT_PHASE_PREPARING: AssignmentStatus.PREPARING,
     pb.ASSIGNMENT_PHASE_TRAINING: AssignmentStatus.TRAINING,
     pb.ASSIGNMENT_PHASE_UPLOADING: AssignmentStatus.UPLOADING,
 }

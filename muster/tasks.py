@@ -135,6 +135,26 @@ def _class(module: ModuleType, reference: str, class_name: str, searched: list[s
     return found
 
 
+def is_map_style(data: object) -> bool:
+    """Whether examples are had by index, so that reading them uses nothing up."""
+    return hasattr(data, "__len__") and hasattr(data, "__getitem__")
+
+
+def keep_test_data(task: Task) -> None:
+    """Has this instance load its test data once; what can be read only once is loaded anew each time."""
+    load, kept = task.test_data, dict[str, Any]()
+
+    def test_data(site: Any) -> Any:
+        if site.name not in kept:
+            data = load(site)
+            if not is_map_style(data):
+                return data
+            kept[site.name] = data
+        return kept[site.name]
+
+    vars(task)["test_data"] = test_data
+
+
 def _is_task(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, Task) and not inspect.isabstract(value)
 

@@ -32,8 +32,8 @@ _BREAKS = re.compile("\r\n|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 # Controls; surrogates; marks that turn the order of writing round; what is there and cannot be seen.
 _UNSAFE = (
     "\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f"
 )
-_UNSAFE += "\U000e0000-\U000e007f"
 _CONTROLS = re.compile(f"[{_UNSAFE}]")
 _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 

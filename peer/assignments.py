@@ -1,7 +1,7 @@
 """The assignments that this peer holds, each carried through its steps by a task of its own.
 
-    train:     ACCEPTED -> base fetched -> trained -> update and state staged -> uploaded, receipt ->
-    committed evaluate:  ACCEPTED -> base fetched -> evaluated -> report settled
+    train:     ACCEPTED -> base fetched -> prepared -> trained -> update and state staged -> uploaded, receipt ->
+    committed evaluate:  ACCEPTED -> base fetched -> prepared -> evaluated -> report settled
 
 Each arrow ends in the peer store, so that a daemon that is killed anywhere goes on from there. Whatever goes
 wrong ends the assignment with a report, which is kept until the coordinator has it for good.
@@ -26,7 +26,7 @@ from peer.room import Room
 from peer.store import Held
 from peer.storethread import StoreThread
 from peer.told import named, offer_refusal
-from peer.workbench import Workbench
+from peer.workbench import Steps, Workbench
 from protos.v1 import membership_pb2 as pb
 
 log = structlog.get_logger()
@@ -160,6 +160,7 @@ class Assignments:
             self._forget(work)
         await self._store.do(self._store.store.forget, run_id)
         self._courier.forget(run_id)
+        await self._bench.preparations.forget(run_id)
         self._bench.workers.forget(run_id)
 
     def restore(self, wanted: pb.Restore) -> None:
@@ -235,7 +236,7 @@ class Assignments:
                 stem=stem,
                 state=lambda: self._store.do(store.settle, work.held.run_id, work.offer.counted_round),
                 deadline_at=lambda: work.held.deadline_at,
-                on_start=lambda: self._advance(work, pb.ASSIGNMENT_PHASE_TRAINING),
+                steps=self._steps(work),
             )
             staged = {key: Path(path) for key, path in trained.staged.items()}
             await self._store.do(store.stage, work.assignment_id, update, trained.digest, staged)
@@ -255,7 +256,7 @@ class Assignments:
         found = await self._bench.evaluate(
             work.offer,
             deadline_at=lambda: work.held.deadline_at,
-            on_start=lambda: self._advance(work, pb.ASSIGNMENT_PHASE_TRAINING),
+            steps=self._steps(work),
         )
         report = reports.evaluated(work.assignment_id, found.metrics, found.examples, found.source_digest)
         await self._end(work, report)
@@ -331,6 +332,26 @@ class Assignments:
 
     async def _accept(self, work: Work) -> None:
         await self._store.do(self._store.store.accept, work.held, now=self._clock.now())
+
+    def _steps(self, work: Work) -> Steps:
+        """What preparing takes is not taken from the deadline, as the coordinator has it too."""
+
+        offered = work.held.deadline_at
+
+        def give(seconds: float) -> None:
+            deadline_at = max(offered, self._clock.now() + seconds)
+            work.held = replace(work.held, deadline_at=deadline_at)
+
+        def prepare(seconds: float) -> None:
+            give(seconds)
+            self._advance(work, pb.ASSIGNMENT_PHASE_PREPARING)
+
+        def start(seconds: float | None) -> None:
+            if seconds is not None:
+                give(seconds)
+            self._advance(work, pb.ASSIGNMENT_PHASE_TRAINING)
+
+        return Steps(prepare=prepare, start=start)
 
     def _advance(self, work: Work, phase: pb.AssignmentPhase.ValueType) -> None:
         work.phase = phase

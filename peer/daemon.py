@@ -18,6 +18,7 @@ from peer.drawing import Drawing
 from peer.line import Line
 from peer.orders import Site
 from peer.policy import load_policy
+from peer.preparing import Preparations
 from peer.room import Room
 from peer.storethread import StoreThread
 from peer.workbench import Workbench
@@ -74,6 +75,8 @@ class Peer:
         held = await store.do(store.store.held)
         workers = WorkerPool(await choose_devices(config.device, self._make_worker), self._make_worker)
         stack.push_async_callback(workers.close)
+        preparations = Preparations(workers=workers)
+        stack.push_async_callback(preparations.close)
         await workers.start()
         channel = self._transport.connect(config.coordinator)
         stack.push_async_callback(channel.close)
@@ -89,7 +92,14 @@ class Peer:
         room = Room(folder=config.data_dir, reserve_bytes=config.disk_reserve_bytes)
         courier = Courier(room, line, workers.rebuild, drawing.draw)
         await courier.open(pb.Assignment.FromString(one.offer).base_digest for one in held)
-        bench = Workbench(site=site, policy=policy, workers=workers, courier=courier, clock=self._clock)
+        bench = Workbench(
+            site=site,
+            policy=policy,
+            workers=workers,
+            preparations=preparations,
+            courier=courier,
+            clock=self._clock,
+        )
         assignments = Assignments(
             bench=bench, store=store, courier=courier, room=room, clock=self._clock, tell=line.tell
         )

@@ -113,6 +113,7 @@ class WorkerPool:
         self.devices = tuple(devices)
         self._desks = [Desk(device=device, worker=make(device)) for device in devices]
         self._idle: asyncio.LifoQueue[Desk] = asyncio.LifoQueue()
+        self._at_work: dict[str, asyncio.Task[None]] = {}  # by device: what outlives whoever had the desk
         for desk in reversed(self._desks):
             self._idle.put_nowait(desk)
 
@@ -126,7 +127,15 @@ class WorkerPool:
         try:
             yield desk
         finally:
-            self._idle.put_nowait(desk)
+            work = self._at_work.pop(desk.device, None)
+            if work is None or work.done():
+                self._idle.put_nowait(desk)
+            else:
+                work.add_done_callback(lambda _: self._idle.put_nowait(desk))
+
+    def outlives(self, desk: Desk, work: asyncio.Task[None]) -> None:
+        """The desk, which the caller has, is not idle before this work is done, whoever gives it back."""
+        self._at_work[desk.device] = work
 
     async def rebuild(self, base: Path, deltas: Sequence[Path], target: Path, scale: Path | None) -> str:
         """Makes a model version of an older one and the deltas that follow it; see `peer.rebuild`.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 # cuBLAS is deterministic only with a fixed workspace, and reads this when it starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -26,6 +26,7 @@ from torch.utils.data import Dataset
 
 from compressors import build_feedback
 from muster.defaults import code_of
+from muster import trial
 from muster.errors import ConfigError, TaskError
 from muster.initial import draw as draw_model
 from muster.initial import draw_version, seed_generators
@@ -34,9 +35,9 @@ from muster.modelfile import ModelFile, load_into
 from muster.seeds import derive_seed, initial_seed
 from muster.sources import source_digest
 from muster.task import FitContext, FitReport, Site, Task
-from muster.tasks import load_task
+from muster.tasks import is_map_style, keep_test_data, load_task
 from peer.drill import Drill, bootstrap
-from peer.orders import DrawOrder, Evaluated, EvaluateOrder, Order, Trained, TrainOrder
+from peer.orders import DrawOrder, Evaluated, EvaluateOrder, Order, PrepareOrder, Trained, TrainOrder
 from peer.rebuild import rebuild as follow
 from peer.training import build
 from peer.training.batches import size_of
@@ -58,6 +59,8 @@ class Place:
         self.site = Site(
             name=order.site_name, data=order.site_data, options=order.options, seed=order.site_seed
         )
+        self.ready: set[str] = set()  # roles that it is prepared for
+        keep_test_data(self.task)
         self.model: nn.Module | None = None
         self._data: dict[str, Dataset[Any]] = {}
 
@@ -102,8 +105,15 @@ def _require_sources(order: Order, found: str) -> None:
 _places: OrderedDict[tuple[str, str], Place] = OrderedDict()
 
 
+def _key(order: Order) -> tuple[str, str]:
+    return (
+        order.run_id,
+        repr((order.task, order.site_name, order.site_data, order.options, order.site_seed)),
+    )
+
+
 def _place(order: Order) -> Place:
-    key = (order.run_id, repr((order.task, order.site_name, order.site_data, order.options, order.site_seed)))
+    key = _key(order)
     place = _places.pop(key, None) or Place(order)
     for other in _places.values():
         other.drop_module()
@@ -127,6 +137,37 @@ def rest(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: A
         place.drop_module()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    return {}
+
+
+def is_ready(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: ARG001  # every job's form
+    """Whether this process is prepared for what a `PrepareOrder` asks for."""
+    order = PrepareOrder(**args)
+    place = _places.get(_key(order))
+    return {"ready": place is not None and order.role in place.ready}
+
+
+def get_ready(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: ARG001  # every job's form
+    """Loads what a `PrepareOrder` asks for and tries the task out on a batch of it; leaves no trace in what is
+    computed later."""
+    order = PrepareOrder(**args)
+    device = _prepare(order)
+    place = _place(order)
+    base = ModelFile(Path(order.base))
+    try:
+        model = place.module(base, device)
+    finally:
+        base.close()
+    if order.role == "evaluate":
+        seed_generators(derive_seed(place.site.seed, "data", place.site.name))
+        data = trial.call("test_data", lambda: place.task.test_data(place.site))
+        if data is not None and is_map_style(data) and len(cast(Any, data)):
+            trial.try_evaluation(place.task, model, data)
+    elif trial.tries_loss(place.task, order.train["algorithm"]):
+        data = trial.call("train_data", lambda: place.train_data(None, ""))
+        batch = trial.first_batch(data, min(size_of(data), order.train["batch_size"]))
+        trial.try_loss(place.task, model, batch, algorithm=order.train["algorithm"])
+    place.ready.add(order.role)
     return {}
 
 
@@ -323,6 +364,8 @@ def rebuild(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa
 JOBS = {
     "describe": describe,
     "rest": rest,
+    "is_ready": is_ready,
+    "get_ready": get_ready,
     "train": train,
     "evaluate": evaluate,
     "draw": draw,

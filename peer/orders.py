@@ -67,6 +67,14 @@ class EvaluateOrder(Order):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrepareOrder(Order):
+    """Load what the role needs, on the base, and try the task out on a batch of it."""
+
+    role: str
+    train: Mapping[str, Any]  # the run spec's [train]
+
+
+@dataclass(frozen=True, kw_only=True)
 class DrawOrder(Order):
     """Draw version 0 of the run from the seed, the same on every peer, and write it to the base."""
 
@@ -155,6 +163,13 @@ def evaluate_order(
     site: Site, offer: Assignment, spec: RunSpec, *, data: Mapping[str, Any], device: str, base: Path
 ) -> EvaluateOrder:
     return EvaluateOrder(**_common(site, offer, spec, data=data, device=device, base=base))
+
+
+def prepare_order(
+    site: Site, offer: Assignment, spec: RunSpec, *, data: Mapping[str, Any], device: str, base: Path
+) -> PrepareOrder:
+    common = _common(site, offer, spec, data=data, device=device, base=base)
+    return PrepareOrder(**common, role=offer.role, train=spec.train.model_dump(mode="json"))
 
 
 def draw_order(

@@ -20,11 +20,20 @@ from muster.spec.model import RunSpec
 from peer.courier import Courier
 from peer.devices import HANG_MARGIN_SECONDS, Desk, WorkerPool
 from peer.models import DeadlineAt
-from peer.orders import Evaluated, Site, Trained, evaluate_order, train_order
+from peer.orders import Evaluated, Site, Trained, evaluate_order, prepare_order, train_order
 from peer.policy import Policy
+from peer.preparing import Preparations
 from protos.v1.membership_pb2 import Assignment
 
 ROLES = ("train", "evaluate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """How a caller hears how far its work has come; each gives it time of its own from then on."""
+
+    prepare: Callable[[float], None]  # the worker loads its data, in so many seconds at most
+    start: Callable[[float | None], None]  # the work itself starts; in so many seconds if it was prepared for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +41,7 @@ class Workbench:
     site: Site
     policy: Policy
     workers: WorkerPool
+    preparations: Preparations
     courier: Courier
     clock: Clock
 
@@ -64,17 +74,17 @@ class Workbench:
         stem: Path,
         state: Callable[[], Awaitable[Mapping[str, Path]]],
         deadline_at: DeadlineAt,
-        on_start: Callable[[], None],
+        steps: Steps,
     ) -> tuple[Path, Trained]:
         """The update file, which like all files made begins with `stem`, and what the worker says of it.
 
-        `state` gives the run's present state when the work starts; `on_start` is called then. Raises
+        `state` gives the run's present state when the work starts. Raises
         `NotAllowedError` (the policy has changed), what `Courier.base` and `WorkerHost.run` raise.
         """
         spec, data = self._spec_and_data(offer)
         async with (
             self._factor(offer, spec, deadline_at) as factor,
-            self._ready(offer, deadline_at, on_start) as (base, desk),
+            self._ready(offer, spec, data, deadline_at, steps) as (base, desk),
         ):
             order = train_order(
                 self.site,
@@ -91,12 +101,10 @@ class Workbench:
                 **await desk.run("train", order, seconds_left=self._left(deadline_at()))
             )
 
-    async def evaluate(
-        self, offer: Assignment, *, deadline_at: DeadlineAt, on_start: Callable[[], None]
-    ) -> Evaluated:
+    async def evaluate(self, offer: Assignment, *, deadline_at: DeadlineAt, steps: Steps) -> Evaluated:
         """What the model does on this site's examples. Raises as `train` does."""
         spec, data = self._spec_and_data(offer)
-        async with self._ready(offer, deadline_at, on_start) as (base, desk):
+        async with self._ready(offer, spec, data, deadline_at, steps) as (base, desk):
             order = evaluate_order(self.site, offer, spec, data=data, device=desk.device, base=base)
             return Evaluated(**await desk.run("evaluate", order, seconds_left=self._left(deadline_at())))
 
@@ -119,12 +127,24 @@ class Workbench:
 
     @asynccontextmanager
     async def _ready(
-        self, offer: Assignment, deadline_at: DeadlineAt, on_start: Callable[[], None]
+        self, offer: Assignment, spec: RunSpec, data: Mapping[str, Any], deadline_at: DeadlineAt, steps: Steps
     ) -> AsyncGenerator[tuple[Path, Desk]]:
+        """The base, and a desk whose worker is prepared. A base that is drawn belongs to the preparation: `Task.model`
+        may load weights."""
+        prepares = not self.preparations.are_made(offer.run_id, offer.role)
+        if prepares:
+            steps.prepare(spec.round.prepare_seconds)
         async with self.courier.base(offer, deadline_at=deadline_at) as base:
             failpoint("peer.fetched")
             async with self.workers.desk() as desk:
-                on_start()
+                order = prepare_order(self.site, offer, spec, data=data, device=desk.device, base=base)
+                if not await self.preparations.is_ready(desk, order):
+                    if not prepares:  # the worker that was prepared is gone
+                        steps.prepare(spec.round.prepare_seconds)
+                    prepares = True
+                    seconds = self._left(deadline_at())
+                    await self.preparations.make(desk, order, run_id=offer.run_id, seconds=seconds)
+                steps.start(spec.round.deadline_seconds if prepares else None)
                 yield base, desk
 
     def _spec_and_data(self, offer: Assignment) -> tuple[RunSpec, Mapping[str, Any]]:

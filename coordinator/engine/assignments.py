@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from coordinator.engine import standings
+from coordinator.engine import preparing, standings
 from coordinator.engine.draft import Draft, finite, metrics_json
 from coordinator.engine.state import (
     AssignmentEvaluated,
@@ -30,11 +30,13 @@ TRACEBACK_CHARACTERS_MAX = 16_000  # the end of a traceback is what tells
 _ORDER = (
     AssignmentStatus.OFFERED,
     AssignmentStatus.ACCEPTED,
+    AssignmentStatus.PREPARING,
     AssignmentStatus.TRAINING,
     AssignmentStatus.UPLOADING,
 )
 _STEPS = {
     AssignmentStatus.ACCEPTED: "accepted",
+    AssignmentStatus.PREPARING: "prepares (loads its data) for",
     AssignmentStatus.TRAINING: "is at",
     AssignmentStatus.UPLOADING: "is uploading",
 }
@@ -60,7 +62,11 @@ def _standing(
     state: RunState, held: Mapping[str, AssignmentState], deadline_at: float, peer_id: str | None
 ) -> list[Offer]:
     return [
-        Offer(run_id=state.run_id, assignment=assignment, deadline_at=deadline_at)
+        Offer(
+            run_id=state.run_id,
+            assignment=assignment,
+            deadline_at=preparing.work_due(assignment, deadline_at, state.spec.round),
+        )
         for assignment in held.values()
         if not assignment.status.ended and peer_id in (None, assignment.peer_id)
     ]
@@ -137,9 +143,24 @@ def progress(draft: Draft, event: AssignmentProgressed) -> str | None:
     if _ORDER.index(event.status) <= _ORDER.index(assignment.status):
         return f"{assignment.assignment_id} is {assignment.status} already"
     reason = f"{assignment.peer_id} {_STEPS[event.status]} its {_work(assignment)}"
-    draft.put_assignment(replace(assignment, status=event.status, reason=reason))
-    _record(draft, f"assignment.{event.status.lower()}", assignment, event.status, reason=reason)
+    times: dict[str, Any] = {}
+    if event.status is AssignmentStatus.PREPARING:
+        times["preparing_at"] = draft.now
+    elif assignment.status is AssignmentStatus.PREPARING:
+        times["prepared_at"] = draft.now
+    draft.put_assignment(replace(assignment, status=event.status, reason=reason, **times))
+    kind = f"assignment.{event.status.lower()}"
+    _record(draft, kind, assignment, event.status, reason=reason, values=times)
     return None
+
+
+def restore(draft: Draft, held: Mapping[str, AssignmentState]) -> None:
+    """The time that the coordinator was away is given back to those who prepare."""
+    for assignment in held.values():
+        if assignment.status is AssignmentStatus.PREPARING:
+            draft.put_assignment(replace(assignment, preparing_at=draft.now))
+            times = {"preparing_at": draft.now}
+            _record(draft, "", assignment, assignment.status, reason=assignment.reason, values=times)
 
 
 def deliver(draft: Draft, event: UpdateAdmitted, peers: Mapping[str, PeerView]) -> str | None:

@@ -28,6 +28,7 @@ from coordinator.engine.state import (
     ModelFailed,
     ModelReady,
     OwnEvaluated,
+    OwnPreparing,
     PauseRequested,
     PeerGone,
     PeerView,
@@ -124,6 +125,7 @@ _EVENTS: dict[type[Event], _Handler] = {
     PeerGone: lambda draft, event, _: assignments.lose(draft, event.peer_id, event.reason),
     Aggregated: lambda draft, event, _: _aggregated(draft, event),
     AggregationSkipped: lambda draft, event, _: rounds.skip_aggregation(draft, event),
+    OwnPreparing: lambda draft, event, _: evaluations.own_preparing(draft, event),
     OwnEvaluated: lambda draft, event, _: evaluations.own_evaluated(draft, event),
     RunWarned: lambda draft, event, _: run.warned(draft, event),
     PauseRequested: lambda draft, _event, _peers: run.pause(draft),
@@ -183,6 +185,7 @@ def _finish(draft: Draft, action: plan.Finish) -> str:
 
 
 def _wake_first(draft: Draft) -> None:
-    times = deadlines(draft.state)
+    # A deadline that is past and waits for somebody who prepares is no time to wake at.
+    times = [at for at in deadlines(draft.state) if at > draft.now]
     if times:
         draft.wake(min(times))

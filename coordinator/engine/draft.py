@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from coordinator.engine import preparing
 from coordinator.engine.state import (
     AssignmentState,
     Decision,
@@ -35,10 +36,10 @@ MORE_WARNINGS = "warnings.more"
 
 def deadlines(state: RunState) -> frozenset[float]:
     """The times at which something of this run is due, whatever happens until then."""
-    times = {evaluation.deadline_at for evaluation in state.evaluations.values()}
+    times = preparing.times(state)
     for round_ in state.rounds.values():
         if round_.status is RoundStatus.OPEN:
-            times.update(at for at in (round_.deadline_at, round_.grace_until) if at is not None)
+            times.update(at for at in (round_.grace_until,) if at is not None)
     if state.rest is not None:
         times.add(state.rest.until)
     return frozenset(times)

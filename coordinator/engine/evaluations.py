@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from coordinator.engine import assignments, standings
+from coordinator.engine import assignments, preparing, standings
 from coordinator.engine.draft import Draft, finite, metrics_json
 from coordinator.engine.state import (
     AssignmentState,
@@ -15,6 +15,7 @@ from coordinator.engine.state import (
     EvaluationStatus,
     ModelVersion,
     OwnEvaluated,
+    OwnPreparing,
 )
 from muster.spec.model import RunSpec
 
@@ -95,13 +96,38 @@ def own_evaluated(draft: Draft, event: OwnEvaluated) -> str | None:
     return None
 
 
+def own_preparing(draft: Draft, event: OwnPreparing) -> str | None:
+    """What the coordinator's data take is not taken from the evaluation's time. Tells why the event is ignored, or
+    None."""
+    evaluation = draft.state.evaluations.get(event.version)
+    if evaluation is None or not evaluation.own_pending:
+        return f"no evaluation of version {event.version} waits for the coordinator"
+    table = draft.state.spec.round
+    seconds = table.deadline_seconds if event.done else table.prepare_seconds
+    what = "has loaded its data" if event.done else "is preparing (loading its data)"
+    reason = f"the coordinator {what} to evaluate version {event.version}; it has {seconds:g} s"
+    deadline_at = draft.now + seconds
+    draft.put_evaluation(replace(evaluation, deadline_at=deadline_at))
+    draft.record(
+        "evaluation.postponed",
+        "evaluation",
+        {"run_id": draft.state.run_id, "version": event.version},
+        before=str(EvaluationStatus.RUNNING),
+        values={"deadline_at": deadline_at},
+        reason=reason,
+        round=evaluation.round,
+        data={"version": event.version, "deadline_at": deadline_at},
+    )
+    return None
+
+
 def finish_complete(draft: Draft) -> None:
     """Ends those that everybody has answered, and those whose time is over."""
     for version, evaluation in tuple(draft.state.evaluations.items()):
         waits = evaluation.own_pending or any(not a.status.ended for a in evaluation.assignments.values())
         if not waits:
             finish(draft, version, f"the evaluation of version {version} is complete")
-        elif draft.now >= evaluation.deadline_at:
+        elif draft.now >= preparing.evaluation_due(evaluation, draft.state.spec.round):
             finish(draft, version, f"the evaluation of version {version} ends at its deadline")
 
 
@@ -136,7 +162,8 @@ def restore(draft: Draft, version: int) -> None:
     evaluation = draft.state.evaluations[version]
     seconds = draft.state.spec.round.deadline_seconds
     deadline_at = draft.now + seconds
-    draft.put_evaluation(replace(evaluation, deadline_at=deadline_at))
+    assignments.restore(draft, evaluation.assignments)
+    draft.put_evaluation(replace(draft.state.evaluations[version], deadline_at=deadline_at))
     draft.record(
         "evaluation.restored",
         "evaluation",

@@ -220,6 +220,8 @@ def restore(draft: Draft, number: int) -> None:
         grace_until = min(deadline_at, draft.now + table.grace_seconds)
     seconds = table.deadline_seconds
     reason = f"round {number} goes on after a restart of the coordinator: it has {seconds:g} s again"
+    assignments.restore(draft, round_.assignments)
+    round_ = draft.state.rounds[number]
     _move(draft, "round.restored", round_, reason, deadline_at=deadline_at, grace_until=grace_until)
 
 

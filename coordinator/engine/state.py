@@ -52,6 +52,7 @@ class RoundStatus(StrEnum):
 class AssignmentStatus(StrEnum):
     OFFERED = "OFFERED"
     ACCEPTED = "ACCEPTED"
+    PREPARING = "PREPARING"
     TRAINING = "TRAINING"
     UPLOADING = "UPLOADING"
     DELIVERED = "DELIVERED"
@@ -112,6 +113,8 @@ class AssignmentState:
     status: AssignmentStatus
     reason: str
     offered_at: float
+    preparing_at: float | None = None  # since when, or when, its peer loaded its data
+    prepared_at: float | None = None  # when it was done with that
     update: UpdateFacts | None = None
     metrics: Mapping[str, float] = field(default_factory=_empty)  # of an evaluation
     examples: int = 0  # of an evaluation
@@ -299,7 +302,7 @@ class Restored(Event):
 @dataclass(frozen=True, kw_only=True)
 class AssignmentProgressed(Event):
     assignment_id: str
-    status: AssignmentStatus  # ACCEPTED, TRAINING or UPLOADING
+    status: AssignmentStatus  # ACCEPTED, PREPARING, TRAINING or UPLOADING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,6 +387,14 @@ class RunBroken(Event):
     """A decision of this run failed, or nothing could store it: a defect, which costs the run."""
 
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnPreparing(Event):
+    """The coordinator loads its own data before it evaluates a version, or (`done`) has loaded them."""
+
+    version: int
+    done: bool
 
 
 @dataclass(frozen=True, kw_only=True)

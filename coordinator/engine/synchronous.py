@@ -9,7 +9,8 @@ It closes
 * at its deadline with what it has, if that is a quorum.
 
 It is skipped when its quorum is not there at the deadline or can no longer be reached; then the next one
-waits a little (`standings.rest`). The peer that the rule trusts, if it trusts one, is in every cohort; a
+waits a little (`standings.rest`). Below its quorum it waits for peers that still load their data
+(`preparing`). The peer that the rule trusts, if it trusts one, is in every cohort; a
 round does not close before it has delivered, and is skipped without it. A peer whose attempt failed or was
 lost is asked again while attempts are left and it is there; the attempt changes nothing in what it computes.
 
@@ -24,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from coordinator import sampling
-from coordinator.engine import standings
+from coordinator.engine import preparing, standings
 from coordinator.engine.schedule import (
     Action,
     CloseRound,
@@ -63,6 +64,7 @@ class _Standing:
     live: tuple[str, ...]  # assignment ids
     ready: tuple[str, ...]  # peers that may be asked (again) now
     away: tuple[str, ...]  # peers that may be asked again once they are back
+    preparing: tuple[float, ...]  # until when those of the live ones that prepare may do so, soonest first
     trusted: bool | None  # whether the trusted peer's update is there; None: it cannot come any more
 
     @property
@@ -165,28 +167,35 @@ class Synchronous:
         )
         if refusal is not None:  # the luck of a draw whose size is random
             return (SkipRound(round=number, reason=f"round {number} has too small a cohort: {refusal}"),)
+        overdue = self._overdue(round_, now)
+        if overdue is not None:
+            return (overdue,)
         standing = self._standing(state, round_, peers)
         unclear = bool(standing.live or standing.ready) and standings.unclear(state, round_)
         have = f"{standing.delivered} of {round_.needed} updates are delivered, {round_.quorum} are a quorum"
-        missing = self._trusted_missing(round_, standing, now)
+        enough = standing.delivered >= round_.quorum and standing.trusted is True
+        reachable = standing.delivered + standing.outstanding >= round_.quorum
+        # Below its quorum it waits for those who prepare, and for nobody else.
+        waits = bool(standing.preparing) and reachable and not enough
+        due = math.inf if waits else preparing.round_due(round_, self._spec.round)
+        missing = self._trusted_missing(round_, standing, is_due=now >= due)
         if missing is not None:
             return (SkipRound(round=number, reason=f"{missing}: {have}{_causes(round_)}"),)
-        enough = standing.delivered >= round_.quorum and standing.trusted is True
         if enough:
-            closing = self._closing(round_, standing, now)
+            closing = self._closing(round_, standing, now, due)
             if closing is not None:
                 return _close(round_, standing, f"round {number} closes {closing}: {have}")
-        elif now >= _due(round_):
+        elif now >= due:
             reason = f"round {number} is below its quorum at its deadline: {have}"
             reason += self._bound(standing.delivered, round_) + _causes(round_)
             return (SkipRound(round=number, reason=reason),)
-        elif standing.delivered + standing.outstanding < round_.quorum and not unclear:
+        elif not reachable and not unclear:
             can = standing.outstanding
             reason = f"round {number} cannot reach its quorum any more: {have}, {can} can still come"
             reason += self._bound(standing.delivered + can, round_) + _causes(round_)
             return (SkipRound(round=number, reason=reason),)
         if enough and round_.grace_until is None and not self._patient(round_, standing):
-            until = min(now + self._spec.round.grace_seconds, _due(round_))
+            until = min(now + self._spec.round.grace_seconds, due)
             seconds = until - now
             reason = f"round {number} has its quorum and waits {seconds:g} s for the rest: {have}"
             return (StartGrace(round=number, until=until, reason=reason),)
@@ -199,19 +208,40 @@ class Synchronous:
                     round=number, peer_ids=standing.ready, base_version=round_.base_version, reason=again
                 ),
             )
-        until = _due(round_) if round_.grace_until is None else round_.grace_until
+        until = min((due, *standing.preparing)) if round_.grace_until is None else round_.grace_until
         if standing.delivered >= round_.quorum and not enough:
             have += f", and the trusted peer {self._trusted!r} is waited for"
         elif unclear:
             have += ", and the rest will tell whether all fail or some"
+        if waits:
+            have += f", and {_peers_prepare(len(standing.preparing))}"
         return (Wait(until=until, reason=f"round {number} is open: {have}"),)
 
-    def _trusted_missing(self, round_: RoundState, standing: _Standing, now: float) -> str | None:
+    def _overdue(self, round_: RoundState, now: float) -> ExpireWork | None:
+        """Ends the work of those who have not prepared in their time."""
+        table = self._spec.round
+        late = [
+            each
+            for each in round_.assignments.values()
+            if (at := preparing.limit(each, table)) is not None and now >= at
+        ]
+        if not late:
+            return None
+        who = ", ".join(sorted(each.peer_id for each in late))
+        reason = (
+            f"{who} had not prepared (loaded the data) for round {round_.number} within "
+            f"round.prepare_seconds, {table.prepare_seconds:g} s"
+        )
+        return ExpireWork(
+            round=round_.number, assignment_ids=tuple(each.assignment_id for each in late), reason=reason
+        )
+
+    def _trusted_missing(self, round_: RoundState, standing: _Standing, *, is_due: bool) -> str | None:
         """Why the round ends without the trusted peer, be there as many updates of others as there may."""
         whose = f"the update of its trusted peer {self._trusted!r}"
         if standing.trusted is None:
             return f"round {round_.number} cannot have {whose} any more"
-        if standing.trusted is False and now >= _due(round_):
+        if standing.trusted is False and is_due:
             return f"round {round_.number} is without {whose} at its deadline"
         return None
 
@@ -220,13 +250,13 @@ class Synchronous:
         refusal = self._refuse(count, len(round_.cohort)) if count else None
         return f"; {refusal}" if refusal is not None else ""
 
-    def _closing(self, round_: RoundState, standing: _Standing, now: float) -> str | None:
+    def _closing(self, round_: RoundState, standing: _Standing, now: float, due: float) -> str | None:
         """Why a round with its quorum closes now; None if it waits for more."""
         if standing.delivered >= round_.needed:
             return "with all the updates it wants"
         if standing.outstanding == 0:
             return "since nobody else can deliver"
-        if now >= _due(round_):
+        if now >= due:
             return "at its deadline"
         if self._patient(round_, standing):
             return None
@@ -267,6 +297,7 @@ class Synchronous:
             live=tuple(live),
             ready=tuple(ready),
             away=tuple(away),
+            preparing=tuple(preparing.limits(newest.values(), self._spec.round)),
             trusted=self._trusted_stands(newest, (*ready, *away)),
         )
 
@@ -300,5 +331,5 @@ def _causes(round_: RoundState) -> str:
     return f"; {'; '.join(reasons[:CAUSES_TOLD])}{more}" if reasons else ""
 
 
-def _due(round_: RoundState) -> float:
-    return math.inf if round_.deadline_at is None else round_.deadline_at
+def _peers_prepare(count: int) -> str:
+    return "1 peer prepares" if count == 1 else f"{count} peers prepare"

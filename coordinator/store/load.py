@@ -275,6 +275,8 @@ def _assignment(row: RowMapping) -> AssignmentState:
         status=AssignmentStatus(row["state"]),
         reason=row["reason"],
         offered_at=row["offered_at"],
+        preparing_at=row["preparing_at"],
+        prepared_at=row["prepared_at"],
         update=update,
         metrics=metrics if evaluates else {},
         examples=row["examples"] if evaluates else 0,

@@ -169,6 +169,8 @@ ASSIGNMENTS = Table(
     _text("state"),
     _text("reason"),
     _number("offered_at", optional=False),
+    _number("preparing_at"),
+    _number("prepared_at"),
     _number("ended_at"),
     _flag("retry"),
     _text("digest", ""),

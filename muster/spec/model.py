@@ -200,6 +200,12 @@ class RoundTable(Table):
         description="how long the rest may still deliver after the quorum; a round with all of them closes at once",
     )
     deadline_seconds: float = Field(60.0, gt=0, description="a round closes with what it has after this long")
+    prepare_seconds: float = Field(
+        1800.0,
+        gt=0,
+        description="how long a site may load its data and try the task out before it trains; it is not taken from the "
+        "deadline, which begins then. Lower: a site that hangs at it is given up sooner",
+    )
     attempts_max: int = Field(
         3, ge=1, le=20, description="how often one peer is asked in one round after failures"
     )

@@ -431,7 +431,7 @@ class RoundAssignment(_message.Message):
     assignment_id: _builtins.str
     peer_id: _builtins.str
     state: _builtins.str
-    """OFFERED ACCEPTED TRAINING UPLOADING DELIVERED REJECTED EXPIRED LOST"""
+    """OFFERED ACCEPTED PREPARING TRAINING UPLOADING DELIVERED REJECTED EXPIRED LOST"""
     reason: _builtins.str
     role: _builtins.str
     attempt: _builtins.int

@@ -31,6 +31,8 @@ class _AssignmentPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Assig
     ASSIGNMENT_PHASE_UPLOADING: _AssignmentPhase.ValueType  # 3
     ASSIGNMENT_PHASE_EVALUATED: _AssignmentPhase.ValueType  # 4
     ASSIGNMENT_PHASE_FAILED: _AssignmentPhase.ValueType  # 5
+    ASSIGNMENT_PHASE_PREPARING: _AssignmentPhase.ValueType  # 6
+    """after ACCEPTED and before TRAINING: loads its data, tries the task out"""
 
 class AssignmentPhase(_AssignmentPhase, metaclass=_AssignmentPhaseEnumTypeWrapper): ...
 
@@ -40,6 +42,8 @@ ASSIGNMENT_PHASE_TRAINING: AssignmentPhase.ValueType  # 2
 ASSIGNMENT_PHASE_UPLOADING: AssignmentPhase.ValueType  # 3
 ASSIGNMENT_PHASE_EVALUATED: AssignmentPhase.ValueType  # 4
 ASSIGNMENT_PHASE_FAILED: AssignmentPhase.ValueType  # 5
+ASSIGNMENT_PHASE_PREPARING: AssignmentPhase.ValueType  # 6
+"""after ACCEPTED and before TRAINING: loads its data, tries the task out"""
 Global___AssignmentPhase: _TypeAlias = AssignmentPhase  # noqa: Y015
 
 @_typing.final

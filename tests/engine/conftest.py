@@ -192,6 +192,8 @@ def _assignment(row: Row) -> AssignmentState:
         status=AssignmentStatus(row["state"]),
         reason=row["reason"],
         offered_at=row["offered_at"],
+        preparing_at=row.get("preparing_at"),
+        prepared_at=row.get("prepared_at"),
         update=update,
         metrics=metrics if evaluates else {},
         examples=row.get("examples", 0) if evaluates else 0,

@@ -294,6 +294,10 @@ class FakeWorker:
         self.errors: list[Exception] = []  # raised by the next jobs, in order
         self.started = asyncio.Event()
         self.forgotten: list[str] = []
+        self.is_ready = False
+        self.preparing = asyncio.Event()  # set when it begins to
+        self.prepares = asyncio.Event()  # it is done with that when this is set
+        self.prepares.set()
 
     async def start(self) -> None:
         pass
@@ -301,6 +305,13 @@ class FakeWorker:
     async def run(self, job: str, args: Mapping[str, Any], *, timeout_seconds: float, **_: Any) -> Any:
         if job == "draw":
             raise TaskError("worker.failed", "this worker draws nothing")
+        if job == "is_ready":
+            return {"ready": self.is_ready}
+        if job == "get_ready":
+            self.preparing.set()
+            await self.prepares.wait()
+            self.is_ready = True
+            return {}
         self.orders.append({"job": job, "timeout_seconds": timeout_seconds, **args})
         self.started.set()
         await self.gate.wait()

@@ -20,7 +20,8 @@ from muster.spec.model import RunSpec
 from protos.v1 import membership_pb2 as pb
 from protos.v1 import updates_pb2
 
-ACCEPTED, TRAINING = pb.ASSIGNMENT_PHASE_ACCEPTED, pb.ASSIGNMENT_PHASE_TRAINING
+ACCEPTED, PREPARING = pb.ASSIGNMENT_PHASE_ACCEPTED, pb.ASSIGNMENT_PHASE_PREPARING
+TRAINING = pb.ASSIGNMENT_PHASE_TRAINING
 UPLOADING, EVALUATED = pb.ASSIGNMENT_PHASE_UPLOADING, pb.ASSIGNMENT_PHASE_EVALUATED
 FAILED = pb.ASSIGNMENT_PHASE_FAILED
 FIRST = "r.1.ada.1"
@@ -62,7 +63,7 @@ async def test_a_training_assignment_from_offer_to_receipt(bench: Any) -> None:
     session.send(offer=bench.offer())
     assert await delivered(bench) == b"update 1 after 0"
     phases = [report.phase for report in bench.coordinator.reports]
-    assert phases == [ACCEPTED, TRAINING, UPLOADING]
+    assert phases == [ACCEPTED, PREPARING, TRAINING, UPLOADING]
     (order,) = bench.worker.orders
     assert order["site_name"] == "ada"
     assert order["seed"] == 1

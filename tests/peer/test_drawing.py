@@ -147,7 +147,10 @@ async def test_what_does_not_come_out_the_same_is_fetched(
     (order,) = artist.draws
     assert order["seed"] == initial_seed(77)
     (trained,) = artist.orders
-    assert 50.0 < trained["timeout_seconds"] <= artist.seconds[0] <= 58.0  # of 60: `Task.model` may be slow
+    assert 50.0 < trained["timeout_seconds"] <= 58.0  # of 60
+    assert (
+        1700.0 < artist.seconds[0] <= 1798.0
+    )  # of 1800: it belongs to the preparation, `Task.model` may be slow
     told = [each["reason"] for each in logs if each["event"] == "model.not_drawn"]
     assert len(told) == (0 if makes is None else 1)
     assert all(reason in each for each in told)

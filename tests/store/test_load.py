@@ -55,8 +55,9 @@ def _full_state(spec: RunSpec) -> RunState:
         source_digest="5b",
     )  # fmt: skip
     lost = _assignment(
-        assignment_id="r1.3.a.1", peer_id="a", status=AssignmentStatus.LOST, reason="gone", retry=True
-    )
+        assignment_id="r1.3.a.1", peer_id="a", status=AssignmentStatus.LOST, reason="gone", retry=True,
+        preparing_at=23.5, prepared_at=24.5,
+    )  # fmt: skip
     delivered = _assignment(
         assignment_id="r1.3.a.2", peer_id="a", attempt=2, status=AssignmentStatus.DELIVERED, reason="in time",
         update=facts,
@@ -168,7 +169,8 @@ def _assignment_row(a: AssignmentState, script: Any) -> Any:
         measured |= {"norm": update.norm, "metrics_json": json.dumps(dict(update.metrics))}
     return script.assignment(
         a.round, a.peer_id, a.status, role=a.role, attempt=a.attempt, base_version=a.base_version,
-        reason=a.reason, offered_at=a.offered_at, retry=a.retry, **measured,
+        reason=a.reason, offered_at=a.offered_at, retry=a.retry, preparing_at=a.preparing_at,
+        prepared_at=a.prepared_at, **measured,
     )  # fmt: skip
 
 
