@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from coordinator.engine import evaluations
 from coordinator.engine.state import (
     Aggregate,
     Aggregated,
@@ -25,6 +26,7 @@ from coordinator.engine.state import (
     ModelReady,
     ModelVersion,
     OwnEvaluated,
+    OwnPreparing,
     PrepareModel,
     RunState,
     Treatment,
@@ -45,7 +47,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 SENTENCE_CHARS_MAX = 500  # how a rule treated one update
-TASK_SECONDS_MAX = 600.0  # making the initial model, or evaluating one version, on the coordinator
+TASK_SECONDS_MAX = 600.0  # evaluating one version on the coordinator
+TRIED = "the task was tried out on the coordinator's own data and does not work"
 IMPORT_SECONDS_MAX = 120.0  # importing a task's module, on a cold machine with all that it imports
 STORAGE_RETRY_SECONDS = 2.0
 STORAGE_SECONDS_MAX = 600.0  # a round that the disk does not let aggregate for so long is skipped
@@ -107,8 +110,13 @@ class EffectRunner:
         coordinator = self._coordinator
         run = coordinator.runs[effect.run_id]
         path = coordinator.blobs.temporary()
+        trying = False
         try:
-            made = await self._run_job("init_model", run, path=str(path))
+            seconds = run.spec.round.prepare_seconds
+            made = await self._run_job("init_model", run, seconds=seconds, path=str(path))
+            if evaluations.on_coordinator(run.spec):
+                trying = True
+                await self._get_ready(run, path, tries=True)
             model = ModelVersion(
                 version=0,
                 round=0,
@@ -122,14 +130,23 @@ class EffectRunner:
                     ModelReady(run_id=run.run_id, model=model, source_digest=made["source_digest"])
                 )
         except MusterError as error:
-            await coordinator.post_surely(ModelFailed(run_id=run.run_id, error=_told(error)))
+            what = TRIED if trying else ModelFailed.what
+            await coordinator.post_surely(ModelFailed(run_id=run.run_id, error=_told(error), what=what))
         finally:
             path.unlink(missing_ok=True)
 
-    async def _run_job(self, job: str, run: RunState, **args: Any) -> dict[str, Any]:
+    async def _get_ready(self, run: RunState, path: Path, *, tries: bool) -> None:
+        """Loads the coordinator's own data and, if so told, tries the task out on a batch of them."""
+        algorithm = run.spec.train.algorithm if tries else ""
+        seconds = run.spec.round.prepare_seconds
+        await self._run_job("get_ready", run, seconds=seconds, path=str(path), algorithm=algorithm)
+
+    async def _run_job(
+        self, job: str, run: RunState, *, seconds: float = TASK_SECONDS_MAX, **args: Any
+    ) -> dict[str, Any]:
         async with self._worker_turn:
             return await self._worker.run(
-                job, {**self._task_args(run.spec), **args}, timeout_seconds=TASK_SECONDS_MAX, scope=run.run_id
+                job, {**self._task_args(run.spec), **args}, timeout_seconds=seconds, scope=run.run_id
             )
 
     def _task_args(self, spec: RunSpec) -> dict[str, Any]:
@@ -264,6 +281,11 @@ class EffectRunner:
         try:
             model = effect.model
             path = await coordinator.repairs.model(run.run_id, model.digest, model.size_bytes)
+            if not (await self._run_job("is_ready", run))["ready"]:  # its worker is new
+                version = model.version
+                await coordinator.post_surely(OwnPreparing(run_id=run.run_id, version=version, done=False))
+                await self._get_ready(run, path, tries=False)
+                await coordinator.post_surely(OwnPreparing(run_id=run.run_id, version=version, done=True))
             found = await self._run_job("evaluate", run, path=str(path))
             metrics, sources = found["metrics"], found["source_digest"]
         except MusterError as error:

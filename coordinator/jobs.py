@@ -1,34 +1,64 @@
-"""What the coordinator asks of a task, in a worker process: its code may crash or hang there and nowhere else."""
+"""What the coordinator asks of a task, in a worker process: its code may crash or hang there and nowhere else.
+
+A task and its test data are kept from job to job of a run.
+"""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from coordinator.permits import load_permitted
+from muster import trial
 from muster.defaults import code_of
-from muster.initial import draw, draw_version
+from muster.initial import draw, draw_version, seed_generators
 from muster.modelfile import ModelFile, load_into
-from muster.seeds import initial_seed
+from muster.seeds import derive_seed, initial_seed
 from muster.sources import source_digest
-from muster.task import Site
+from muster.task import Site, Task
+from muster.tasks import keep_test_data
+
+TASKS_MAX = 4  # whose data are kept in memory at once
+BATCH_SIZE = 32  # of the trial, on the coordinator's own data
+
+Progress = Callable[[float], None]
+
+_tasks: OrderedDict[str, Task] = OrderedDict()
+_ready: set[str] = set()
 
 
 def _site(args: dict[str, Any]) -> Site:
     return Site(name="coordinator", options=args["options"], seed=args["seed"], coordinator=True)
 
 
-def check_task(args: dict[str, Any], progress: Callable[[float], None]) -> dict[str, Any]:  # noqa: ARG001  # one step
+def _key(args: dict[str, Any]) -> str:
+    return repr([args[name] for name in ("task", "task_folders", "options", "seed")])
+
+
+def _task(args: dict[str, Any]) -> Task:
+    key = _key(args)
+    task = _tasks.pop(key, None)
+    if task is None:
+        _ready.discard(key)
+        task = load_permitted(args)
+        keep_test_data(task)
+    _tasks[key] = task
+    while len(_tasks) > TASKS_MAX:
+        _tasks.popitem(last=False)
+    return task
+
+
+def check_task(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: ARG001  # one step
     """Raises if the task may not be loaded here, or cannot be."""
-    load_permitted(args)
+    _task(args)
     return {}
 
 
-def init_model(args: dict[str, Any], progress: Callable[[float], None]) -> dict[str, Any]:  # noqa: ARG001  # one step
+def init_model(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: ARG001  # one step
     """Writes the initial model, drawn from the run's seed, to `args["path"]`."""
-    task = load_permitted(args)
-    drawn = draw_version(task, initial_seed(args["seed"]), Path(args["path"]))
+    drawn = draw_version(_task(args), initial_seed(args["seed"]), Path(args["path"]))
     return {
         "digest": drawn.info.digest,
         "size_bytes": drawn.info.size_bytes,
@@ -37,9 +67,41 @@ def init_model(args: dict[str, Any], progress: Callable[[float], None]) -> dict[
     }
 
 
-def evaluate(args: dict[str, Any], progress: Callable[[float], None]) -> dict[str, Any]:  # noqa: ARG001  # one step
+def is_ready(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: ARG001  # one step
+    return {"ready": _key(args) in _ready and _key(args) in _tasks}
+
+
+def get_ready(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: ARG001  # one step
+    """Loads the coordinator's own test data, if it has some, and tries the task out on a batch of them and on the
+    version in `args["path"]`; raises what `muster.trial` does. Where they cannot be loaded, evaluation will tell."""
+    task = _task(args)
+    _ready.add(_key(args))
+    with code_of(task):
+        seed_generators(derive_seed(args["seed"], "data", "coordinator"))
+        try:
+            data = task.test_data(_site(args))
+        except Exception:  # it may need what only a site has; whoever evaluates on it is told
+            return {}
+    if not (trial.has_examples(data) and trial.tries_loss(task, args["algorithm"])):
+        return {}
+    model = _model(task, args)
+    with code_of(task):
+        batch = trial.first_batch(data, BATCH_SIZE)
+        trial.try_loss(task, model, batch, algorithm=args["algorithm"])
+    return {}
+
+
+def evaluate(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: ARG001  # one step
     """Metrics of a model version on the coordinator's own hold-out; empty if the task has none here."""
-    task = load_permitted(args)
+    task = _task(args)
+    model = _model(task, args)
+    model.eval()
+    with code_of(task):
+        metrics = {name: float(value) for name, value in task.evaluate(model, _site(args)).items()}
+    return {"metrics": metrics, "source_digest": source_digest(args["task"], args["task_folders"])}
+
+
+def _model(task: Task, args: dict[str, Any]) -> Any:
     # Seeded as on the peers: what a model draws and no version holds must be the same for every version.
     model = draw(task, initial_seed(args["seed"]))
     file = ModelFile(Path(args["path"]))
@@ -47,10 +109,13 @@ def evaluate(args: dict[str, Any], progress: Callable[[float], None]) -> dict[st
         load_into(model, file)
     finally:
         file.close()
-    model.eval()
-    with code_of(task):
-        metrics = {name: float(value) for name, value in task.evaluate(model, _site(args)).items()}
-    return {"metrics": metrics, "source_digest": source_digest(args["task"], args["task_folders"])}
+    return model
 
 
-JOBS = {"check_task": check_task, "init_model": init_model, "evaluate": evaluate}
+JOBS = {
+    "check_task": check_task,
+    "init_model": init_model,
+    "is_ready": is_ready,
+    "get_ready": get_ready,
+    "evaluate": evaluate,
+}

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeGuard, TypeVar, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from muster.errors import MusterError, TaskError
 from muster.evaluation import to_device
 from muster.task import Task
+from muster.tasks import is_map_style
 
 # What the local algorithms of Muster itself ask of a task's loss: a gradient, or the loss alone. Others may not use it.
 _ASKS_GRADIENT = {"sgd": True, "spsa": False}
@@ -41,6 +42,11 @@ T = TypeVar("T")
 def tries_loss(task: Task, algorithm: str) -> bool:
     """Whether training of this task by this algorithm goes through `Task.loss`, so that it can be tried."""
     return type(task).fit is Task.fit and algorithm in _ASKS_GRADIENT
+
+
+def has_examples(data: Dataset[Any] | None) -> TypeGuard[Dataset[Any]]:
+    """Whether there are some that can be read without using them up."""
+    return data is not None and is_map_style(data) and len(cast(Any, data)) > 0
 
 
 def call(what: str, made: Callable[[], T]) -> T:
@@ -74,11 +80,15 @@ def first_batch(data: Dataset[Any], size: int) -> Any:
             ) from error
 
 
-def try_loss(task: Task, model: nn.Module, batch: Any, *, algorithm: str = "sgd") -> float:
+def try_loss(
+    task: Task, model: nn.Module, batch: Any, *, algorithm: str = "sgd", finite: bool = True
+) -> float:
     """One forward and, where the algorithm asks for gradients, one backward pass; gives the loss.
 
-    The model is on its device and holds what it is to start from. Raises `TaskError` "task.nothing_to_train",
-    "task.growing_model", "task.bad_examples", "task.bad_loss", "task.failed".
+    The model is on its device and holds what it is to start from; `finite`: it has to give finite values.
+
+    Raises `TaskError` "task.nothing_to_train", "task.growing_model", "task.bad_examples", "task.bad_loss",
+    "task.failed".
     """
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     if not trained:
@@ -99,10 +109,10 @@ def try_loss(task: Task, model: nn.Module, batch: Any, *, algorithm: str = "sgd"
         with torch.set_grad_enabled(gradient):
             loss = _loss(task, model, batch)
             _check_grown(before, _shapes(model))
-            _check_loss(loss, batch, gradient=gradient)
+            _check_loss(loss, batch, gradient=gradient, finite=finite)
             if gradient:
-                _backward(loss, trained, batch)
-    return float(loss)
+                _backward(loss, trained, batch, finite=finite)
+    return float(loss.detach())
 
 
 def try_evaluation(
@@ -199,7 +209,7 @@ def _loss(task: Task, model: nn.Module, batch: Any) -> Any:
         _failed("the loss", error, f"; a batch is {form(batch)}")
 
 
-def _check_loss(loss: Any, batch: Any, *, gradient: bool) -> None:
+def _check_loss(loss: Any, batch: Any, *, gradient: bool, finite: bool) -> None:
     wrong = fix = ""
     if not isinstance(loss, Tensor):
         wrong, fix = f"is {form(loss)} and no tensor", "return the tensor itself, without .item() or float()"
@@ -212,13 +222,13 @@ def _check_loss(loss: Any, batch: Any, *, gradient: bool) -> None:
             "has no gradient: it depends on no parameter that is trained",
             "compute it from the model's output, without detach(), .data or no_grad()",
         )
-    elif not bool(torch.isfinite(loss)):
-        wrong, fix = f"is {float(loss)} at the first batch", "look for NaN or too large values in the data"
+    elif finite and not bool(torch.isfinite(loss)):
+        wrong, fix = f"is {loss.detach().item()} at the first batch", "look for NaN or too large values in the data"
     if wrong:
         raise TaskError("task.bad_loss", f"the task's loss {wrong}; a batch is {form(batch)}", fix=fix)
 
 
-def _backward(loss: Tensor, trained: Mapping[str, nn.Parameter], batch: Any) -> None:
+def _backward(loss: Tensor, trained: Mapping[str, nn.Parameter], batch: Any, *, finite: bool) -> None:
     try:
         torch.autograd.backward(loss)
     except Exception as error:
@@ -227,7 +237,7 @@ def _backward(loss: Tensor, trained: Mapping[str, nn.Parameter], batch: Any) -> 
     wrong = ""
     if not found:
         wrong = "gives none of the trained parameters a gradient"
-    for name, grad in found.items():
+    for name, grad in found.items() if finite else ():
         if not bool(torch.isfinite(grad.coalesce().values() if grad.is_sparse else grad).all()):
             wrong = f"gives {name!r} a gradient that is not finite at the first batch"
             break

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 # cuBLAS is deterministic only with a fixed workspace, and reads this when it starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from compressors import build_feedback
-from muster.defaults import code_of
 from muster import trial
+from muster.defaults import code_of
 from muster.errors import ConfigError, TaskError
 from muster.initial import draw as draw_model
 from muster.initial import draw_version, seed_generators
@@ -35,7 +35,7 @@ from muster.modelfile import ModelFile, load_into
 from muster.seeds import derive_seed, initial_seed
 from muster.sources import source_digest
 from muster.task import FitContext, FitReport, Site, Task
-from muster.tasks import is_map_style, keep_test_data, load_task
+from muster.tasks import keep_test_data, load_task
 from peer.drill import Drill, bootstrap
 from peer.orders import DrawOrder, Evaluated, EvaluateOrder, Order, PrepareOrder, Trained, TrainOrder
 from peer.rebuild import rebuild as follow
@@ -158,15 +158,18 @@ def get_ready(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # no
         model = place.module(base, device)
     finally:
         base.close()
-    if order.role == "evaluate":
-        seed_generators(derive_seed(place.site.seed, "data", place.site.name))
-        data = trial.call("test_data", lambda: place.task.test_data(place.site))
-        if data is not None and is_map_style(data) and len(cast(Any, data)):
-            trial.try_evaluation(place.task, model, data)
-    elif trial.tries_loss(place.task, order.train["algorithm"]):
-        data = trial.call("train_data", lambda: place.train_data(None, ""))
-        batch = trial.first_batch(data, min(size_of(data), order.train["batch_size"]))
-        trial.try_loss(place.task, model, batch, algorithm=order.train["algorithm"])
+    with code_of(place.task):
+        if order.role == "evaluate":
+            seed_generators(derive_seed(place.site.seed, "data", place.site.name))
+            data = trial.call("test_data", lambda: place.task.test_data(place.site))
+            if trial.has_examples(data):
+                trial.try_evaluation(place.task, model, data)
+        elif trial.tries_loss(place.task, order.train["algorithm"]):
+            data = trial.call("train_data", lambda: place.train_data(None, ""))
+            batch = trial.first_batch(data, min(size_of(data), order.train["batch_size"]))
+            # A later version may have diverged, which is not the task's fault.
+            first, algorithm = order.base_version == 0, order.train["algorithm"]
+            trial.try_loss(place.task, model, batch, algorithm=algorithm, finite=first)
     place.ready.add(order.role)
     return {}
 

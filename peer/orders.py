@@ -72,6 +72,7 @@ class PrepareOrder(Order):
 
     role: str
     train: Mapping[str, Any]  # the run spec's [train]
+    base_version: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +170,8 @@ def prepare_order(
     site: Site, offer: Assignment, spec: RunSpec, *, data: Mapping[str, Any], device: str, base: Path
 ) -> PrepareOrder:
     common = _common(site, offer, spec, data=data, device=device, base=base)
-    return PrepareOrder(**common, role=offer.role, train=spec.train.model_dump(mode="json"))
+    train = spec.train.model_dump(mode="json")
+    return PrepareOrder(**common, role=offer.role, train=train, base_version=offer.base_version)
 
 
 def draw_order(

@@ -25,6 +25,11 @@ def due(spec: RunSpec, version: int) -> bool:
     return every > 0 and (version % every == 0 or version == spec.rounds)
 
 
+def on_coordinator(spec: RunSpec) -> bool:
+    """Whether the coordinator ever evaluates a version of the run."""
+    return spec.evaluate.every > 0 and "coordinator" in spec.evaluate.on
+
+
 def start(draft: Draft, model: ModelVersion) -> None:
     """Of the newest version, by everybody who is there now."""
     spec = draft.state.spec

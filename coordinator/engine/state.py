@@ -287,6 +287,7 @@ class ModelReady(Event):
 @dataclass(frozen=True, kw_only=True)
 class ModelFailed(Event):
     error: str
+    what: str = "the initial model could not be made"
 
 
 @dataclass(frozen=True, kw_only=True)
