@@ -223,7 +223,10 @@ def _check_loss(loss: Any, batch: Any, *, gradient: bool, finite: bool) -> None:
             "compute it from the model's output, without detach(), .data or no_grad()",
         )
     elif finite and not bool(torch.isfinite(loss)):
-        wrong, fix = f"is {loss.detach().item()} at the first batch", "look for NaN or too large values in the data"
+        wrong, fix = (
+            f"is {loss.detach().item()} at the first batch",
+            "look for NaN or too large values in the data",
+        )
     if wrong:
         raise TaskError("task.bad_loss", f"the task's loss {wrong}; a batch is {form(batch)}", fix=fix)
 
@@ -291,7 +294,7 @@ def _kept(thing: Any) -> Generator[None]:
         with torch.no_grad():
             for module, name, value, saved in buffers:
                 value.copy_(saved)
-                module._buffers[name] = value
+                setattr(module, name, value)
         for parameter, grad in gradients:
             parameter.grad = grad
         for each, values in plain:
