@@ -141,10 +141,11 @@ class Client:
     def _newest(self, name: str, found: Sequence[pb.Run]) -> pb.Run:
         newest = found[-1]
         if len(found) > 1:
-            others = f"{name}@1" if len(found) == 2 else f"{name}@1 to {name}@{len(found) - 1}"
+            last = len(found) - 1
+            others = f"The other is {name}@1" if last == 1 else f"The others are {name}@1 to {name}@{last}"
             self._tell(
                 f"{len(found)} runs are called {name!r}; this is the newest, {newest.run_id}. "
-                f"The others are {others}: muster run list"
+                f"{others}: muster run list"
             )
         return newest
 

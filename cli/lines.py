@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from cli.client import Client
-from cli.render import metrics_line
+from cli.render import metrics_line, one_line
 from muster.errors import DeadlineError, UnreachableError
 from protos.v1 import admin_pb2 as pb
 
@@ -87,11 +87,12 @@ class Lines:
     def _round(self, event: pb.Event, metrics: str = "") -> None:
         reason = event.reason.removeprefix(f"round {event.round} ")
         told = f"{_ENDS[event.kind]}{metrics}{'; ' if metrics else ''}{reason}"
-        self._line(event.at, f"round {event.round}/{self._run.rounds_total}  {told}")
+        total = self._run.rounds_total  # of committed ones: where some are skipped, there are more
+        self._line(event.at, f"round {event.round}{f'/{total}' if event.round <= total else ''}  {told}")
 
     def _line(self, at: float, text: str) -> None:
         self._reason = ""  # whatever it waits for now is another thing
-        self._show(f"{datetime.fromtimestamp(at).astimezone():%H:%M:%S}  {text}")
+        self._show(f"{datetime.fromtimestamp(at).astimezone():%H:%M:%S}  {one_line(text)}")
 
     async def _tell_reason(self) -> None:
         sentence = await why(self._client, self._run.run_id)

@@ -26,6 +26,7 @@ STATE_STYLES = {
     ),
 }
 KIB = 1024
+CELL_MAX = 200  # characters: three lines of a usual terminal's last column
 WARNINGS_SHOWN = 10
 
 
@@ -76,6 +77,17 @@ def table(*columns: str, numbers: Sequence[str] = (), last_wraps: bool = True) -
     return made
 
 
+def one_line(text: str) -> str:
+    """Without the traceback that `run logs` shows."""
+    return " ".join(text.partition("Traceback (most recent call last)")[0].split()).removesuffix(":")
+
+
+def cell(text: str) -> str:
+    """One line for a column, and not without end."""
+    line = one_line(text)
+    return line if len(line) <= CELL_MAX else f"{line[: CELL_MAX - 4]} ..."
+
+
 def facts(pairs: Iterable[tuple[str, str | Text]]) -> Table:
     """Names and values, one pair a line; empty values are left out."""
     made = Table(box=None, pad_edge=False, show_header=False)
@@ -117,7 +129,7 @@ def runs_table(runs: Sequence[pb.Run], called: Mapping[str, str]) -> RenderableT
             rounds,
             metrics_line(run.metrics),
             moment(run.created_at),
-            run.reason,
+            cell(run.reason),
         )
     return made
 
@@ -184,7 +196,7 @@ def peers_table(peers: Sequence[pb.Peer]) -> RenderableType:
             str(peer.updates_rejected),
             size(peer.bytes_up),
             size(peer.bytes_down),
-            peer.reason,
+            cell(peer.reason),
         )
     return made
 
@@ -231,7 +243,7 @@ def event_line(event: pb.Event) -> Text:
     clock = datetime.fromtimestamp(event.at).astimezone().strftime("%H:%M:%S")
     line = Text(f"{clock}  {event.kind:<22}")
     line.append(f" {', '.join(about)}:" if about else "", style="bold")
-    line.append(f" {event.reason}")
+    line.append(f" {one_line(event.reason)}")
     return line
 
 

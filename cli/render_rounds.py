@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cli.render import duration, facts, metrics_line, moment, size, state, table
+from cli.render import cell, duration, facts, metrics_line, moment, size, state, table
 from protos.v1 import admin_pb2 as pb
 
 
@@ -37,7 +37,7 @@ def rounds_table(rounds: Sequence[pb.Round]) -> RenderableType:
             size(each.bytes_down),
             took,
             metrics_line(each.metrics),
-            each.reason,
+            cell(each.reason),
         )
     return made
 
@@ -55,7 +55,7 @@ def assignments_table(assignments: Sequence[pb.RoundAssignment]) -> Table:
             f"{each.norm:.4g}" if in_aggregate else "-",
             f"{each.score:.4g}" if in_aggregate else "-",
             f"{each.weight:.3f}" if in_aggregate else "-",
-            each.treatment or each.reason,
+            cell(each.treatment or each.reason),
         )
     return made
 

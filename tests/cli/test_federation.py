@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from cli.main import execute
+from cli.render import runs_table
 from cli.render_rounds import round_view
 from protos.v1 import admin_pb2 as pb
 
@@ -370,7 +371,7 @@ def test_a_name_submitted_again_means_the_newest_and_says_so(
     first, second = (ask_json("run", "submit", str(spec))["run_id"] for _ in range(2))
     said = ask("run", "show", "again", "--json")
     assert said.data["run_id"] == second
-    assert f"2 runs are called 'again'; this is the newest, {second}. The others are again@1" in said.err
+    assert f"2 runs are called 'again'; this is the newest, {second}. The other is again@1" in said.err
     assert ask("run", "show", "again", "--quiet").err == ""
     assert [ask_json("run", "show", f"again@{n}")["run_id"] for n in (1, 2)] == [first, second]
     listed = ask("run", "list").out
@@ -425,3 +426,14 @@ def test_a_warning_is_told_once_as_it_comes_and_is_kept(
     assert "nothing went wrong" not in logs.err
     (entry,) = ask_json("run", "logs", run_id)
     assert (entry["kind"], entry["cause"], entry["times"]) == ("run.warned", "compression.up", 3)
+
+
+def test_a_column_holds_one_line_and_no_traceback() -> None:
+    trace = "Traceback (most recent call last):\n  File 'task.py', line 7\nValueError: bad"
+    reasons = [f"ward failed:\n{trace}", "a\nb  c", "x" * 500, "short"]
+    runs = [pb.Run(run_id=f"run-{at}", reason=reason) for at, reason in enumerate(reasons)]
+    console = Console(width=1000)
+    with console.capture() as shown:
+        console.print(runs_table(runs, {}))
+    ends = [line.rstrip().split("  ")[-1].strip() for line in shown.get().splitlines()[1:]]
+    assert ends == ["ward failed", "a b c", "x" * 196 + " ...", "short"]
