@@ -74,7 +74,7 @@ class Lines:
         elif _TOLD.match(event.kind):
             if event.kind in ("run.finished", "run.failed", "run.cancelled"):
                 self._flush()
-            self._line(event.at, event.reason)
+            self._line(event.at, one_line(event.reason))
 
     def _flush(self) -> None:
         """Rounds whose metrics do not come any more."""
@@ -85,14 +85,14 @@ class Lines:
             self._round(event)
 
     def _round(self, event: pb.Event, metrics: str = "") -> None:
-        reason = event.reason.removeprefix(f"round {event.round} ")
+        reason = one_line(event.reason).removeprefix(f"round {event.round} ")
         told = f"{_ENDS[event.kind]}{metrics}{'; ' if metrics else ''}{reason}"
         total = self._run.rounds_total  # of committed ones: where some are skipped, there are more
         self._line(event.at, f"round {event.round}{f'/{total}' if event.round <= total else ''}  {told}")
 
     def _line(self, at: float, text: str) -> None:
         self._reason = ""  # whatever it waits for now is another thing
-        self._show(f"{datetime.fromtimestamp(at).astimezone():%H:%M:%S}  {one_line(text)}")
+        self._show(f"{datetime.fromtimestamp(at).astimezone():%H:%M:%S}  {text}")
 
     async def _tell_reason(self) -> None:
         sentence = await why(self._client, self._run.run_id)

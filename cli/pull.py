@@ -87,7 +87,16 @@ def _choose(run_id: str, models: Sequence[pb.Model], number: str | None) -> pb.M
         raise NotFoundError(
             "model.not_found", f"run {run_id!r} has {what}", fix=f"muster model list {run_id}"
         )
-    return max(found, key=lambda model: model.version)
+    model = max(found, key=lambda model: model.version)
+    if model.pruned:
+        kept = [str(each.round) for each in models if not each.pruned]
+        raise NotFoundError(
+            "model.pruned",
+            f"the model of round {model.round} of run {run_id!r} is kept no longer",
+            cause=f"those of rounds {', '.join(kept)} are" if kept else "none of this run's is",
+            fix=f"muster model list {run_id}; coordinator.models_keep says how many are kept of the next run",
+        )
+    return model
 
 
 def _convert(body: Path, path: Path) -> None:

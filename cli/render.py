@@ -223,12 +223,13 @@ def models_table(models: Sequence[pb.Model]) -> RenderableType:
     if not models:
         return "No model yet: the initial one is being made."
     numbers = ("VERSION", "ROUND", "SIZE")
-    made = table("VERSION", "ROUND", "SIZE", "CREATED", "DIGEST", "METRICS", numbers=numbers)
+    made = table("VERSION", "ROUND", "SIZE", "KEPT", "CREATED", "DIGEST", "METRICS", numbers=numbers)
     for model in models:
         made.add_row(
             str(model.version),
             str(model.round),
             size(model.size_bytes),
+            Text("pruned", style="yellow") if model.pruned else "yes",
             moment(model.created_at),
             model.digest[:16],
             metrics_line(model.metrics),

@@ -180,7 +180,8 @@ def peer(row: rows.PeerRow) -> pb.Peer:
     )
 
 
-def model(row: rows.ModelRow) -> pb.Model:
+def model(row: rows.ModelRow, *, kept: bool) -> pb.Model:
+    """`kept`: its bytes are here."""
     return pb.Model(
         run_id=row.run_id,
         version=whole(row.version, 32),
@@ -189,6 +190,7 @@ def model(row: rows.ModelRow) -> pb.Model:
         size_bytes=whole(row.size_bytes),
         created_at=row.created_at,
         metrics=metrics(row.metrics),
+        pruned=not kept,
     )
 
 

@@ -14,7 +14,7 @@ from coordinator import convert
 from coordinator.explain import explain
 from coordinator.pages import batches, key_of, newest, page, rows_asked, token_of
 from coordinator.store import rows
-from muster.errors import NotFoundError
+from muster.errors import NotFoundError, UsageError
 from muster.transport.base import CallContext
 from protos.v1 import admin_pb2 as pb
 
@@ -136,8 +136,15 @@ class Listing:
         await self.run(request.run_id)
         (after,) = key_of(request.page_token, int) or (-1,)
         found = await self._store.models(request.run_id, after=after, limit=rows_asked(request.page_size))
-        got = page(map(convert.model, found), request.page_size, lambda n: token_of(found[n - 1].version))
+        got = page(map(self._model, found), request.page_size, lambda n: token_of(found[n - 1].version))
         return pb.ListModelsResponse(models=got.items, next_page_token=got.next_token)
+
+    def _model(self, row: rows.ModelRow) -> pb.Model:
+        try:
+            kept = self._coordinator.blobs.has(row.digest)
+        except UsageError:  # no digest at all
+            kept = False
+        return convert.model(row, kept=kept)
 
     # -- peers --------------------------------------------------------------------------------------------------------
 

@@ -163,8 +163,8 @@ async def _job(coordinator: Coordinator, run_id: str, number: int) -> tuple[Aggr
             raise StateError(
                 "replay.pruned",
                 f"round {number} cannot be replayed: {what} are kept no longer",
-                cause=f"of each run the updates of so many ended rounds are kept: {coordinator.config.updates_keep_rounds} "
-                "(coordinator.updates_keep_rounds)",
+                cause="of each run the updates of so many ended rounds are kept (coordinator.updates_keep_rounds): "
+                f"{coordinator.config.updates_keep_rounds}",
                 fix=f"the newest can be: muster round replay {run_id}; to keep more of the next run: "
                 "muster serve --set coordinator.updates_keep_rounds=20",
             )

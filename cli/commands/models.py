@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 
 async def list_models(settings: Settings, run: RunName) -> None:
-    """The versions of a run's model; version 0 is the initial one."""
+    """The versions of a run's model, and which of them can still be pulled; version 0 is the initial one."""
     from cli.client import connect
     from cli.json_form import to_json
     from cli.render import models_table

@@ -151,6 +151,7 @@ class Fake:
                     size_bytes=self.model.size_bytes,
                     created_at=T0 + number,
                     metrics={"accuracy": 0.9 + number / 100},
+                    pruned=number == 1,
                 )
             )
         self._event("run.finished", run.run_id, "all 3 rounds are committed")

@@ -14,6 +14,16 @@ def test_list(ask: Callable[..., Any], ask_json: Callable[..., Any]) -> None:
     assert len(ask("model", "list", "digits").out.splitlines()) == 4
 
 
+def test_what_is_kept_no_longer_is_marked(ask: Callable[..., Any], ask_json: Callable[..., Any]) -> None:
+    assert [model["pruned"] for model in ask_json("model", "list", "digits")] == [True, False, False]
+    kept = ["pruned" not in line for line in ask("model", "list", "digits").out.splitlines()[1:]]
+    assert kept == [False, True, True]
+    said = ask("model", "pull", "digits@1")
+    assert said.code == 1
+    assert "error[model.pruned]: the model of round 1 of run 'digits-1a2b' is kept no longer" in said.err
+    assert "those of rounds 2, 3 are" in said.err
+
+
 def test_pull_gives_plain_weights_though_the_download_breaks(
     ask: Callable[..., Any], federation: Any, at_home: Path
 ) -> None:

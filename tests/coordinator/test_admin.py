@@ -204,6 +204,17 @@ async def test_a_model_is_pulled_from_any_offset(stage: Any) -> None:
 # -- when something breaks inside ------------------------------------------------------------------------------
 
 
+async def test_versions_that_are_kept_no_longer_are_listed_as_pruned(stage: Any) -> None:
+    peer = await stage.peer("peer")
+    run_id = await stage.submit(rounds=1, round={"peers_min": 1, "quorum": 1.0, "deadline_seconds": 60})
+    offer = await peer.offer()
+    await peer.deliver(offer, peer.write(offer, torch.ones(SIZE)))
+    await stage.ended(run_id)
+    stage.running.coordinator.blobs.path(offer.base_digest).unlink()
+    listed = (await stage.call("ListModels", pb.ListModelsRequest(run_id=run_id))).models
+    assert [(model.version, model.pruned) for model in listed] == [(0, True), (1, False)]
+
+
 async def test_a_coordinator_whose_loop_has_ended_says_so(
     stage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
