@@ -570,6 +570,7 @@ class Model(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    PRUNED_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     version: _builtins.int
     """0 is the initial model"""
@@ -577,6 +578,8 @@ class Model(_message.Message):
     digest: _builtins.str
     size_bytes: _builtins.int
     created_at: _builtins.float
+    pruned: _builtins.bool
+    """its bytes are kept no longer: it cannot be pulled"""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
     def __init__(
@@ -589,10 +592,11 @@ class Model(_message.Message):
         size_bytes: _builtins.int = ...,
         created_at: _builtins.float = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        pruned: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "digest", b"digest", "metrics", b"metrics", "round", b"round", "run_id", b"run_id", "size_bytes", b"size_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "digest", b"digest", "metrics", b"metrics", "pruned", b"pruned", "round", b"round", "run_id", b"run_id", "size_bytes", b"size_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
