@@ -29,7 +29,7 @@ from protos.v1.tensors_pb2 import BlobHeader
 if TYPE_CHECKING:
     from coordinator.service import Coordinator
 
-SPEC_BYTES_MAX = 1 << 20  # a spec is a page; it goes out with every offer and stands in every list
+SPEC_BYTES_MAX = 1 << 19  # a spec is a page; it goes out with every offer and stands in every list
 REQUEST_ID_CHARS_MAX = 200
 
 

@@ -16,6 +16,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from muster.errors import ConfigError, MusterError
+from muster.texts import shown
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -63,8 +64,16 @@ def configure_logging(level: str = "info", *, stream: TextIO | None = None, json
 def _endings(*, terminal: bool) -> list[Processor]:
     drop = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     if terminal:
-        return [drop, structlog.dev.ConsoleRenderer(colors=not os.environ.get("NO_COLOR"))]
+        console = structlog.dev.ConsoleRenderer(
+            colors=not os.environ.get("NO_COLOR"), exception_formatter=structlog.dev.plain_traceback
+        )
+        return [drop, structlog.processors.format_exc_info, _shown, console]
     return [drop, structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+
+
+def _shown(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """What peers and tasks say is in many a line; a terminal is to show it and to obey none of it."""
+    return {key: shown(value) if isinstance(value, str) else value for key, value in event.items()}
 
 
 def _tell_errors(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
