@@ -2,7 +2,7 @@
 
 Unlike protobuf's own mapping: numbers are numbers (64-bit ones too), every field is present, names are as in
 the `.proto` files, `*_json` fields are unfolded under their name without the suffix, a point in time that
-has not come is null, and so is a number that JSON cannot hold.
+has not come is null, and so is a number that JSON cannot hold; but metrics tell "NaN", "Infinity" and "-Infinity".
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from muster.metrics import plain
+
 
 def to_json(message: Message) -> dict[str, Any]:
     found: dict[str, Any] = {}
@@ -21,7 +23,7 @@ def to_json(message: Message) -> dict[str, Any]:
             continue  # how a list came is nothing to its reader
         value = getattr(message, field.name)
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            found[field.name] = {str(key): _scalar(item) for key, item in sorted(value.items())}
+            found[field.name] = {str(key): _entry(item) for key, item in sorted(value.items())}
         elif field.is_repeated:
             found[field.name] = [_single(item) for item in value]
         elif field.name.endswith("_json"):
@@ -35,6 +37,10 @@ def to_json(message: Message) -> dict[str, Any]:
 
 def _single(value: Any) -> Any:
     return to_json(value) if isinstance(value, Message) else _scalar(value)
+
+
+def _entry(value: Any) -> Any:
+    return plain(value) if isinstance(value, float) else value
 
 
 def _scalar(value: Any) -> Any:

@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from muster.metrics import shown
 from protos.v1 import admin_pb2 as pb
 
 STATE_STYLES = {
@@ -61,7 +62,7 @@ def ago(at: float) -> str:
 
 def metrics_line(metrics: Mapping[str, float]) -> str:
     """ "accuracy 0.961, loss 0.142"."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()) if name != "examples")
+    return shown({name: value for name, value in metrics.items() if name != "examples"})
 
 
 def state(name: str) -> Text:

@@ -91,7 +91,7 @@ def admit(path: Path, digest: str, expected: Expected) -> UpdateFacts:
         metrics={
             one_line(name.removeprefix("metric/"), DESCRIPTION_CHARS_MAX): value
             for name, value in scalars.items()
-            if name.startswith("metric/") and math.isfinite(value)
+            if name.startswith("metric/")
         },
     )
 

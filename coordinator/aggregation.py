@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import aggregators
+from aggregators.rule import Needs
 from coordinator import downlink, links, optimizers, recipe, step
 from coordinator.decoded import Decoded, decoded, kept_names
 from coordinator.recipe import AggregationRefused
@@ -24,6 +25,8 @@ from coordinator.store.tables import DELTA, FACTOR
 from muster.modelfile import ModelFile
 from muster.seeds import derive_seed
 from muster.spec.model import RunSpec
+
+CAPPED_TOLD = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,7 @@ class AggregationResult:
     treatments: tuple[Treated, ...]
     reason: str
     seconds: float
+    warnings: tuple[tuple[str, str], ...] = ()  # cause and sentence
 
 
 def aggregate(job: AggregationJob) -> AggregationResult:
@@ -83,6 +87,7 @@ def aggregate(job: AggregationJob) -> AggregationResult:
         source = stack.enter_context(decoded(job, pipeline, base.layout))
         plan = _decide(job, pipeline, source)
         model, states = step.apply(job, base, source, plan)
+    capped = _capped(job, pipeline)
     treatments = tuple(
         Treated(
             assignment_id=update.assignment_id,
@@ -98,8 +103,9 @@ def aggregate(job: AggregationJob) -> AggregationResult:
         model_bytes=model.size_bytes,
         state_digests=states,
         treatments=treatments,
-        reason="; ".join(filter(None, (plan.reason, job.spec.aggregation.faults_told(job.cohort)))),
+        reason="; ".join(filter(None, (plan.reason, job.spec.faults_told(job.cohort), *capped))),
         seconds=time.perf_counter() - began,
+        warnings=tuple(("examples.capped", told) for told in capped),
     )
 
 
@@ -126,12 +132,30 @@ def _decide(job: AggregationJob, pipeline: aggregators.Pipeline, source: Decoded
 
 
 def _weights(job: AggregationJob) -> Tensor | None:
-    """Shares of a weighted mean: declared example counts, capped by the spec, since they are only the peers' word."""
+    """Shares of a weighted mean: declared example counts, which the spec may cap, since they are only the peers'
+    word."""
     table = job.spec.aggregation
     if table.weights == "uniform":
         return None
-    counts = [min(update.examples, table.examples_max) for update in job.updates]
+    cap = table.examples_max
+    counts = [update.examples if cap is None else min(update.examples, cap) for update in job.updates]
     return torch.tensor(counts, dtype=torch.float64)
+
+
+def _capped(job: AggregationJob, pipeline: aggregators.Pipeline) -> tuple[str, ...]:
+    """Tells where the spec's cap makes peers of unlike example counts weigh alike."""
+    table = job.spec.aggregation
+    if table.examples_max is None or table.weights == "uniform" or Needs.WEIGHTS not in pipeline.needs:
+        return ()
+    above = [update.peer_id for update in job.updates if update.examples > table.examples_max]
+    if not above:
+        return ()
+    more = f" and {len(above) - CAPPED_TOLD} more" if len(above) > CAPPED_TOLD else ""
+    whose = ", ".join(above[:CAPPED_TOLD]) + more
+    return (
+        f"the examples of {len(above)} of {len(job.updates)} updates ({whose}) count as {table.examples_max}, "
+        "which is aggregation.examples_max",
+    )
 
 
 def state_names(

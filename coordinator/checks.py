@@ -50,9 +50,12 @@ def cautions(spec: RunSpec) -> tuple[tuple[str, str], ...]:
     directions = [("up", table.up, "feedback", table.feedback)]
     if not downlink.replays(spec):
         directions.append(("down", table.down, "down_feedback", table.down_feedback))
-    return tuple(
-        (f"compression.{each[0]}", told) for each in directions if (told := _warning(*each)) is not None
-    )
+    found = [(f"compression.{each[0]}", told) for each in directions if (told := _warning(*each)) is not None]
+    # How many will be asked is known of a count, and of a least number that somebody has thought of.
+    expected = spec.sampling.count or spec.round.peers_min
+    if told := schedule.defenceless(spec, expected):
+        found.append(("faults.none", told))
+    return tuple(found)
 
 
 def _warning(key: str, codec_spelling: str, feedback_key: str, feedback_spelling: str) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -277,7 +277,8 @@ class EffectRunner:
         if run is None:
             return
         metrics: dict[str, float] = {}
-        told, sources = "", ""
+        warnings: Sequence[str] = ()
+        told = traceback = sources = ""
         try:
             model = effect.model
             path = await coordinator.repairs.model(run.run_id, model.digest, model.size_bytes)
@@ -287,15 +288,17 @@ class EffectRunner:
                 await self._get_ready(run, path, tries=False)
                 await coordinator.post_surely(OwnPreparing(run_id=run.run_id, version=version, done=True))
             found = await self._run_job("evaluate", run, path=str(path))
-            metrics, sources = found["metrics"], found["source_digest"]
+            metrics, warnings, sources = found["metrics"], found["warnings"], found["source_digest"]
         except MusterError as error:
-            told = _told(error)
+            told, traceback = str(error), error.fields.get("traceback", "")
         await coordinator.post_surely(
             OwnEvaluated(
                 run_id=run.run_id,
                 version=effect.model.version,
                 metrics=metrics,
+                warnings=tuple(warnings),
                 error=told,
+                traceback=traceback,
                 source_digest=sources,
             )
         )
@@ -409,6 +412,7 @@ def _aggregated(effect: Aggregate, result: AggregationResult, before: Mapping[st
         ),
         seconds=result.seconds,
         how=one_line(result.reason),
+        warnings=result.warnings,
         states={**before, **result.state_digests},
     )
 

@@ -14,6 +14,7 @@ from coordinator.permits import load_permitted
 from muster import trial
 from muster.defaults import code_of
 from muster.initial import draw, draw_version, seed_generators
+from muster.metrics import measured
 from muster.modelfile import ModelFile, load_into
 from muster.seeds import derive_seed, initial_seed
 from muster.sources import source_digest
@@ -97,8 +98,12 @@ def evaluate(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noq
     model = _model(task, args)
     model.eval()
     with code_of(task):
-        metrics = {name: float(value) for name, value in task.evaluate(model, _site(args)).items()}
-    return {"metrics": metrics, "source_digest": source_digest(args["task"], args["task_folders"])}
+        found = measured(task.evaluate(model, _site(args)), f"{args['task']}.evaluate")
+    return {
+        "metrics": found.values,
+        "warnings": found.warnings,
+        "source_digest": source_digest(args["task"], args["task_folders"]),
+    }
 
 
 def _model(task: Task, args: dict[str, Any]) -> Any:

@@ -9,7 +9,7 @@ import torch
 import aggregators
 from aggregators.rule import Needs
 from coordinator import sampling
-from muster.spec.model import RunSpec
+from muster.spec.model import FAULTS_SHARE, RunSpec
 
 COHORT_ANY = 1_000  # of a run that is not told: whatever the share, some of so many are faulty
 RULE_STATE = "rule/"  # how the vectors that a rule keeps are named among a server's states
@@ -22,7 +22,7 @@ class AggregationRefused(Exception):
 def pipeline(spec: RunSpec, cohort: int) -> aggregators.Pipeline:
     """For a round whose cohort, all that were asked, has so many peers. Raises `RuleError`."""
     table = spec.aggregation
-    return aggregators.build(table.rule, pre=table.pre, faults=table.faults_of(cohort), options=table.options)
+    return aggregators.build(table.rule, pre=table.pre, faults=spec.faults_of(cohort), options=table.options)
 
 
 def refuse(spec: RunSpec, n: int, cohort: int) -> str | None:
@@ -30,7 +30,7 @@ def refuse(spec: RunSpec, n: int, cohort: int) -> str | None:
     refusal = pipeline(spec, cohort).refuse(n)
     if refusal is None or isinstance(spec.aggregation.faults, int):
         return refusal
-    return f"{refusal}; {spec.aggregation.faults_told(cohort)}"
+    return f"{refusal}; {spec.faults_told(cohort)}"
 
 
 def trusts(spec: RunSpec) -> bool:
@@ -84,7 +84,9 @@ def _never_enough(spec: RunSpec) -> str | None:
 def _first_faulty(spec: RunSpec) -> int:
     """The smallest cohort in which somebody may be faulty: while f is 0 most rules are a mean, and all will do."""
     faults = spec.aggregation.faults
-    return 1 if isinstance(faults, int) else math.ceil(1 / faults)
+    if isinstance(faults, int):
+        return 1
+    return math.ceil(1 / (FAULTS_SHARE if faults is None else faults))
 
 
 def is_linear(spec: RunSpec) -> bool:

@@ -20,6 +20,7 @@ from coordinator.engine.state import (
 from coordinator.members import hash_secret
 from coordinator.offers import Session
 from muster.errors import AuthenticationError, NotFoundError, StorageError, TransferError, UsageError
+from muster.metrics import EXAMPLES_MAX
 from muster.sources import checked_digest
 from muster.texts import DESCRIPTION_CHARS_MAX, many_lines, one_line
 from muster.transport.base import CallContext, Route
@@ -34,8 +35,8 @@ log = structlog.get_logger()
 
 NAME_LENGTH_MAX = 64
 SECRET_LENGTH_MIN = 16
-EXAMPLES_MAX = 2**53  # what a float64 weight still counts exactly
-METRICS_MAX = 1024  # names in one evaluation
+WARNINGS_MAX = 4  # of one report
+WARNING_CHARACTERS_MAX = 1_000
 
 _PROGRESS = {
     pb.ASSIGNMENT_PHASE_ACCEPTED: AssignmentStatus.ACCEPTED,
@@ -202,10 +203,20 @@ class MembershipServicer:
 def _event(run_id: str, report: pb.AssignmentReport) -> Event:
     if report.phase in _PROGRESS:
         return AssignmentProgressed(
-            run_id=run_id, assignment_id=report.assignment_id, status=_PROGRESS[report.phase]
+            run_id=run_id,
+            assignment_id=report.assignment_id,
+            status=_PROGRESS[report.phase],
+            warnings=_warnings(report),
         )
     if report.phase == pb.ASSIGNMENT_PHASE_EVALUATED:
-        return _evaluated(run_id, report)
+        return AssignmentEvaluated(
+            run_id=run_id,
+            assignment_id=report.assignment_id,
+            metrics={one_line(name, DESCRIPTION_CHARS_MAX): value for name, value in report.metrics.items()},
+            examples=min(report.example_count, EXAMPLES_MAX),
+            warnings=_warnings(report),
+            source_digest=checked_digest(report.source_digest),
+        )
     if report.phase == pb.ASSIGNMENT_PHASE_FAILED:
         failure = report.failure
         return AssignmentFailed(
@@ -219,23 +230,8 @@ def _event(run_id: str, report: pb.AssignmentReport) -> Event:
     raise UsageError("session.bad_report", f"phase {report.phase} is unknown here")
 
 
-def _evaluated(run_id: str, report: pb.AssignmentReport) -> Event:
-    if len(report.metrics) > METRICS_MAX:
-        return AssignmentFailed(
-            run_id=run_id,
-            assignment_id=report.assignment_id,
-            error_id="metrics.too_many",
-            message=f"the evaluation gives {len(report.metrics)} metrics; at most {METRICS_MAX} are taken",
-            traceback="",
-            retry=False,
-        )
-    return AssignmentEvaluated(
-        run_id=run_id,
-        assignment_id=report.assignment_id,
-        metrics={one_line(name, DESCRIPTION_CHARS_MAX): value for name, value in report.metrics.items()},
-        examples=min(report.example_count, EXAMPLES_MAX),
-        source_digest=checked_digest(report.source_digest),
-    )
+def _warnings(report: pb.AssignmentReport) -> tuple[str, ...]:
+    return tuple(one_line(sentence, WARNING_CHARACTERS_MAX) for sentence in report.warnings[:WARNINGS_MAX])
 
 
 def _is_name(name: str) -> bool:

@@ -10,7 +10,7 @@ wrong ends the assignment with a report, which is kept until the coordinator has
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ParamSpec
@@ -48,6 +48,7 @@ class Work:
     phase: pb.AssignmentPhase.ValueType = pb.ASSIGNMENT_PHASE_ACCEPTED
     task: asyncio.Task[None] | None = None
     delivered: bool = False
+    warnings: Sequence[str] = ()  # go with the next report
 
     @property
     def assignment_id(self) -> str:
@@ -241,6 +242,7 @@ class Assignments:
             staged = {key: Path(path) for key, path in trained.staged.items()}
             await self._store.do(store.stage, work.assignment_id, update, trained.digest, staged)
             work.held = replace(work.held, update=update, update_digest=trained.digest)
+            work.warnings = trained.warnings
             failpoint("peer.trained")
             log.info(
                 "update.trained",
@@ -258,8 +260,7 @@ class Assignments:
             deadline_at=lambda: work.held.deadline_at,
             steps=self._steps(work),
         )
-        report = reports.evaluated(work.assignment_id, found.metrics, found.examples, found.source_digest)
-        await self._end(work, report)
+        await self._end(work, reports.evaluated(work.assignment_id, found))
 
     async def _settle_cancelled(self, work: Work) -> None:
         """A cancelled update may have been delivered, and its receipt lost: only the coordinator knows.
@@ -359,7 +360,8 @@ class Assignments:
 
     def _tell_phase(self, work: Work) -> None:
         if not work.held.report:
-            self._tell(reports.phase(work.assignment_id, work.phase), None)
+            self._tell(reports.phase(work.assignment_id, work.phase, work.warnings), None)
+            work.warnings = ()
             return
 
         async def settled() -> None:

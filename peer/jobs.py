@@ -31,6 +31,7 @@ from muster.errors import ConfigError, TaskError
 from muster.initial import draw as draw_model
 from muster.initial import draw_version, seed_generators
 from muster.layout import ParameterLayout
+from muster.metrics import EXAMPLES_MAX, Measured, in_words, measured
 from muster.modelfile import ModelFile, load_into
 from muster.seeds import derive_seed, initial_seed
 from muster.sources import source_digest
@@ -189,6 +190,8 @@ def train(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         share = _part(progress, len(views), len(views) + 1)
         report = _fit(order, place, model, drill, share, layout=base.layout)
         model.zero_grad(set_to_none=True)
+        found = measured(report.metrics, f"the metrics of {order.task}.fit")
+        report = replace(report, metrics=found.values)
         written = write_update(
             order, model, base, report, source_digest=place.source_digest, drill=drill, views=views
         )
@@ -203,7 +206,8 @@ def train(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         examples=report.examples,
         steps=report.steps,
         staged={key: str(path) for key, path in written.staged.items()},
-        metrics={name: float(value) for name, value in report.metrics.items()},
+        metrics=found.values,
+        warnings=found.warnings,
     )
     return asdict(trained)
 
@@ -301,12 +305,25 @@ def evaluate(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     seed_generators(order.seed)
     with _copied(place, model) as scored, code_of(place.task), torch.no_grad():
         scored.eval()
-        metrics = {name: float(value) for name, value in place.task.evaluate(scored, place.site).items()}
+        found = measured(place.task.evaluate(scored, place.site), f"{order.task}.evaluate")
     progress(1.0)
-    examples = metrics.pop("examples", 0.0)
-    return asdict(
-        Evaluated(metrics=metrics, examples=max(0, int(examples)), source_digest=place.source_digest)
-    )
+    return asdict(replace(_counted(order, found), source_digest=place.source_digest))
+
+
+def _counted(order: EvaluateOrder, found: Measured) -> Evaluated:
+    """Metrics and, apart from them, of how many examples they are. Those of no example are none."""
+    metrics = dict(found.values)
+    examples = metrics.pop("examples", None)
+    if examples is None:
+        return Evaluated(metrics=metrics, examples=0, warnings=found.warnings)
+    told = f"{order.task}.evaluate says that it scored {in_words(examples)} examples"
+    if examples == 0:
+        warnings = (*found.warnings, f"{told}: its metrics do not count") if metrics else found.warnings
+        return Evaluated(metrics={}, examples=0, warnings=warnings)
+    if not 1 <= examples <= EXAMPLES_MAX:
+        told = f"{told}, which is no count: it is taken as if it did not say"
+        return Evaluated(metrics=metrics, examples=0, warnings=(*found.warnings, told))
+    return Evaluated(metrics=metrics, examples=int(examples), warnings=found.warnings)
 
 
 @contextmanager

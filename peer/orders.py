@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,12 +90,14 @@ class Trained:
     steps: int
     staged: Mapping[str, str]  # state array -> file
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    warnings: Sequence[str] = ()  # what the task gave as metrics and is none
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
     metrics: Mapping[str, float]
-    examples: int
+    examples: int  # 0: the task does not say
+    warnings: Sequence[str] = ()  # what the task gave as metrics and is none
     source_digest: str = ""  # of the task, as the worker has loaded it
 
 

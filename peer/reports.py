@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from muster.errors import InternalError, MusterError, TaskError
 from muster.texts import DESCRIPTION_CHARS_MAX, many_lines, one_line
+from peer.orders import Evaluated
 from protos.v1 import membership_pb2 as pb
 
 TRACEBACK_CHARS_MAX = 32 << 10  # the end of one says most
 MESSAGE_CHARS_MAX = 4 << 10
 
 
-def phase(assignment_id: str, phase: pb.AssignmentPhase.ValueType) -> pb.AssignmentReport:
-    return pb.AssignmentReport(assignment_id=assignment_id, phase=phase)
-
-
-def evaluated(
-    assignment_id: str, metrics: Mapping[str, float], examples: int, source_digest: str
+def phase(
+    assignment_id: str, phase: pb.AssignmentPhase.ValueType, warnings: Sequence[str] = ()
 ) -> pb.AssignmentReport:
+    return pb.AssignmentReport(assignment_id=assignment_id, phase=phase, warnings=warnings)
+
+
+def evaluated(assignment_id: str, found: Evaluated) -> pb.AssignmentReport:
     return pb.AssignmentReport(
         assignment_id=assignment_id,
         phase=pb.ASSIGNMENT_PHASE_EVALUATED,
-        metrics={one_line(name, DESCRIPTION_CHARS_MAX): value for name, value in metrics.items()},
-        example_count=examples,
-        source_digest=source_digest,
+        metrics=found.metrics,
+        example_count=found.examples,
+        source_digest=found.source_digest,
+        warnings=found.warnings,
     )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from coordinator.engine import preparing, standings
-from coordinator.engine.draft import Draft, finite, metrics_json
+from coordinator.engine.draft import Draft, last_line
 from coordinator.engine.state import (
     AssignmentEvaluated,
     AssignmentFailed,
@@ -23,6 +23,7 @@ from coordinator.engine.state import (
     UpdateAdmitted,
     UpdateRefused,
 )
+from muster import metrics
 
 MESSAGE_CHARACTERS_MAX = 1_000  # a peer's word, kept in every event that tells of it
 TRACEBACK_CHARACTERS_MAX = 16_000  # the end of a traceback is what tells
@@ -142,6 +143,7 @@ def progress(draft: Draft, event: AssignmentProgressed) -> str | None:
         return f"{event.status} is not a step of work under way"
     if _ORDER.index(event.status) <= _ORDER.index(assignment.status):
         return f"{assignment.assignment_id} is {assignment.status} already"
+    _warn_of_metrics(draft, assignment, event.warnings)
     reason = f"{assignment.peer_id} {_STEPS[event.status]} its {_work(assignment)}"
     times: dict[str, Any] = {}
     if event.status is AssignmentStatus.PREPARING:
@@ -175,7 +177,7 @@ def deliver(draft: Draft, event: UpdateAdmitted, peers: Mapping[str, PeerView]) 
     peer = peers.get(assignment.peer_id)
     if peer is not None and peer.status in (PeerStatus.QUARANTINED, PeerStatus.REVOKED):
         return f"{peer.peer_id} is {peer.status}: its updates are refused"
-    update = replace(event.update, metrics=finite(event.update.metrics))
+    update = replace(event.update, metrics=_accept_metrics(draft, assignment, event.update.metrics))
     _end(
         draft,
         "assignment.delivered",
@@ -190,7 +192,7 @@ def deliver(draft: Draft, event: UpdateAdmitted, peers: Mapping[str, PeerView]) 
             "examples": update.examples,
             "norm": update.norm,
             "source_digest": update.source_digest,
-            "metrics_json": metrics_json(update.metrics),
+            "metrics_json": metrics.to_json(update.metrics),
         },
         data={"digest": update.digest, "size_bytes": update.size_bytes, "norm": update.norm},
     )
@@ -227,6 +229,14 @@ def fail(draft: Draft, event: AssignmentFailed) -> str | None:
         data={**told, "message": message},
     )
     standings.note(draft, assignment, event.error_id, message)
+    if assignment.role == "evaluate":
+        draft.warn(
+            f"evaluate.failed:{assignment.peer_id}",
+            f"{assignment.peer_id} could not evaluate version {assignment.base_version}: "
+            f"{last_line(event.traceback) or message}",
+            round=assignment.round,
+            peer_id=assignment.peer_id,
+        )
     return None
 
 
@@ -236,7 +246,8 @@ def evaluated(draft: Draft, event: AssignmentEvaluated) -> str | None:
         return ignored
     if assignment.role != "evaluate":
         return f"{assignment.assignment_id} trains and has no metrics of an evaluation to report"
-    metrics = finite(event.metrics)
+    _warn_of_metrics(draft, assignment, event.warnings)
+    found = _accept_metrics(draft, assignment, event.metrics)
     examples = max(0, event.examples)
     _end(
         draft,
@@ -244,17 +255,52 @@ def evaluated(draft: Draft, event: AssignmentEvaluated) -> str | None:
         assignment,
         AssignmentStatus.DELIVERED,
         f"{assignment.peer_id} evaluated version {assignment.base_version}",
-        metrics=metrics,
+        metrics=found,
         examples=examples,
         values={
-            "metrics_json": metrics_json(metrics),
+            "metrics_json": metrics.to_json(found),
             "examples": examples,
             "source_digest": event.source_digest,
         },
-        data={"metrics": metrics, "examples": examples},
+        data={"metrics": metrics.plain_all(found), "examples": examples},
     )
     _compare_sources(draft, assignment, event.source_digest)
     return None
+
+
+def _warn_of_metrics(draft: Draft, assignment: AssignmentState, sentences: Sequence[str]) -> None:
+    """Of what the peer's task gave as metrics and is none, in the peer's words."""
+    peer_id = assignment.peer_id
+    for number, sentence in enumerate(sentences):
+        cause = f"metrics.{assignment.role}.{number}:{peer_id}"
+        draft.warn(cause, f"{peer_id}: {sentence}", round=assignment.round, peer_id=peer_id)
+
+
+def _accept_metrics(
+    draft: Draft, assignment: AssignmentState, reported: Mapping[str, float]
+) -> dict[str, float]:
+    """Those that a peer may report, the others named."""
+    peer_id = assignment.peer_id
+    kept, dropped = metrics.accepted(reported)
+    if dropped:
+        draft.warn(
+            f"metrics.dropped:{peer_id}",
+            f"{dropped} of the {len(reported)} metrics of {peer_id} are left out: "
+            f"{metrics.METRICS_MAX} are kept, with printable names of {metrics.NAME_CHARACTERS_MAX} characters at most",
+            round=assignment.round,
+            peer_id=peer_id,
+        )
+    if wrong := metrics.not_finite(kept):
+        what = (
+            "training" if assignment.role == "train" else f"evaluation of version {assignment.base_version}"
+        )
+        draft.warn(
+            f"metrics.not_finite.{assignment.role}:{peer_id}",
+            f"{peer_id} reports of its {what}: {wrong}",
+            round=assignment.round,
+            peer_id=peer_id,
+        )
+    return kept
 
 
 # -- inside ----------------------------------------------------------------------------------------------

@@ -6,8 +6,6 @@ Local to one call of `decide`; nothing outside sees it. Every change of a row go
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -27,9 +25,9 @@ from coordinator.engine.state import (
     WarningState,
     versions_in_use,
 )
+from muster.texts import one_line
 
 WARNINGS_MAX = 100  # causes of a run; what comes after them is counted under one cause
-WARNING_CHARACTERS_MAX = 1_000
 CAUSE_CHARACTERS_MAX = 200
 MORE_WARNINGS = "warnings.more"
 
@@ -45,13 +43,9 @@ def deadlines(state: RunState) -> frozenset[float]:
     return frozenset(times)
 
 
-def metrics_json(metrics: Mapping[str, float]) -> str:
-    return json.dumps(dict(metrics), sort_keys=True)
-
-
-def finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Without what is no number: JSON, databases and means cannot hold it."""
-    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+def last_line(text: str) -> str:
+    """The line of a traceback that says what went wrong."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
 def _run_row(state: RunState) -> dict[str, Any]:
@@ -171,7 +165,9 @@ class Draft:
         )
         self._row = row
 
-    def warn(self, cause: str, reason: str, *, round: int = 0, peer_id: str = "") -> None:
+    def warn(
+        self, cause: str, reason: str, *, round: int = 0, peer_id: str = "", traceback: str = ""
+    ) -> None:
         """Records what is no failure of the run and must not be silent.
 
         `cause` is a short stable key ("evaluate.failed:site-0", with the peer where it is one peer's matter): the
@@ -188,7 +184,7 @@ class Draft:
             known = self.state.warnings.get(cause)
         warning = WarningState(
             cause=cause,
-            reason=reason[:WARNING_CHARACTERS_MAX],
+            reason=one_line(reason),
             peer_id=peer_id,
             times=known.times + 1 if known is not None else 1,
             first_round=known.first_round if known is not None else round,
@@ -209,7 +205,7 @@ class Draft:
                 run_id=self.state.run_id,
                 round=round,
                 peer_id=peer_id,
-                data={"cause": cause},
+                data={"cause": cause, **({"traceback": traceback} if traceback else {})},
             )
         )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from coordinator.engine import assignments, preparing, standings
-from coordinator.engine.draft import Draft, finite, metrics_json
+from coordinator.engine.draft import Draft, last_line
+from coordinator.engine.means import peers_mean
 from coordinator.engine.state import (
     AssignmentState,
     AssignmentStatus,
@@ -17,7 +18,11 @@ from coordinator.engine.state import (
     OwnEvaluated,
     OwnPreparing,
 )
+from muster.metrics import accepted, not_finite, plain_all, shown, to_json
 from muster.spec.model import RunSpec
+
+METRICS_TOLD = 10  # in the sentence that ends an evaluation
+LATE_TOLD = 5
 
 
 def due(spec: RunSpec, version: int) -> bool:
@@ -73,7 +78,7 @@ def own_evaluated(draft: Draft, event: OwnEvaluated) -> str | None:
     evaluation = draft.state.evaluations.get(event.version)
     if evaluation is None or not evaluation.own_pending:
         return f"no evaluation of version {event.version} waits for the coordinator"
-    metrics = finite(event.metrics)
+    metrics, _ = accepted(event.metrics)
     reason = f"the coordinator evaluated version {event.version}"
     if event.error:
         reason = f"the coordinator could not evaluate version {event.version}: {event.error}"
@@ -85,11 +90,12 @@ def own_evaluated(draft: Draft, event: OwnEvaluated) -> str | None:
         "evaluation",
         {"run_id": draft.state.run_id, "version": event.version},
         before=str(EvaluationStatus.RUNNING),
-        values={"own_pending": False, "own_metrics_json": metrics_json(metrics)},
+        values={"own_pending": False, "own_metrics_json": to_json(metrics)},
         reason=reason,
         round=evaluation.round,
-        data={"version": event.version, "metrics": metrics},
+        data={"version": event.version, "metrics": plain_all(metrics)},
     )
+    _warn_of_own(draft, event, metrics, evaluation.round)
     known = draft.state.source_digest
     if known and event.source_digest and event.source_digest != known:
         draft.warn(
@@ -99,6 +105,25 @@ def own_evaluated(draft: Draft, event: OwnEvaluated) -> str | None:
             round=evaluation.round,
         )
     return None
+
+
+def _warn_of_own(draft: Draft, event: OwnEvaluated, metrics: Mapping[str, float], round: int) -> None:
+    if event.error:
+        why = last_line(event.traceback) or event.error
+        draft.warn(
+            "evaluate.failed:coordinator",
+            f"the coordinator could not evaluate version {event.version}: {why}",
+            round=round,
+            traceback=event.traceback[-assignments.TRACEBACK_CHARACTERS_MAX :],
+        )
+    for number, sentence in enumerate(event.warnings):
+        draft.warn(f"metrics.evaluate.{number}:coordinator", f"the coordinator: {sentence}", round=round)
+    if wrong := not_finite(metrics):
+        draft.warn(
+            "metrics.not_finite:coordinator",
+            f"the coordinator's evaluation of version {event.version} gives {wrong}",
+            round=round,
+        )
 
 
 def own_preparing(draft: Draft, event: OwnPreparing) -> str | None:
@@ -133,6 +158,7 @@ def finish_complete(draft: Draft) -> None:
         if not waits:
             finish(draft, version, f"the evaluation of version {version} is complete")
         elif draft.now >= preparing.evaluation_due(evaluation, draft.state.spec.round):
+            _warn_of_late(draft, evaluation)
             finish(draft, version, f"the evaluation of version {version} ends at its deadline")
 
 
@@ -141,10 +167,11 @@ def finish(draft: Draft, version: int, reason: str) -> None:
         if not assignment.status.ended:
             assignments.expire(draft, assignment, reason)
     evaluation = draft.state.evaluations[version]
-    examples_max = draft.state.spec.aggregation.examples_max
-    metrics = {**evaluation.own_metrics, **_peers_mean(evaluation, examples_max)}
-    told = ", ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()))
-    reason = f"{reason}: {told or 'no metrics'}"
+    mean = peers_mean(evaluation.assignments.values(), draft.state.spec.aggregation.examples_max)
+    for cause, sentence in mean.warnings:
+        draft.warn(cause, f"{sentence} (version {version})", round=evaluation.round)
+    metrics = {**evaluation.own_metrics, **mean.metrics}
+    reason = f"{reason}: {shown(metrics, METRICS_TOLD) or 'no metrics'}"
     draft.put_evaluation(evaluation, ended=True)
     draft.record(
         "evaluation.finished",
@@ -154,11 +181,23 @@ def finish(draft: Draft, version: int, reason: str) -> None:
         values={
             "state": str(EvaluationStatus.FINISHED),
             "own_pending": False,
-            "metrics_json": metrics_json(metrics),
+            "metrics_json": to_json(metrics),
         },
         reason=reason,
         round=evaluation.round,
-        data={"version": version, "metrics": metrics},
+        data={"version": version, "metrics": plain_all(metrics)},
+    )
+
+
+def _warn_of_late(draft: Draft, evaluation: EvaluationState) -> None:
+    late = ["the coordinator"] if evaluation.own_pending else []
+    late += sorted(a.peer_id for a in evaluation.assignments.values() if not a.status.ended)
+    more = f" and {len(late) - LATE_TOLD} more" if len(late) > LATE_TOLD else ""
+    draft.warn(
+        "evaluate.late",
+        f"the evaluation of version {evaluation.version} was not done at its deadline by "
+        f"{', '.join(late[:LATE_TOLD])}{more}",
+        round=evaluation.round,
     )
 
 
@@ -201,21 +240,3 @@ def _offer(draft: Draft, evaluation: EvaluationState, peer_id: str) -> None:
         offered_at=draft.now,
     )
     assignments.offer(draft, assignment, evaluation.deadline_at)
-
-
-def _peers_mean(evaluation: EvaluationState, examples_max: int) -> dict[str, float]:
-    """Each metric's mean over the peers that report it, weighted by their (capped) example counts."""
-    reports = [
-        (assignment.metrics, min(assignment.examples, examples_max))
-        for assignment in sorted(evaluation.assignments.values(), key=lambda a: a.peer_id)
-        if assignment.status is AssignmentStatus.DELIVERED
-    ]
-    names = sorted({name for metrics, _ in reports for name in metrics})
-    return {f"peers/{name}": _mean([(m[name], n) for m, n in reports if name in m]) for name in names}
-
-
-def _mean(values: Sequence[tuple[float, int]]) -> float:
-    total = sum(weight for _, weight in values)
-    if total == 0:  # nobody counts its examples: all count the same
-        return sum(value for value, _ in values) / len(values)
-    return sum(value * weight for value, weight in values) / total

@@ -65,6 +65,8 @@ def open_round(draft: Draft, action: schedule.OpenRound) -> None:
         opened_at=draft.now,
         deadline_at=action.deadline_at,
     )
+    if action.defenceless:
+        draft.warn("faults.none", action.defenceless, round=number)
 
 
 def offer_work(draft: Draft, action: schedule.OfferWork) -> None:
@@ -135,6 +137,8 @@ def commit(draft: Draft, event: Aggregated) -> str | None:
         )
     _treat(draft, round_, event)
     standings.settle(draft, round_)
+    for cause, sentence in event.warnings:
+        draft.warn(cause, sentence, round=round_.number)
     _expire_rest(draft, round_.number, f"round {round_.number} is committed")
     version = event.model.version
     reason = (

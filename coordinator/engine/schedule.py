@@ -35,6 +35,7 @@ class OpenRound:
     base_version: int
     deadline_at: float
     reason: str
+    defenceless: str = ""  # why a faulty update would pass, where nobody has asked for that
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +108,17 @@ class ScheduleClass(Protocol):
     """What the entry points in "muster.schedules" name."""
 
     def __call__(self, spec: RunSpec, *, refuse: Refuse) -> Schedule: ...
+
+
+def defenceless(spec: RunSpec, cohort: int) -> str:
+    """Why one faulty update spoils a round that asks so many peers, where the spec leaves f to Muster; else ""."""
+    if spec.aggregation.faults is not None or cohort < 2 or spec.faults_of(cohort):
+        return ""
+    return (
+        f"f is 0 with {cohort} peers asked: no rule tells the one faulty update of so few, and it would spoil the "
+        "model; let more take part (round.peers_min, sampling.count), or set aggregation.faults = 0 to say that it "
+        "is meant"
+    )
 
 
 def build(spec: RunSpec, refuse: Refuse | None = None) -> Schedule:

@@ -304,6 +304,7 @@ class Restored(Event):
 class AssignmentProgressed(Event):
     assignment_id: str
     status: AssignmentStatus  # ACCEPTED, PREPARING, TRAINING or UPLOADING
+    warnings: tuple[str, ...] = ()  # of what the task gave as metrics of its training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,7 +320,8 @@ class AssignmentFailed(Event):
 class AssignmentEvaluated(Event):
     assignment_id: str
     metrics: Mapping[str, float]
-    examples: int
+    examples: int  # 0: the task does not say
+    warnings: tuple[str, ...] = ()  # of what the task gave and is no metric
     source_digest: str = ""
 
 
@@ -365,6 +367,7 @@ class Aggregated(Event):
         default_factory=_empty
     )  # what the server keeps beside the version: name -> blob digest
     how: str = ""  # in the rule's own words
+    warnings: tuple[tuple[str, str], ...] = ()  # cause and sentence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -379,7 +382,9 @@ class AggregationSkipped(Event):
 class OwnEvaluated(Event):
     version: int
     metrics: Mapping[str, float]  # empty: the task has nothing to evaluate on here
+    warnings: tuple[str, ...] = ()  # of what the task gave and is no metric
     error: str = ""
+    traceback: str = ""  # of the error
     source_digest: str = ""
 
 

@@ -37,6 +37,7 @@ from coordinator.engine.schedule import (
     SkipRound,
     StartGrace,
     Wait,
+    defenceless,
 )
 from coordinator.engine.state import (
     AssignmentState,
@@ -104,7 +105,7 @@ class Synchronous:
             skips = f"{count} skipped rounds in a row" if count > 1 else "a skipped round"
             return Wait(until=state.rest.until, reason=f"round {number} waits for a moment after {skips}")
         draw = self._draw(present, number)
-        told = self._spec.aggregation.faults_told(len(draw.cohort))
+        told = self._spec.faults_told(len(draw.cohort))
         quorum, bound = self._quorum(draw.needed, len(draw.cohort))
         return OpenRound(
             cohort=draw.cohort,
@@ -117,6 +118,7 @@ class Synchronous:
                 f"{draw.needed} updates are wanted, {quorum} are a quorum{bound}"
                 + (f"; {told}" if told else "")
             ),
+            defenceless=defenceless(self._spec, len(draw.cohort)),
         )
 
     def _waits_for(self, number: int, present: Sequence[str]) -> str | None:

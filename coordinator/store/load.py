@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, Table, and_, func, select
 
@@ -26,6 +25,7 @@ from coordinator.engine.state import (
     versions_in_use,
 )
 from coordinator.store import tables
+from muster.metrics import from_json
 from muster.spec.model import RunSpec
 from muster.texts import one_line
 
@@ -246,12 +246,12 @@ def _evaluation(row: RowMapping, assignments: Mapping[str, AssignmentState]) -> 
         deadline_at=row["deadline_at"],
         assignments=assignments,
         own_pending=row["own_pending"],
-        own_metrics=json.loads(row["own_metrics_json"]),
+        own_metrics=from_json(row["own_metrics_json"]),
     )
 
 
 def _assignment(row: RowMapping) -> AssignmentState:
-    metrics: dict[str, Any] = json.loads(row["metrics_json"])
+    metrics = from_json(row["metrics_json"])
     evaluates = row["role"] == "evaluate"
     update = None
     if row["digest"]:

@@ -36,6 +36,7 @@ from coordinator.store.rows import (
     RunRow,
     WarningRow,
 )
+from muster import metrics
 
 RUNS, ROUNDS, ASSIGNMENTS, MODELS = tables.RUNS, tables.ROUNDS, tables.ASSIGNMENTS, tables.MODELS
 EVALUATIONS, PEERS, EVENTS, TRANSFERS = tables.EVALUATIONS, tables.PEERS, tables.EVENTS, tables.TRANSFERS
@@ -54,6 +55,8 @@ def _as(kind: Callable[..., Row], row: RowMapping, **more: object) -> Row:
     for name in _names(kind):
         if name in row:
             values[name] = row[name]
+        elif name == "metrics" and "metrics_json" in row:
+            values[name] = metrics.from_json(row["metrics_json"])
         elif f"{name}_json" in row:
             values[name] = _json(row[f"{name}_json"], {})
     values.update(more)

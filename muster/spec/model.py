@@ -81,9 +81,12 @@ class SamplingTable(Table):
         return self
 
 
+FAULTS_SHARE = 0.2  # of a cohort that may be faulty, unless the spec says so
+
+
 class AggregationTable(Table):
     """How the updates of a round become one. Without a rule: what `benchmarks.robustness` found best, against a
-    fifth of the cohort; with one, what stands beside it and nothing else."""
+    fifth of the cohort and at least one peer of three or more; with a rule, what stands beside it and nothing else."""
 
     rule: str = Field(
         "caf", description="the aggregation rule, by its entry-point name: muster aggregator list"
@@ -91,10 +94,11 @@ class AggregationTable(Table):
     pre: tuple[str, ...] = Field(
         ("arc",), description="pre-rules, applied in order; with a rule of your own none unless said"
     )
-    faults: int | float = Field(
-        0.2,
+    faults: int | float | None = Field(
+        None,
         description="how many of a round's updates may be faulty, or below 0.5 the share of its cohort, rounded "
-        "down; never lowered by itself; with a rule of your own 0 unless said",
+        "down; never lowered by itself. Unless said a fifth of the cohort, and at least 1 where more than two updates "
+        "come; with a rule of your own 0",
     )
     trusted_peer: str | None = Field(
         None, description="the peer that every round asks and whose update the rule trusts (fltrust, nna)"
@@ -102,7 +106,11 @@ class AggregationTable(Table):
     weights: Literal["uniform", "examples"] = Field(
         "examples", description="of a mean; robust rules ignore declared example counts"
     )
-    examples_max: int = Field(10_000, ge=1, description="a declared example count above this counts as this")
+    examples_max: int | None = Field(
+        None,
+        ge=1,
+        description="a declared example count above this counts as this; unless said there is no limit",
+    )
     norm_max: float | None = Field(None, gt=0, description="admission refuses an update of greater L2 norm")
     options: dict[str, Any] = Field(default_factory=dict, description="further options of the rule")
 
@@ -118,7 +126,9 @@ class AggregationTable(Table):
 
     @field_validator("faults")
     @classmethod
-    def _number_or_share(cls, value: float) -> int | float:
+    def _number_or_share(cls, value: float | None) -> int | float | None:
+        if value is None:
+            return None
         if value >= 0 and value == int(value):
             return int(value)
         if 0 < value < 0.5:
@@ -127,18 +137,28 @@ class AggregationTable(Table):
             f"must be a number of updates (0, 1, 2, ...) or a share of the cohort above 0 and below 0.5, not {value:g}"
         )
 
-    def faults_of(self, cohort: int) -> int:
-        """f in a round for which so many peers were asked."""
+    def faults_of(self, cohort: int, wanted: int | None = None) -> int:
+        """f in a round for which so many peers were asked, of which `wanted` updates are enough (None: all)."""
         if isinstance(self.faults, int):
             return self.faults
-        return math.floor(self.faults * cohort + 1e-9)  # 0.1 * 30 is 3, whatever floating point makes of it
+        share = FAULTS_SHARE if self.faults is None else self.faults
+        found = math.floor(share * cohort + 1e-9)  # 0.1 * 30 is 3, whatever floating point makes of it
+        # No rule bears one faulty of two, nor do the rows that bucketing makes of few.
+        bears_one = (cohort if wanted is None else wanted) > 2 and not any(
+            "bucketing" in pre for pre in self.pre
+        )
+        return 1 if self.faults is None and found == 0 and bears_one else found
 
-    def faults_told(self, cohort: int) -> str:
-        """f, and where it comes from: "f is 2 (0.2 of a cohort of 11)"; "" where nobody may be faulty."""
+    def faults_told(self, cohort: int, wanted: int | None = None) -> str:
+        """f, and where it comes from: "f is 2 (0.2 of a cohort of 11)"; "" where nobody is to be faulty."""
         if self.faults == 0:
             return ""
-        origin = "declared" if isinstance(self.faults, int) else f"{self.faults:g} of a cohort of {cohort}"
-        return f"f is {self.faults_of(cohort)} ({origin})"
+        found = self.faults_of(cohort, wanted)
+        if isinstance(self.faults, int):
+            return f"f is {found} (declared)"
+        share = FAULTS_SHARE if self.faults is None else self.faults
+        least = ", but at least 1" if found == 1 and share * cohort < 1 - 1e-9 else ""
+        return f"f is {found} ({share:g} of a cohort of {cohort}{least})"
 
 
 class CompressionTable(Table):
@@ -261,6 +281,18 @@ class RunSpec(Table):
     privacy: PrivacyTable = PrivacyTable()  # type: ignore[call-arg]
     round: RoundTable = RoundTable()  # type: ignore[call-arg]
     evaluate: EvaluateTable = EvaluateTable()  # type: ignore[call-arg]
+
+    def faults_of(self, cohort: int) -> int:
+        """f in a round for which so many peers were asked."""
+        return self.aggregation.faults_of(cohort, self._wanted(cohort))
+
+    def faults_told(self, cohort: int) -> str:
+        """f, and where it comes from; "" where the spec says that it is 0."""
+        return self.aggregation.faults_told(cohort, self._wanted(cohort))
+
+    def _wanted(self, cohort: int) -> int:
+        """How many updates at least are wanted of a cohort of this size, which over-selection has made larger."""
+        return math.floor((cohort - 1) / self.sampling.over_select) + 1
 
     def canonical_json(self) -> str:
         """Defaults filled in, keys sorted: equal specs give equal text."""

@@ -138,12 +138,12 @@ def _faults(spec: RunSpec) -> Iterator[tuple[KeyPath, tuple[KeyPath, ...], str]]
     """Less than half of the updates may be faulty (n > 2f), of a full cohort and of one at its quorum."""
     count = spec.sampling.count
     path: KeyPath = ("aggregation", "faults")
-    if spec.aggregation.faults == 0 or count is None:
-        return
+    if spec.aggregation.faults in (0, None) or count is None:
+        return  # what nobody has said adapts itself to how many there are
     # A share is one of all that are asked, and over-selection asks more than it wants.
     asked = math.ceil(spec.sampling.over_select * count - 1e-9)
-    faults = spec.aggregation.faults_of(asked)
-    told = "" if isinstance(spec.aggregation.faults, int) else f"; {spec.aggregation.faults_told(asked)}"
+    faults = spec.faults_of(asked)
+    told = "" if isinstance(spec.aggregation.faults, int) else f"; {spec.faults_told(asked)}"
     if count <= 2 * faults:
         yield (
             path,

@@ -514,10 +514,11 @@ class AssignmentReport(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     EXAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     SOURCE_DIGEST_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     assignment_id: _builtins.str
     phase: Global___AssignmentPhase.ValueType
     example_count: _builtins.int
-    """with ASSIGNMENT_PHASE_EVALUATED"""
+    """with ASSIGNMENT_PHASE_EVALUATED; 0: the task does not say"""
     source_digest: _builtins.str
     """with ASSIGNMENT_PHASE_EVALUATED: of the task's source code that was at work"""
     @_builtins.property
@@ -528,6 +529,10 @@ class AssignmentReport(_message.Message):
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """with ASSIGNMENT_PHASE_EVALUATED"""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """what the task gave as metrics and is none; once, with whichever phase comes next"""
+
     def __init__(
         self,
         *,
@@ -537,10 +542,11 @@ class AssignmentReport(_message.Message):
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         example_count: _builtins.int = ...,
         source_digest: _builtins.str = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "example_count", b"example_count", "failure", b"failure", "metrics", b"metrics", "phase", b"phase", "source_digest", b"source_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "example_count", b"example_count", "failure", b"failure", "metrics", b"metrics", "phase", b"phase", "source_digest", b"source_digest", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

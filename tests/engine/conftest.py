@@ -46,6 +46,7 @@ from coordinator.engine.state import (
     versions_in_use,
 )
 from coordinator.engine.synchronous import Synchronous
+from muster.metrics import from_json
 from muster.spec.model import RunSpec
 
 E = TypeVar("E", bound=Effect)
@@ -168,7 +169,7 @@ def _model(row: Row) -> ModelVersion:
 
 
 def _assignment(row: Row) -> AssignmentState:
-    metrics = json.loads(row.get("metrics_json") or "{}")
+    metrics = from_json(row.get("metrics_json") or "{}")
     evaluates = row["role"] == "evaluate"
     update = None
     if row.get("digest"):
@@ -226,7 +227,7 @@ def _evaluation(row: Row, work: list[AssignmentState]) -> EvaluationState:
         deadline_at=row["deadline_at"],
         assignments={a.assignment_id: a for a in work if a.role == "evaluate" and a.base_version == version},
         own_pending=row["own_pending"],
-        own_metrics=json.loads(row["own_metrics_json"]),
+        own_metrics=from_json(row["own_metrics_json"]),
     )
 
 

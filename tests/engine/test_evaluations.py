@@ -96,7 +96,10 @@ def test_the_deadline_ends_an_evaluation_with_what_it_has(make_world: Any) -> No
     assert world.now + 30 in world.wakes()
     world.evaluated("a", 1, {"loss": 1.0}, 1)
     world.tick(30)
-    assert world.kinds() == ["assignment.expired", "evaluation.finished", "run.finished"]
+    assert world.kinds() == ["run.warned", "assignment.expired", "evaluation.finished", "run.finished"]
+    assert world.reasons("run.warned") == [
+        "the evaluation of version 1 was not done at its deadline by the coordinator, b"
+    ]
     assert json.loads(world.row("evaluation")["metrics_json"]) == {"peers/loss": 1.0}
     assert world.row("evaluation")["own_pending"] is False
 

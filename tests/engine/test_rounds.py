@@ -71,7 +71,8 @@ def test_a_round_closes_when_all_have_delivered_and_the_next_opens_on_its_versio
     world.deliver("b")
     assert world.kinds() == ["assignment.delivered"]
     world.deliver("a", metrics={"loss": 0.5, "odd": float("nan")})
-    assert world.kinds() == ["assignment.delivered", "round.aggregating"]
+    assert world.kinds() == ["run.warned", "assignment.delivered", "round.aggregating"]
+    assert world.reasons("run.warned") == ["a reports of its training: odd NaN"]
     assert world.aggregates() == [("a", "b")]
     assert world.decision.reason == (
         "round 1 closes with all the updates it wants: 2 of 2 updates are delivered, 2 are a quorum"
