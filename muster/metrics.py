@@ -39,7 +39,8 @@ def measured(found: object, who: str) -> Measured:
         return Measured(values={}, warnings=(told,))
     values: dict[str, float] = {}
     wrong: list[str] = []
-    for key, value in cast("Mapping[Any, Any]", found).items():
+    given: Mapping[Any, Any] = found
+    for key, value in given.items():
         name = str(key) if isinstance(key, str | int) else ""  # classes are often counted
         number = as_number(value)
         if not _is_name(name):
@@ -128,11 +129,17 @@ def to_json(metrics: Mapping[str, float]) -> str:
 
 
 def from_json(text: str) -> dict[str, float]:
-    """What `to_json` wrote."""
-    found: dict[str, Plain] = json.loads(text or "{}")
-    return {
-        name: _NO_JSON[value] if isinstance(value, str) else float(value) for name, value in found.items()
-    }
+    """What `to_json` wrote. What a damaged database holds in its place is left out."""
+    try:
+        found: Any = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    kept: dict[str, float] = {}
+    for name, value in found.items() if isinstance(found, dict) else ():
+        number = _NO_JSON.get(value) if isinstance(value, str) else as_number(value)
+        if number is not None:
+            kept[name] = number
+    return kept
 
 
 def _is_name(name: str) -> bool:

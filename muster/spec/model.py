@@ -291,8 +291,11 @@ class RunSpec(Table):
         return self.aggregation.faults_told(cohort, self._wanted(cohort))
 
     def _wanted(self, cohort: int) -> int:
-        """How many updates at least are wanted of a cohort of this size, which over-selection has made larger."""
-        return math.floor((cohort - 1) / self.sampling.over_select) + 1
+        """How many updates at least the spec takes of a cohort of this size: over-selection has made it larger, and a
+        quorum does with fewer."""
+        wanted = math.floor((cohort - 1) / self.sampling.over_select) + 1
+        quorum: float | None = self.round.quorum
+        return wanted if quorum is None else math.ceil(quorum * wanted - 1e-9)
 
     def canonical_json(self) -> str:
         """Defaults filled in, keys sorted: equal specs give equal text."""

@@ -87,6 +87,8 @@ def test_fewer_updates_than_are_asked_for_are_borne_too() -> None:
     for cohort in range(2, 40):
         for wanted in range(-(-cohort // 2), cohort + 1):
             assert recipe.refuse(spec, wanted, cohort) is None, (wanted, cohort)
+    halves = make_spec(round={"quorum": 0.5})  # the spec's own word on how many are enough
+    assert [halves.faults_of(cohort) for cohort in (3, 4, 5)] == [0, 0, 1]
     few = make_spec(aggregation={"pre": ["bucketing:2"]})
     assert few.faults_of(4) == 0
 

@@ -194,6 +194,7 @@ async def test_one_bad_metric_loses_none_of_the_others_and_is_told(tmp_path: Pat
     async with start_local(tmp_path, peers=3, allow=["*"], task_folders=[tmp_path]) as federation:
         row = await federation.run_to_end(spec)
         warnings = {each.cause: each.reason for each in await federation._store.warnings(row.run_id)}
+        assignments = (await federation._store.round(row.run_id, 1)).assignments
     assert row.state == "FINISHED"
     assert row.metrics["accuracy"] == 0.9 and math.isnan(row.metrics["auc"])
     assert row.metrics["peers/accuracy"] == pytest.approx(0.8)
@@ -201,12 +202,7 @@ async def test_one_bad_metric_loses_none_of_the_others_and_is_told(tmp_path: Pat
     assert "'confusion' is a ndarray of shape (3, 3)" in warnings["metrics.evaluate.0:coordinator"]
     assert "'note' is the text 'fine'" in warnings["metrics.evaluate.0:coordinator"]
     assert warnings["metrics.not_finite:coordinator"].endswith("gives auc NaN")
-    first, second, third = sorted(a.peer_id for a in (await _assignments(federation, row.run_id)))
+    first, second, third = sorted(a.peer_id for a in assignments if a.role == "evaluate")
     assert "returned a tuple of 2" in warnings[f"metrics.evaluate.0:{first}"]
     assert warnings[f"evaluate.failed:{second}"].endswith("ValueError: there is no test set in this ward")
     assert "perplexity Infinity" in warnings[f"metrics.not_finite.evaluate:{third}"]
-
-
-async def _assignments(federation: Any, run_id: str) -> list[Any]:
-    found = await federation._store.round(run_id, 1)
-    return [each for each in found.assignments if each.role == "evaluate"]

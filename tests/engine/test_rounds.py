@@ -93,7 +93,7 @@ def test_a_round_closes_when_all_have_delivered_and_the_next_opens_on_its_versio
     assert world.row("optimizer_state")["digest"] == "state-1"
     told = world.row("assignment", assignment_id="run.1.a.1")
     assert (told["weight"], told["selected"], told["treatment"]) == (0.5, True, "taken as it is")
-    assert told["metrics_json"] == '{"loss": 0.5}'
+    assert told["metrics_json"] == '{"loss": 0.5, "odd": "NaN"}'
 
 
 @pytest.mark.parametrize(
