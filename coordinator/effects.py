@@ -7,6 +7,7 @@ work over and the engine ignores a result that it has already.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -33,10 +34,12 @@ from coordinator.engine.state import (
 )
 from coordinator.permits import task_args
 from coordinator.store.lock import LOCK_NAME
+from muster import cores
 from muster.blobs import LOST
 from muster.errors import MusterError, StorageError, TransferError
 from muster.spec.model import RunSpec
 from muster.texts import many_lines, one_line
+from muster.worker.environment import worker_environment
 from muster.worker.host import WorkerHost
 
 if TYPE_CHECKING:
@@ -61,6 +64,7 @@ class EffectRunner:
         self._coordinator = coordinator
         self._under_way: set[tuple[object, ...]] = set()
         self._layouts: dict[str, ParameterLayout] = {}
+        self._neighbours = cores.Slots()
         self._worker = self._make_worker("coordinator")
         self._worker_turn = asyncio.Lock()
         # Held from a file's adoption until its row is committed, and while files are dropped: equal bytes of two runs
@@ -73,8 +77,21 @@ class EffectRunner:
         return self._obstacles.get(run_id, "")
 
     def _make_worker(self, label: str) -> WorkerHost:
-        log_path = Path(self._coordinator.config.data_dir) / "worker.log"
-        return WorkerHost("coordinator.jobs", label=label, device="cpu", log_path=log_path)
+        config = self._coordinator.config
+        return WorkerHost(
+            "coordinator.jobs",
+            label=label,
+            device="cpu",
+            log_path=Path(config.data_dir) / "worker.log",
+            environment=lambda: worker_environment(
+                os.environ, more=config.worker_environment, threads=self._threads()
+            ),
+        )
+
+    def _threads(self) -> int:
+        """What the peers on this machine leave it: no more than each of them has."""
+        said = cores.said_threads(os.environ)
+        return said or cores.share(cores.usable_cores(), self._neighbours.count())
 
     async def close(self) -> None:
         await self._worker.close()
@@ -154,6 +171,7 @@ class EffectRunner:
             **task_args(self._coordinator.config, spec.task),
             "options": dict(spec.task_options),
             "seed": spec.seed,
+            "threads": self._threads(),
         }
 
     async def check_task(self, run_id: str, spec: RunSpec) -> None:

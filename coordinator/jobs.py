@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from coordinator.permits import load_permitted
 from muster import trial
 from muster.defaults import code_of
@@ -94,6 +96,7 @@ def get_ready(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # no
 
 def evaluate(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: ARG001  # one step
     """Metrics of a model version on the coordinator's own hold-out; empty if the task has none here."""
+    torch.set_num_threads(args.get("threads") or torch.get_num_threads())
     task = _task(args)
     model = _model(task, args)
     model.eval()

@@ -125,6 +125,11 @@ class CoordinatorConfig(Table):
         description="folders whose tasks a run may name. Default: none; what allow names is then searched for in the "
         "working directory, after the installed packages",
     )
+    worker_environment: tuple[str, ...] = Field(
+        default=(),
+        description="environment variables, or patterns, that tasks get beside those that Python, torch and data "
+        "loaders need; names that sound like secrets only in full",
+    )
     log_level: LogLevel = Field(default="info", description="least important log line that is written")
 
     @property
@@ -178,6 +183,13 @@ class PeerConfig(Table):
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="auto, cpu, mps, cuda or cuda:N: where training runs. auto: one worker on each GPU, else the CPU",
     )
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="threads that training computes on. Default: this machine's cores, shared with the other peers of "
+        "this user on it. Updates may differ in their last bits with another number",
+    )
     policy: Path = Field(
         default_factory=lambda: platformdirs.user_config_path("muster") / "policy.toml",
         description="file that says which tasks may run here and on which data; without it none may",
@@ -192,6 +204,11 @@ class PeerConfig(Table):
         default=(Path(),), description="folders searched for tasks, after the installed packages"
     )
     attack: AttackTable | None = Field(default=None, description="a drill: lie on purpose")
+    worker_environment: tuple[str, ...] = Field(
+        default=(),
+        description="environment variables, or patterns, that tasks get beside those that Python, torch and data "
+        "loaders need; names that sound like secrets only in full",
+    )
     log_level: LogLevel = Field(default="info", description="least important log line that is written")
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from contextlib import AsyncExitStack
 from random import Random
 
 from muster.clock import Clock, SystemClock
 from muster.config import PeerConfig
+from muster.cores import Slots
 from muster.transport import GrpcTransport
 from muster.transport.base import Transport
+from muster.worker.environment import worker_environment
 from peer.assignments import Assignments
 from peer.courier import Courier
 from peer.devices import MakeWorker, WorkerPool, choose_devices, worker_maker
@@ -21,6 +24,7 @@ from peer.policy import load_policy
 from peer.preparing import Preparations
 from peer.room import Room
 from peer.storethread import StoreThread
+from peer.threads import Threads
 from peer.workbench import Workbench
 from protos.v1 import membership_pb2 as pb
 
@@ -33,7 +37,8 @@ class Peer:
 
     Raises `NotAllowedError` `peer.sent_away` if the coordinator closes the session for good, `ConfigError` on
     a wrong policy or address, `StateError` `peer.in_use`, `AuthenticationError` if the name is another's,
-    `VersionError` if the two sides speak different protocols.
+    `VersionError` if the two sides speak different protocols. `workers` that it is given may serve other peers too, and
+    are not started or closed here.
     """
 
     def __init__(
@@ -43,12 +48,14 @@ class Peer:
         clock: Clock | None = None,
         *,
         make_worker: MakeWorker | None = None,
+        workers: WorkerPool | None = None,
         random: Random | None = None,
     ) -> None:
         self._config = config
         self._transport = transport
         self._clock = clock or SystemClock()
-        self._make_worker = make_worker or worker_maker(config.data_dir / "logs")
+        self._make_worker = make_worker
+        self._shared = workers
         self._random = random or Random()
 
     async def run(self) -> None:
@@ -73,11 +80,9 @@ class Peer:
         await store.do(store.store.forget_unused, before=self._clock.now() - UNUSED_SECONDS_MAX)
         secret = await store.do(store.store.secret, config.name)
         held = await store.do(store.store.held)
-        workers = WorkerPool(await choose_devices(config.device, self._make_worker), self._make_worker)
-        stack.push_async_callback(workers.close)
+        workers = self._shared or await _start_workers(config, self._make_worker, stack)
         preparations = Preparations(workers=workers)
         stack.push_async_callback(preparations.close)
-        await workers.start()
         channel = self._transport.connect(config.coordinator)
         stack.push_async_callback(channel.close)
         line = Line(
@@ -108,6 +113,22 @@ class Peer:
         return line, assignments
 
 
+async def _start_workers(config: PeerConfig, make: MakeWorker | None, stack: AsyncExitStack) -> WorkerPool:
+    slots = Slots().take()
+    stack.callback(slots.release)
+    threads = Threads(threads=config.threads, slots=slots)
+    make = make or worker_maker(
+        config.data_dir / "logs",
+        lambda: worker_environment(os.environ, more=config.worker_environment, threads=threads.now()),
+    )
+    devices = await choose_devices(config.device, make)
+    threads.workers = len(devices)
+    workers = WorkerPool(devices, make, threads.of)
+    stack.push_async_callback(workers.close)
+    await workers.start()
+    return workers
+
+
 def _site(config: PeerConfig) -> Site:
     return Site(
         name=config.name,
@@ -116,14 +137,16 @@ def _site(config: PeerConfig) -> Site:
     )
 
 
-async def run_peer(config: PeerConfig, transport: Transport | None = None) -> None:
+async def run_peer(
+    config: PeerConfig, transport: Transport | None = None, *, workers: WorkerPool | None = None
+) -> None:
     """The daemon as the command line runs it: over gRPC, ended in order by SIGTERM; raises what `Peer.run`
     does.
 
     With a transport it is one task of a program of somebody else's, and leaves the signals alone.
     """
     if transport is not None:
-        await Peer(config, transport).run()
+        await Peer(config, transport, workers=workers).run()
         return
     task = asyncio.create_task(Peer(config, GrpcTransport()).run())
     stopped = asyncio.Event()

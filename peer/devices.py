@@ -6,7 +6,7 @@ import asyncio
 import platform
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from peer.orders import Order
 
 log = structlog.get_logger()
 
-JOBS_MODULE = "peer.jobs"
+JOBS_MODULE, REST_JOB = "peer.jobs", "rest"
 REBUILD_SECONDS_MAX = 600.0
 HANG_MARGIN_SECONDS = 2.0  # a job that hangs is stopped so long before the deadline, to be told of in time
 PROBE_SECONDS_MAX = 120.0  # to import torch on a cold machine and to wake its GPUs
@@ -48,10 +48,11 @@ class Worker(Protocol):
 
 
 MakeWorker = Callable[[str], Worker]  # given a device
+CountThreads = Callable[[Order], int]  # of a job; 0 leaves it to torch
 
 
-def worker_maker(log_folder: Path) -> MakeWorker:
-    """Real worker processes, each with its own log file in `log_folder`."""
+def worker_maker(log_folder: Path, environment: Callable[[], Mapping[str, str]]) -> MakeWorker:
+    """Real worker processes, each with its own log file in `log_folder`; `environment` is theirs."""
 
     def make(device: str) -> Worker:
         label = f"worker-{device.replace(':', '')}"
@@ -60,7 +61,8 @@ def worker_maker(log_folder: Path) -> MakeWorker:
             label=label,
             device=device,
             log_path=log_folder / f"{label}.log",
-            rest_job="rest",
+            rest_job=REST_JOB,
+            environment=environment,
         )
 
     return make
@@ -98,44 +100,66 @@ class Desk:
 
     device: str
     worker: Worker
+    threads: CountThreads
 
     async def run(self, job: str, order: Order, *, seconds_left: float) -> dict[str, Any]:
         """A job of an assignment whose deadline is so far away. Raises what `WorkerHost.run` raises."""
         seconds = max(1.0, seconds_left - min(HANG_MARGIN_SECONDS, 0.1 * seconds_left))
+        order = replace(order, threads=self.threads(order))
         return await self.worker.run(job, asdict(order), timeout_seconds=seconds, scope=order.run_id)
 
 
 class WorkerPool:
-    """One worker for each device. Who waits for one gets it in order of arrival; of several that are idle, the one that
-    worked last, which may still hold what the next job needs."""
+    """Some workers, each with its device, for one peer or for several that share them. Who waits for one gets it in
+    order of arrival."""
 
-    def __init__(self, devices: Sequence[str], make: MakeWorker) -> None:
+    def __init__(
+        self, devices: Sequence[str], make: MakeWorker, threads: CountThreads = lambda _order: 0
+    ) -> None:
         self.devices = tuple(devices)
-        self._desks = [Desk(device=device, worker=make(device)) for device in devices]
-        self._idle: asyncio.LifoQueue[Desk] = asyncio.LifoQueue()
-        self._at_work: dict[str, asyncio.Task[None]] = {}  # by device: what outlives whoever had the desk
-        for desk in reversed(self._desks):
-            self._idle.put_nowait(desk)
+        self._desks = [Desk(device=device, worker=make(device), threads=threads) for device in devices]
+        self._idle = list(reversed(self._desks))  # the one that worked last at the end
+        self._free = asyncio.Semaphore(len(self._desks))
+        self._kept: dict[str, Desk] = {}  # who worked where last, and may find there what it has loaded
+        self._at_work: dict[Desk, asyncio.Task[None]] = {}  # what outlives whoever had the desk
 
     async def start(self) -> None:
         """Starts the processes, so that the first job need not wait for their imports."""
         await asyncio.gather(*(desk.worker.start() for desk in self._desks))
 
     @asynccontextmanager
-    async def desk(self) -> AsyncGenerator[Desk]:
-        desk = await self._idle.get()
+    async def desk(self, name: str = "") -> AsyncGenerator[Desk]:
+        """A worker for the peer of that name: the one where it worked last, if that is idle; else one where fewest have
+        worked."""
+        await self._free.acquire()
+        desk = self._choose(name)
+        self._idle.remove(desk)
         try:
             yield desk
         finally:
-            work = self._at_work.pop(desk.device, None)
+            work = self._at_work.pop(desk, None)
             if work is None or work.done():
-                self._idle.put_nowait(desk)
+                self._give_back(desk)
             else:
-                work.add_done_callback(lambda _: self._idle.put_nowait(desk))
+                work.add_done_callback(lambda _: self._give_back(desk))
 
     def outlives(self, desk: Desk, work: asyncio.Task[None]) -> None:
         """The desk, which the caller has, is not idle before this work is done, whoever gives it back."""
-        self._at_work[desk.device] = work
+        self._at_work[desk] = work
+
+    def _give_back(self, desk: Desk) -> None:
+        self._idle.append(desk)
+        self._free.release()
+
+    def _choose(self, name: str) -> Desk:
+        known = self._kept.get(name)
+        if known is not None and known in self._idle:
+            return known
+        used = list(self._kept.values())
+        desk = min(reversed(self._idle), key=used.count)
+        if name:
+            self._kept[name] = desk
+        return desk
 
     async def rebuild(self, base: Path, deltas: Sequence[Path], target: Path, scale: Path | None) -> str:
         """Makes a model version of an older one and the deltas that follow it; see `peer.rebuild`.

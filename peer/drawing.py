@@ -28,7 +28,7 @@ class Drawing:
         """
         spec = RunSpec.model_validate_json(offer.spec_json)
         data = self.policy.permit(spec.task)
-        async with self.workers.desk() as desk:
+        async with self.workers.desk(self.site.name) as desk:
             order = draw_order(self.site, offer, spec, data=data, device=desk.device, target=target)
             # As much time as training gets: where `Task.model` is slow or hangs, it does so there too.
             made = await desk.run("draw", order, seconds_left=deadline_at() - self.clock.now())

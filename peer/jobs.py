@@ -44,7 +44,7 @@ from peer.training import build
 from peer.training.batches import size_of
 from peer.update import write_delta, write_update
 
-PLACES_MAX = 4  # sites whose datasets are kept in memory at once
+PLACES_MAX = 64  # sites whose datasets are kept in memory at once
 ENCODING_SHARE = 0.1  # of a training job's progress
 
 Progress = Callable[[float], None]
@@ -361,7 +361,9 @@ def draw(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: A
 
 def _prepare(order: Order) -> torch.device:
     """Sets torch up so that the same work gives the same bits on the same machine."""
-    torch.set_num_threads(torch.get_num_threads())  # said aloud, it also stops MKL from choosing anew
+    torch.set_num_threads(
+        order.threads or torch.get_num_threads()
+    )  # said aloud, it also stops MKL from choosing anew
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling fresh memory would cost time and help only code that reads what it never wrote.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property

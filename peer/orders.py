@@ -29,6 +29,7 @@ class Order:
     base: str  # the model file
     seed: int  # for this run, round and peer
     source_digest: str = ""  # of the only source code of the task that is wanted; "": any is
+    threads: int = 0  # to compute on; 0: as many as torch takes
 
 
 @dataclass(frozen=True, kw_only=True)

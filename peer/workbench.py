@@ -136,7 +136,7 @@ class Workbench:
             steps.prepare(spec.round.prepare_seconds)
         async with self.courier.base(offer, deadline_at=deadline_at) as base:
             failpoint("peer.fetched")
-            async with self.workers.desk() as desk:
+            async with self.workers.desk(self.site.name) as desk:
                 order = prepare_order(self.site, offer, spec, data=data, device=desk.device, base=base)
                 if not await self.preparations.is_ready(desk, order):
                     if not prepares:  # the worker that was prepared is gone

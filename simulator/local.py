@@ -11,26 +11,36 @@ in-memory transport and train in worker processes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager
+import itertools
+import logging
+import os
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import structlog
 
 from coordinator.engine.standings import is_aside, is_present
 from coordinator.engine.state import ResumeRequested, RunSubmitted
 from coordinator.server import RunningCoordinator
 from coordinator.store import RoundRow, RunRow, WarningRow
-from muster.config import CoordinatorConfig, PeerConfig
+from muster.config import CoordinatorConfig, LogLevel, PeerConfig
+from muster.cores import said_threads, share, usable_cores
 from muster.errors import NotFoundError
 from muster.folders import write_private
 from muster.modelfile import ModelFile, export_state
 from muster.spec.model import RunSpec
 from muster.transport import MemoryTransport
+from muster.worker.environment import worker_environment
+from muster.worker.host import WorkerHost
 from peer.daemon import run_peer
+from peer.devices import JOBS_MODULE, REST_JOB, WorkerPool
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+WORKERS_MIN = 4  # so that one slow peer of a few does not hold up the others
 SETTLED = ("FINISHED", "FAILED", "CANCELLED", "PAUSED")
 
 
@@ -108,11 +118,17 @@ async def start_local(
     task_folders: Sequence[Path] = (Path(),),
     attacks: Mapping[int, Mapping[str, Any]] | None = None,
     coordinator: Mapping[str, Any] | None = None,
+    workers: int | None = None,
+    log_level: LogLevel | None = None,
 ) -> AsyncGenerator[LocalFederation]:
     """A coordinator and `peers` peers, named peer-0, peer-1, ..., with their state in `folder`.
 
     `data[i]` is peer i's `site.data` (default: its index and the count); `attacks` makes some of them lie, e.g.
     `{0: {"name": "sign-flip"}}`; `coordinator` has more of its settings.
+
+    At most `workers` processes train (default: one for each core, but no fewer than `WORKERS_MIN`); more peers than
+    that share them, which costs time and makes the same bytes. What a task keeps in its module, peers that share a
+    process share too. Nothing is logged unless `log_level` is given, or the program has configured structlog itself.
     """
     transport = MemoryTransport()
     policy = folder / "policy.toml"
@@ -126,9 +142,13 @@ async def start_local(
             **(coordinator or {}),
         }
     )
-    running = await RunningCoordinator.start(config, transport)
-    daemons: list[asyncio.Task[None]] = []
-    try:
+    async with AsyncExitStack() as stack:
+        stack.enter_context(_logging(log_level))
+        running = await RunningCoordinator.start(config, transport)
+        stack.push_async_callback(running.stop)
+        pool = await _shared(folder, peers, workers, stack)
+        daemons: list[asyncio.Task[None]] = []
+        stack.push_async_callback(_end, daemons)
         for index in range(peers):
             settings = PeerConfig.model_validate(
                 {
@@ -142,13 +162,53 @@ async def start_local(
                     "attack": (attacks or {}).get(index),
                 }
             )
-            daemons.append(asyncio.create_task(run_peer(settings, transport)))
+            daemons.append(asyncio.create_task(run_peer(settings, transport, workers=pool)))
         yield LocalFederation(running)
+
+
+async def _end(daemons: Sequence[asyncio.Task[None]]) -> None:
+    for daemon in daemons:
+        daemon.cancel()
+    await asyncio.gather(*daemons, return_exceptions=True)
+
+
+async def _shared(folder: Path, peers: int, workers: int | None, stack: AsyncExitStack) -> WorkerPool | None:
+    """The workers that the peers share; None where each has its own."""
+    cores = usable_cores()
+    count = max(cores, WORKERS_MIN) if workers is None else workers
+    if peers <= count:
+        return None
+    threads = said_threads(os.environ) or share(cores, count)
+    numbers = itertools.count()
+
+    def make(device: str) -> WorkerHost:
+        return WorkerHost(
+            JOBS_MODULE,
+            label=f"worker-{(number := next(numbers))}",
+            device=device,
+            log_path=folder / "workers" / f"worker-{number}.log",
+            rest_job=REST_JOB,
+            environment=lambda: worker_environment(os.environ, threads=threads),
+        )
+
+    pool = WorkerPool(["cpu"] * count, make, lambda _order: threads)
+    stack.push_async_callback(pool.close)
+    await pool.start()
+    return pool
+
+
+@contextmanager
+def _logging(level: LogLevel | None) -> Generator[None]:
+    """As asked; nothing if nobody did. A program that has configured structlog is left alone."""
+    if structlog.is_configured():
+        yield
+        return
+    least = logging.CRITICAL if level is None else logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(least))
+    try:
+        yield
     finally:
-        for daemon in daemons:
-            daemon.cancel()
-        await asyncio.gather(*daemons, return_exceptions=True)
-        await running.stop()
+        structlog.reset_defaults()
 
 
 __all__ = ["LocalFederation", "start_local"]

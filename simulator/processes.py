@@ -97,7 +97,8 @@ class ProcessFederation:
         env: Mapping[str, str] | None = None,
         through: str | None = None,
     ) -> None:
-        """`attack`, a drill: {"name": "sign-flip", "options": {"scale": 10}}. `through`: the address of a proxy."""
+        """`attack`, a drill: {"name": "sign-flip", "options": {"scale": 10}}. `through`: the address of a proxy. `env`
+        reaches the tasks too."""
         address = through or self.address
         policy = self.folder / f"{name}.policy.toml"
         write_private(policy, "".join(f"[[allow]]\ntask = {json.dumps(task)}\n" for task in allow).encode())
@@ -109,6 +110,7 @@ class ProcessFederation:
             "policy": str(policy),
             "data": dict(data or {}),
             "device": "cpu",
+            "worker_environment": sorted(env or ()),
         }
         if attack is not None:
             settings["attack"] = dict(attack)

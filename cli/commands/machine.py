@@ -128,6 +128,12 @@ def join(
     device: Annotated[
         str | None, typer.Option(metavar="NAME", help="auto, cpu, mps, cuda or cuda:N.")
     ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="To train on; else this machine's cores, shared with your other peers on it."
+        ),
+    ] = None,
     attack: Annotated[
         str | None, typer.Option(metavar="NAME", help="A drill: lie on purpose, e.g. sign-flip.")
     ] = None,
@@ -156,6 +162,7 @@ def join(
         "allow": allow,
         "data": pairs(data or [], "--data") or None,
         "device": device,
+        "threads": threads,
         "data_dir": data_dir,
         "task_folders": task_folder,
     }

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import queue
+import resource
 import signal
 import sys
 import threading
@@ -113,6 +114,7 @@ class Child:
 
 def main(module: str, *, commands_fd: int, events_fd: int, stacks_fd: int, parent_pid: int) -> int:
     die_with(parent_pid)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold a site's data
     for fd in (commands_fd, events_fd, stacks_fd):
         os.set_inheritable(fd, False)
     faulthandler.enable(stacks_fd, all_threads=True)

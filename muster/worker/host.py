@@ -4,6 +4,7 @@ never serves another."""
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ import structlog
 from muster.errors import ERROR_CLASSES, MusterError, StateError, TaskError
 from muster.texts import DESCRIPTION_CHARS_MAX, many_lines, one_line
 from muster.worker.child import FRAMEWORKS_JOB, PRELOAD_JOB, TRACEBACK_CHARS_MAX
+from muster.worker.environment import worker_environment
 from muster.worker.logfile import LogFile
 from muster.worker.process import WorkerProcess, start_process
 
@@ -45,16 +47,24 @@ class WorkerHost:
 
     `module` has a dict `JOBS`; `rest_job`, one of them, is run in a process that has to wait for another scope's
     job. `device` is given to every job as `args["device"]` unless the caller sets that; `log_path` takes what the
-    jobs print.
+    jobs print; `environment` is asked for a process's variables when one starts.
     """
 
     def __init__(
-        self, module: str, *, label: str, device: str, log_path: Path, rest_job: str | None = None
+        self,
+        module: str,
+        *,
+        label: str,
+        device: str,
+        log_path: Path,
+        rest_job: str | None = None,
+        environment: Callable[[], Mapping[str, str]] = lambda: worker_environment(os.environ),
     ) -> None:
         self._module = module
         self._label = label
         self._device = device
         self._rest_job = rest_job
+        self._environment = environment
         self._log = LogFile(log_path)
         self._turn = asyncio.Lock()
         self._processes: OrderedDict[str, WorkerProcess] = (
@@ -169,7 +179,9 @@ class WorkerHost:
 
     async def _start_fresh(self) -> None:
         self._log.forget()
-        self._processes[_FRESH] = await start_process(self._module, self._label, self._log)
+        self._processes[_FRESH] = await start_process(
+            self._module, self._label, self._log, self._environment()
+        )
         self._processes.move_to_end(_FRESH, last=False)
 
     async def _renew(self, scope: str) -> None:

@@ -11,6 +11,7 @@ import sys
 import sysconfig
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -136,7 +137,9 @@ class WorkerProcess:
         await asyncio.to_thread(self._pump.join, LAST_WORDS_SECONDS)
 
 
-async def start_process(module: str, label: str, log: LogFile) -> WorkerProcess:
+async def start_process(
+    module: str, label: str, log: LogFile, environment: Mapping[str, str]
+) -> WorkerProcess:
     """Spawns `python -m muster.worker MODULE`: a new interpreter that shares nothing with this one but four
     files."""
     command_end, commands = os.pipe()
@@ -155,7 +158,7 @@ async def start_process(module: str, label: str, log: LogFile) -> WorkerProcess:
             stdout=output_end,
             stderr=output_end,
             pass_fds=(command_end, event_end, stacks.fileno()),
-            env=_environment(),
+            env=_with_our_root(environment),
             start_new_session=True,
         )
     except BaseException:
@@ -176,11 +179,11 @@ async def start_process(module: str, label: str, log: LogFile) -> WorkerProcess:
     return WorkerProcess(process, reader, (reading, writing), stacks, pump)
 
 
-def _environment() -> dict[str, str]:
-    """This process's own; if Muster runs from a bare checkout, with the way to it."""
+def _with_our_root(environment: Mapping[str, str]) -> dict[str, str]:
+    """If Muster runs from a bare checkout, with the way to it."""
     root = str(Path(muster.worker.__file__).parents[2])
-    environment = dict(os.environ)
+    found = dict(environment)
     if root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        before = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = root + (os.pathsep + before if before else "")
-    return environment
+        before = found.get("PYTHONPATH")
+        found["PYTHONPATH"] = root + (os.pathsep + before if before else "")
+    return found

@@ -480,5 +480,16 @@ def test_source_code_that_the_run_does_not_want_is_refused_before_anything_is_lo
     train(order(run_id="strict", source_digest=own))
 
 
+def test_a_job_computes_on_as_many_threads_as_it_is_told(order: Callable[..., TrainOrder]) -> None:
+    before = torch.get_num_threads()
+    try:
+        train(order(threads=before + 1))
+        assert torch.get_num_threads() == before + 1
+        train(order())  # says nothing
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_describe_names_a_device() -> None:
     assert jobs.describe({}, told)["devices"]
