@@ -172,7 +172,7 @@ class Listing:
         message = convert.peer(row)
         member = self._coordinator.members.get(row.peer_id)
         if member is not None and member.connected:
-            message.seen_at = member.seen_at
+            message.seen_at = self._coordinator.members.seen_at(row.peer_id)
         return message
 
     # -- events -------------------------------------------------------------------------------------------------------

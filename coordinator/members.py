@@ -10,7 +10,7 @@ import structlog
 from coordinator import membership
 from coordinator.engine.state import PeerStatus, PeerView
 from coordinator.journal import STORE_RETRY_SECONDS, Journal, Outcome
-from coordinator.membership import Member, Members, PeerEvent, Tick
+from coordinator.membership import HeartbeatSeen, Member, Members, PeerEvent, Prune, Tick
 from muster.clock import Clock
 from muster.config import CoordinatorConfig
 from muster.digests import digest_bytes
@@ -32,6 +32,9 @@ class MemberBook:
             suspect_seconds=config.suspect_seconds, lost_seconds=config.lost_seconds
         )
         self._members = Members()
+        # When a peer was heard last, where that is all that its heartbeats change: they come so often that nothing
+        # else must be touched for one.
+        self._heard: dict[str, float] = {}
 
     def restore(self, records: Iterable[membership.Record]) -> None:
         sound: list[membership.Record] = []
@@ -44,6 +47,24 @@ class MemberBook:
 
     def get(self, peer_id: str) -> Member | None:
         return self._members.get(peer_id)
+
+    def count(self) -> int:
+        return len(self._members.peers)
+
+    def seen_at(self, peer_id: str) -> float:
+        """Its last sign of life."""
+        member = self.get(peer_id)
+        return max(member.seen_at if member else 0.0, self._heard.get(peer_id, 0.0))
+
+    async def heartbeat(self, peer_id: str, epoch: int) -> bool:
+        """Notes a sign of life. False if the session is over: the peer was given up, or has a newer one."""
+        member = self.get(peer_id)
+        if member is None or not membership.unmoved_by_heartbeat(member, epoch):
+            await self.submit(HeartbeatSeen(peer_id=peer_id, epoch=epoch))
+            member = self.get(peer_id)
+            return member is not None and member.epoch == epoch and member.connected
+        self._heard[peer_id] = self._clock.now()
+        return True
 
     def views(self) -> Mapping[str, PeerView]:
         return self._members.views
@@ -77,14 +98,14 @@ class MemberBook:
             )
         return peer_id
 
-    async def submit(self, event: PeerEvent | Tick) -> str:
+    async def submit(self, event: PeerEvent | Tick | Prune) -> str:
         """Feeds one event to the detector; durable when it returns. Gives the reason."""
         committed = await self._journal.submit(lambda: self._decide(event))
         if committed.outcome.transitions:
             await self._changed(membership.gone(committed.outcome.transitions))
         return committed.outcome.reason
 
-    async def submit_surely(self, event: PeerEvent | Tick) -> None:
+    async def submit_surely(self, event: PeerEvent | Tick | Prune) -> None:
         """For what cannot be asked again: tries until the store takes it."""
         while True:
             try:
@@ -101,8 +122,10 @@ class MemberBook:
             raise NotFoundError("peer.not_found", f"no peer {event.peer_id!r}", fix="muster peer list")
         return await self.submit(event)
 
-    def _decide(self, event: PeerEvent | Tick) -> Outcome:
+    def _decide(self, event: PeerEvent | Tick | Prune) -> Outcome:
         before = self._members
+        if isinstance(event, Tick):
+            event = Tick(heard=self._heard)
         decision = membership.decide(before, event, self._clock.now(), self._limits)
         self._members = decision.members
 
@@ -112,6 +135,8 @@ class MemberBook:
         def then() -> None:
             for transition in decision.transitions:
                 log.info(transition.kind, peer_id=transition.peer_id, reason=transition.reason)
+                if transition.removes:
+                    self._heard.pop(transition.peer_id, None)
 
         return Outcome(transitions=decision.transitions, undo=undo, then=then, reason=decision.reason)
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 from coordinator.engine.state import PeerStatus, PeerView, Transition
 
+_WATCHED = (PeerStatus.ACTIVE, PeerStatus.SUSPECT, PeerStatus.DRAINING)
 _GONE = (PeerStatus.LOST, PeerStatus.QUARANTINED, PeerStatus.REVOKED)
 
 
@@ -32,6 +32,9 @@ class Limits:
 
     suspect_seconds: float
     lost_seconds: float
+    pending_seconds: float = (
+        3600.0  # a name whose peer has not come once for so long after its enrolment is free again
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,44 +74,55 @@ class Record(Protocol):
 
 @dataclass(frozen=True)
 class Members:
+    """`watched` are those of `peers` whose silence means something. Whatever happens to one peer often, as a
+    heartbeat, must not make these anew: that costs as much as there are peers."""
+
     peers: Mapping[str, Member] = field(default_factory=dict[str, Member])
+    views: Mapping[str, PeerView] = field(default_factory=dict[str, PeerView])
+    watched: Mapping[str, Member] = field(default_factory=dict[str, Member])
 
     @classmethod
     def restored(cls, records: Iterable[Record], now: float) -> Members:
         """After a start nobody is connected, and everybody has the usual time to come back."""
-        members = [
-            Member(
-                peer_id=record.peer_id,
-                status=PeerStatus(record.state),
-                reason=record.reason,
-                epoch=record.epoch,
-                seen_at=now,
-                secret_hash=record.secret_hash,
-                device=record.device,
-                muster_version=record.muster_version,
-                instance=record.instance,
+        return cls().put(
+            *(
+                Member(
+                    peer_id=record.peer_id,
+                    status=PeerStatus(record.state),
+                    reason=record.reason,
+                    epoch=record.epoch,
+                    seen_at=now,
+                    secret_hash=record.secret_hash,
+                    device=record.device,
+                    muster_version=record.muster_version,
+                    instance=record.instance,
+                )
+                for record in records
             )
-            for record in records
-        ]
-        return cls({member.peer_id: member for member in members})
+        )
 
     def get(self, peer_id: str) -> Member | None:
         return self.peers.get(peer_id)
 
-    @cached_property
-    def views(self) -> Mapping[str, PeerView]:
-        return {
-            peer_id: PeerView(
+    def put(self, *changed: Member) -> Members:
+        peers, views, watched = dict(self.peers), dict(self.views), dict(self.watched)
+        for member in changed:
+            peer_id = member.peer_id
+            peers[peer_id] = member
+            views[peer_id] = PeerView(
                 peer_id=peer_id,
                 status=member.status,
                 connected=member.connected,
                 instance=member.instance,
             )
-            for peer_id, member in self.peers.items()
-        }
+            watched.pop(peer_id, None)
+            if member.status in _WATCHED:
+                watched[peer_id] = member
+        return Members(peers, views, watched)
 
-    def put(self, member: Member) -> Members:
-        return Members({**self.peers, member.peer_id: member})
+    def without(self, *gone: str) -> Members:
+        names = set(gone)
+        return Members().put(*(member for peer_id, member in self.peers.items() if peer_id not in names))
 
 
 # -- events ----------------------------------------------------------------------------------------------
@@ -167,7 +181,14 @@ class Remove(PeerEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class Tick:
-    """Time has passed; looks at everybody."""
+    """Time has passed; looks at everybody. `heard` has signs of life that are newer than a member tells."""
+
+    heard: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune:
+    """Forgets who enrolled long ago and has never come, so that names which nobody uses do not fill the table."""
 
 
 # -- decisions -------------------------------------------------------------------------------------------
@@ -181,9 +202,13 @@ class MembershipDecision(NamedTuple):
     reason: str
 
 
-def decide(members: Members, event: PeerEvent | Tick, now: float, limits: Limits) -> MembershipDecision:
+def decide(
+    members: Members, event: PeerEvent | Tick | Prune, now: float, limits: Limits
+) -> MembershipDecision:
     if isinstance(event, Tick):
-        return _tick(members, now, limits)
+        return _tick(members, event, now, limits)
+    if isinstance(event, Prune):
+        return _prune(members, now, limits)
     if isinstance(event, Enrolled):
         return _enrol(members, event, now)
     member = members.get(event.peer_id)
@@ -321,27 +346,60 @@ _HANDLERS: dict[type[PeerEvent], Callable[[Members, Member, Any, float], Members
 }
 
 
-def _tick(members: Members, now: float, limits: Limits) -> MembershipDecision:
+def _tick(members: Members, event: Tick, now: float, limits: Limits) -> MembershipDecision:
     transitions: list[Transition] = []
-    for member in tuple(members.peers.values()):
-        silence = now - member.seen_at
+    changed: list[Member] = []
+    for member in members.watched.values():
+        seen_at = max(member.seen_at, event.heard.get(member.peer_id, 0.0))
+        silence = now - seen_at
         if member.status is PeerStatus.ACTIVE and silence >= limits.suspect_seconds:
             if member.connected:
                 reason = f"{member.peer_id} has sent no heartbeat for {silence:.1f} s"
             else:  # read from the store as ACTIVE, and not seen since
                 reason = f"{member.peer_id} is not back {silence:.1f} s after the coordinator's start"
-            after = replace(member, status=PeerStatus.SUSPECT, reason=reason)
+            after = replace(member, status=PeerStatus.SUSPECT, reason=reason, seen_at=seen_at)
             kind = "peer.suspected"
-        elif member.status in (PeerStatus.SUSPECT, PeerStatus.DRAINING) and silence >= limits.lost_seconds:
+        elif member.status is not PeerStatus.ACTIVE and silence >= limits.lost_seconds:
             reason = f"{member.peer_id} has given no sign of life for {silence:.1f} s"
-            after = replace(member, status=PeerStatus.LOST, reason=reason, connected=False)
+            after = replace(member, status=PeerStatus.LOST, reason=reason, connected=False, seen_at=seen_at)
             kind = "peer.lost"
         else:
             continue
-        members, told, _ = _decided(members, member, after, kind, now)
-        transitions += told
+        changed.append(after)
+        transitions.append(_transition(member, after, kind, now))
+    if not transitions:
+        return MembershipDecision(members, (), "everybody is as before")
     reasons = "; ".join(transition.reason for transition in transitions)
-    return MembershipDecision(members, tuple(transitions), reasons or "everybody is as before")
+    return MembershipDecision(members.put(*changed), tuple(transitions), reasons)
+
+
+def _prune(members: Members, now: float, limits: Limits) -> MembershipDecision:
+    stale = [
+        member
+        for member in members.peers.values()
+        if member.status is PeerStatus.PENDING
+        and member.epoch == 0
+        and now - member.seen_at >= limits.pending_seconds
+    ]
+    if not stale:
+        return MembershipDecision(members, (), "nobody is to be forgotten")
+    transitions: list[Transition] = []
+    for member in stale:
+        silence = now - member.seen_at
+        reason = f"{member.peer_id} has not come once in {silence:.0f} s since it enrolled: it is forgotten"
+        after = replace(member, reason=reason)
+        transitions.append(
+            replace(_transition(member, after, "peer.forgotten", now), values={}, removes=True)
+        )
+    told = f"{len(stale)} that never came are forgotten"
+    return MembershipDecision(
+        members.without(*(member.peer_id for member in stale)), tuple(transitions), told
+    )
+
+
+def unmoved_by_heartbeat(member: Member, epoch: int) -> bool:
+    """Whether a heartbeat of this session changes nothing but when the peer was seen."""
+    return _stale(member, epoch) is None and member.status is not PeerStatus.SUSPECT
 
 
 def _stale(member: Member, epoch: int) -> str | None:
@@ -365,6 +423,18 @@ def _decided(
     *,
     values: Mapping[str, Any] | None = None,
 ) -> MembershipDecision:
+    transition = _transition(before, after, kind, now, values=values)
+    return MembershipDecision(members.put(after), (transition,), after.reason)
+
+
+def _transition(
+    before: Member | None,
+    after: Member,
+    kind: str,
+    now: float,
+    *,
+    values: Mapping[str, Any] | None = None,
+) -> Transition:
     row: dict[str, Any] = {
         "state": str(after.status),
         "reason": after.reason,
@@ -372,7 +442,7 @@ def _decided(
         "seen_at": after.seen_at,
         **(values or {}),
     }
-    transition = Transition(
+    return Transition(
         kind=kind,
         entity="peer",
         key={"peer_id": after.peer_id},
@@ -383,4 +453,3 @@ def _decided(
         peer_id=after.peer_id,
         data={"state": row["state"], "epoch": after.epoch},
     )
-    return MembershipDecision(members.put(after), (transition,), after.reason)

@@ -56,6 +56,7 @@ from muster.texts import one_line
 log = structlog.get_logger()
 
 TICK_SECONDS = 0.5  # how often heartbeats are looked at
+PRUNE_SECONDS = 60.0  # how often names are looked for that nobody came for
 
 
 class Coordinator:
@@ -294,9 +295,13 @@ class Coordinator:
         return self.members.views()
 
     async def _membership_loop(self) -> None:
+        pruned_at = self.clock.now()
         while True:
             await self.clock.sleep(min(TICK_SECONDS, self.config.heartbeat_seconds / 2))
             await self.members.submit_surely(membership.Tick())
+            if self.clock.now() >= pruned_at + PRUNE_SECONDS:
+                pruned_at = self.clock.now()
+                await self.members.submit_surely(membership.Prune())
 
     # -- look-ups -----------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
 import structlog
@@ -17,8 +17,9 @@ from coordinator.engine.state import (
     Event,
     PeerStatus,
 )
+from coordinator.enrolment import EnrolmentGate
 from coordinator.members import hash_secret
-from coordinator.offers import Session
+from coordinator.offers import Session, offer_message
 from muster.errors import AuthenticationError, NotFoundError, StorageError, TransferError, UsageError
 from muster.metrics import EXAMPLES_MAX
 from muster.sources import checked_digest
@@ -49,6 +50,7 @@ _PROGRESS = {
 class MembershipServicer:
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
+        self._gate = EnrolmentGate(peers_max=coordinator.config.peers_max)
 
     def routes(self) -> list[Route]:
         return [Route(method=ENROL, handle=self.enrol), Route(method=SESSION, handle=self.session)]
@@ -77,6 +79,9 @@ class MembershipServicer:
                 fix=f"take another name (--name), or give this peer its old data folder back; if that is lost, the "
                 f"coordinator's admin frees the name: muster peer remove {name}",
             )
+        if known is None:
+            members = self._coordinator.members
+            self._gate.check(context.address, members.count(), self._coordinator.clock.now())
         await self._coordinator.members.submit(
             membership.Enrolled(
                 peer_id=name,
@@ -102,16 +107,16 @@ class MembershipServicer:
         member = coordinator.members.get(peer_id)
         session = Session(peer_id=peer_id, epoch=member.epoch if member else 0)
         coordinator.sessions.open(session)
-        session.send(
-            pb.SessionResponse(
+        reader = asyncio.create_task(self._read(session, requests))
+        try:
+            yield pb.SessionResponse(
                 welcome=pb.Welcome(
                     epoch=session.epoch, heartbeat_seconds=coordinator.config.heartbeat_seconds
                 )
             )
-        )
-        self._reconcile(session, hello)
-        reader = asyncio.create_task(self._read(session, requests))
-        try:
+            # Not through the outbox, which is bounded: however much there is to settle, the peer takes it at its pace.
+            for settling in self._reconciled(session, hello):
+                yield settling
             while (message := await session.outbox.get()) is not None:
                 yield message
                 if session.overflowed:
@@ -129,21 +134,22 @@ class MembershipServicer:
             membership.Disconnected(peer_id=session.peer_id, epoch=session.epoch, goodbye=goodbye)
         )
 
-    def _reconcile(self, session: Session, hello: pb.Hello) -> None:
+    def _reconciled(self, session: Session, hello: pb.Hello) -> Iterator[pb.SessionResponse]:
         """What the peer holds goes on or is cancelled; what it should hold and does not is offered again."""
         coordinator = self._coordinator
         held = set(hello.held_assignment_ids)
         for run, assignment, deadline_at in coordinator.live_assignments(session.peer_id):
             # Also what it holds: the offer tells the deadline, which may have moved.
             held.discard(assignment.assignment_id)
-            coordinator.sessions.offer(run, assignment, deadline_at - coordinator.clock.now())
+            model = run.models.get(assignment.base_version)
+            if model is not None:  # without its base the work is over meanwhile
+                yield offer_message(run, assignment, model, deadline_at - coordinator.clock.now())
         for assignment_id in held:
-            coordinator.sessions.cancel(
-                session.peer_id, assignment_id, "the coordinator no longer waits for it"
-            )
+            cancel = pb.Cancel(assignment_id=assignment_id, reason="the coordinator no longer waits for it")
+            yield pb.SessionResponse(cancel=cancel)
         for run_id in hello.held_run_ids:
             if run_id not in coordinator.runs and run_id not in coordinator.set_aside:
-                session.send(pb.SessionResponse(run_ended=pb.RunEnded(run_id=run_id)))
+                yield pb.SessionResponse(run_ended=pb.RunEnded(run_id=run_id))
 
     async def _read(self, session: Session, requests: AsyncIterator[pb.SessionRequest]) -> bool:
         """Handles what the peer says, in order. Gives whether it said goodbye."""
@@ -151,9 +157,8 @@ class MembershipServicer:
             async for message in requests:
                 match message.WhichOneof("message"):
                     case "heartbeat":
-                        await self._coordinator.members.submit(
-                            membership.HeartbeatSeen(peer_id=session.peer_id, epoch=session.epoch)
-                        )
+                        if not await self._coordinator.members.heartbeat(session.peer_id, session.epoch):
+                            return False  # it was given up meanwhile: with a new session it is back
                         ack = pb.HeartbeatAck(sequence=message.heartbeat.sequence)
                         session.send(pb.SessionResponse(heartbeat_ack=ack))
                     case "report":

@@ -70,6 +70,12 @@ class CoordinatorConfig(Table):
         le=600,
         description="seconds between a peer's signs of life. Lower: losses are seen sooner, more small messages",
     )
+    peers_max: int = Field(
+        default=10_000,
+        ge=1,
+        le=1_000_000,
+        description="names that may be enrolled; new ones beyond it are refused. Higher: more memory, about 2 KiB each",
+    )
     suspect_heartbeats: int = Field(
         default=3,
         ge=1,

@@ -31,6 +31,7 @@ from protos.v1 import membership_pb2 as pb
 
 log = structlog.get_logger()
 
+RUNS_TOLD_MAX = 4096  # in one hello, which has a size; the next session settles the next
 HELD_MAX = 64  # assignments at once; a coordinator that offers more is out of its mind
 STORE_RETRY_SECONDS = 5.0
 
@@ -96,7 +97,7 @@ class Assignments:
         return pb.Hello(
             credentials=credentials,
             held_assignment_ids=sorted(self._works),
-            held_run_ids=await self._store.do(self._store.store.runs),
+            held_run_ids=(await self._store.do(self._store.store.runs))[:RUNS_TOLD_MAX],
         )
 
     def welcomed(self) -> None:

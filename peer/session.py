@@ -16,15 +16,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from muster.clock import Clock
-from muster.errors import UnreachableError
+from muster.errors import UnreachableError, UsageError
 from muster.transport.base import Channel
 from muster.wire import SESSION
+from peer import reports
 from peer.told import heartbeat_seconds
 from protos.v1 import membership_pb2 as pb
 
 WELCOME_SECONDS_MAX = 10.0  # the coordinator answers a hello within this, or the session is given up
 SILENT_HEARTBEATS_MAX = 4  # so many unanswered heartbeats and the line counts as dead
 OUTBOX_MAX = 1024
+REPORT_BYTES_MAX = 512 << 10  # half of what a session's message may have
 
 
 Settled = Callable[[], Awaitable[None]]
@@ -74,7 +76,7 @@ class Session:
     def report(self, report: pb.AssignmentReport, settled: Settled | None = None) -> None:
         """Sends a report. `settled` is called once the coordinator has it for good, if this session lives so
         long."""
-        self._put(pb.SessionRequest(report=report))
+        self._put(pb.SessionRequest(report=_sendable(report)))
         if settled is not None:
             self._unsettled.append((self._sequence + 1, settled))
             self._beat()
@@ -139,6 +141,20 @@ class Session:
     def _beat(self) -> None:
         self._sequence += 1
         self._put(pb.SessionRequest(heartbeat=pb.Heartbeat(sequence=self._sequence)))
+
+
+def _sendable(report: pb.AssignmentReport) -> pb.AssignmentReport:
+    """A report that the coordinator would not take, and end the session for, becomes one of that."""
+    size = report.ByteSize()
+    if size <= REPORT_BYTES_MAX:
+        return report
+    error = UsageError(
+        "peer.report_too_large",
+        f"the report has {size} bytes; at most {REPORT_BYTES_MAX} are told",
+        cause=f"it has {len(report.metrics)} metrics, or very long names",
+        fix="return fewer metrics from the task",
+    )
+    return reports.failed(report.assignment_id, error, retry=False)
 
 
 def _end(last: pb.SessionResponse | None) -> SessionEnd:

@@ -255,8 +255,8 @@ class PeerStore:
         return {row["key"]: self._files / row["file"] for row in rows}
 
     def runs(self) -> list[str]:
-        """Runs of which something is kept."""
-        return [row["run_id"] for row in self._db.execute("SELECT run_id FROM runs ORDER BY run_id")]
+        """Runs of which something is kept, those first that were worked on longest ago."""
+        return [row["run_id"] for row in self._db.execute("SELECT run_id FROM runs ORDER BY used_at, run_id")]
 
     def forget(self, run_id: str) -> None:
         """A run is over: its state, its assignments and all their files go."""

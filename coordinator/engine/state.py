@@ -430,7 +430,7 @@ class Transition:
     the row must be in (None: the row is new; "": the row has no state, write it in any case); a mismatch
     means another writer, and the whole transaction is refused. `data` goes into the event beside the
     reason. An empty `kind` writes the row and no event: the change follows from an event of the same
-    decision (a run's counters from its round's).
+    decision (a run's counters from its round's). One that `removes` deletes the row.
     """
 
     kind: str  # "round.opened"; also the name of the failpoints around it
@@ -445,6 +445,7 @@ class Transition:
     assignment_id: str = ""
     peer_id: str = ""
     data: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    removes: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import count, groupby
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Executable, Table, and_, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Executable, Table, and_, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from coordinator.engine.state import Transition
@@ -41,13 +41,15 @@ class Shape(NamedTuple):
     """What transitions must have in common to share a statement."""
 
     entity: str
-    verb: str  # "insert", "update" (compare-and-set on the state) or "upsert"
+    verb: str  # "insert", "update" and "delete" (compare-and-set on the state) or "upsert"
     key: tuple[str, ...]
     columns: tuple[str, ...]
 
 
 def shape_of(transition: Transition) -> Shape:
-    if transition.before is None:
+    if transition.removes:
+        verb = "delete"
+    elif transition.before is None:
         verb = "insert"
     elif transition.before and "state" in ENTITIES[transition.entity].c:
         verb = "update"
@@ -74,7 +76,7 @@ def _write_like(connection: Connection, shape: Shape, like: Sequence[Transition]
     rows = [_update_row(shape, transition) for transition in like]
     if connection.execute(_update(shape), rows).rowcount == len(rows):
         return
-    if shape.verb == "update":
+    if shape.verb in ("update", "delete"):
         raise _conflict(like)
     for transition, row in zip(like, rows, strict=True):
         if connection.execute(_update(shape), [row]).rowcount == 0:
@@ -84,7 +86,7 @@ def _write_like(connection: Connection, shape: Shape, like: Sequence[Transition]
 def _update_row(shape: Shape, transition: Transition) -> Row:
     row = {f"new_{name}": value for name, value in transition.values.items()}
     row.update({f"key_{name}": value for name, value in transition.key.items()})
-    if shape.verb == "update":
+    if shape.verb in ("update", "delete"):
         row["before"] = transition.before
     return _clean(row)
 
@@ -99,8 +101,10 @@ def _insert(shape: Shape) -> Executable:
 def _update(shape: Shape) -> Executable:
     table = ENTITIES[shape.entity]
     found = [table.c[name] == bindparam(f"key_{name}") for name in shape.key]
-    if shape.verb == "update":
+    if shape.verb in ("update", "delete"):
         found.append(table.c.state == bindparam("before"))
+    if shape.verb == "delete":
+        return delete(table).where(and_(*found))
     return (
         update(table).where(and_(*found)).values({name: bindparam(f"new_{name}") for name in shape.columns})
     )

@@ -102,7 +102,7 @@ class Dispatcher:
 
     async def _carry_out(self, route: Route, call: ServerCall, first: Any | None) -> None:
         method = route.method
-        pace = Pace(self._limits, "reads")
+        pace = Pace(self._limits, "reads", whole=not method.bulk)
         if not (method.client_streams or method.server_streams):
             await self._write(call, encode(method.response, await self._answer(route, call, first)), pace)
             return

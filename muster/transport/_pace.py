@@ -16,11 +16,12 @@ class Pace:
     """One direction of one call. Time in which this side is busy itself does not count against the caller.
 
     A window ends when its share of the bytes has passed; a caller that makes this side wait for a whole window before
-    they have is cut off with `TransferError` "transfer.stalled".
+    they have is cut off with `TransferError` "transfer.stalled". Where messages are small, a `whole` one is a share.
     """
 
-    def __init__(self, limits: Limits, doing: str) -> None:
+    def __init__(self, limits: Limits, doing: str, *, whole: bool = False) -> None:
         self._limits = limits
+        self._whole = whole
         self._doing = doing  # "sends", "reads"
         self._waited = 0.0
         self._bytes = 0
@@ -41,7 +42,7 @@ class Pace:
 
     def count(self, size: int) -> None:
         self._bytes += size
-        if self._bytes >= self._limits.bytes_per_second_min * self._limits.window_seconds:
+        if self._whole or self._bytes >= self._limits.bytes_per_second_min * self._limits.window_seconds:
             self._bytes, self._waited = 0, 0.0
 
     def _stalled(self) -> TransferError:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from coordinator import membership
 from muster.errors import (
     AuthenticationError,
     MusterError,
@@ -81,6 +82,44 @@ async def test_held_work_goes_on_lost_work_is_offered_again_and_old_work_is_canc
     await deliver(again, offered)
     await deliver(peers[1], offers[1])
     assert (await stage.ended(run_id)).state == "FINISHED"
+
+
+async def test_a_peer_that_was_away_for_long_has_much_to_settle_and_does(stage: Any) -> None:
+    await stage.peer("ward")
+    again = type(await stage.peer("other"))(stage.channel(), "ward", stage.folder)
+    runs = [f"run-{number}" for number in range(1000)]
+    held = [f"run-{number}.1.ward.1" for number in range(500)]
+    await again.connect(held=held, runs=runs)
+    cancelled = {(await again.hear("cancel")).cancel.assignment_id for _ in held}
+    ended = {(await again.hear("run_ended")).run_ended.run_id for _ in runs}
+    assert (cancelled, ended) == (set(held), set(runs))
+    again.heartbeat()
+    await again.hear("heartbeat_ack")
+
+
+async def test_a_session_whose_peer_was_given_up_is_ended_so_that_it_comes_back(stage: Any) -> None:
+    peer = await stage.peer("ward")
+    members = stage.running.coordinator.members
+    members._limits = membership.Limits(suspect_seconds=0.0, lost_seconds=0.0)
+    await stage.until("", "peer.lost")
+    members._limits = membership.Limits(suspect_seconds=600.0, lost_seconds=600.0)
+    peer.heartbeat()
+    assert (await peer.hear("closing")).closing.reconnect
+    again = type(peer)(stage.channel(), "ward", stage.folder)
+    await again.connect()
+    assert members.get("ward").status == "ACTIVE"
+
+
+async def test_a_heartbeat_costs_no_more_than_its_own_peer(stage: Any) -> None:
+    peer = await stage.peer("ward")
+    members = stage.running.coordinator.members
+    before, seen_at = members._members, members.seen_at("ward")
+    peer.heartbeat()
+    await peer.hear("heartbeat_ack")
+    assert members._members is before  # nothing that has everybody in it was made anew
+    assert members.seen_at("ward") > seen_at
+    listed = await stage.call("GetPeer", pb.GetPeerRequest(peer_id="ward"))
+    assert listed.peer.seen_at == members.seen_at("ward")
 
 
 async def test_reports_are_recorded_and_explained(stage: Any) -> None:
@@ -203,9 +242,10 @@ async def test_a_silent_peer_is_suspected_then_lost_and_the_round_goes_on(stage:
     await stage.stop()
     await stage.start(heartbeat_seconds=0.2, suspect_heartbeats=2, lost_heartbeats=5)
     peers = [await stage.peer(f"peer-{i}") for i in range(2)]
-    alive = asyncio.create_task(keep_alive(peers[1]))
+    silenced, alive = (asyncio.create_task(keep_alive(peer)) for peer in peers)
     run_id = await stage.submit(round={"peers_min": 2, "quorum": 0.5, "grace_seconds": 0.1})
     offers = [await peer.offer() for peer in peers]
+    silenced.cancel()
     await stage.until("", "peer.suspected")
     await stage.until("", "peer.lost")
     assert "peer-0" in (await stage.until(run_id, "assignment.lost")).reason

@@ -15,6 +15,7 @@ from coordinator.membership import (
     HeartbeatSeen,
     Limits,
     Members,
+    Prune,
     Quarantine,
     Release,
     Remove,
@@ -291,3 +292,37 @@ def test_the_log_of_all_this_passes_the_checker(cluster: Cluster) -> None:
     assert invariants.check(log) == []
     swapped = [log[0], log[3], log[1]]
     assert "session 1 of a follows session 2" in invariants.check(swapped)[1]
+
+
+def test_who_enrolled_and_never_came_is_forgotten(cluster: Cluster) -> None:
+    cluster.send(Enrolled(peer_id="b", secret_hash="hash", device="cpu", muster_version="0.1.0"))
+    cluster.connect()
+    assert cluster.send(Prune(), after=LIMITS.pending_seconds - 1) == "nobody is to be forgotten"
+    members = cluster.members
+    decision = membership.decide(members, Prune(), cluster.now + 1, LIMITS)
+    (forgotten,) = decision.transitions
+    assert (forgotten.kind, forgotten.peer_id, forgotten.before, forgotten.removes) == (
+        "peer.forgotten",
+        "b",
+        "PENDING",
+        True,
+    )
+    assert "has not come once" in forgotten.reason
+    assert set(decision.members.peers) == set(decision.members.views) == {"a"}
+
+
+def test_a_sign_of_life_that_is_told_with_the_tick_counts(cluster: Cluster) -> None:
+    cluster.connect()
+    heard = {"a": cluster.now + LIMITS.suspect_seconds}
+    assert cluster.send(Tick(heard=heard), after=LIMITS.suspect_seconds + 1) == "everybody is as before"
+    cluster.send(Tick(heard=heard), after=LIMITS.suspect_seconds)
+    assert cluster.a.status is PeerStatus.SUSPECT
+    assert cluster.a.seen_at == heard["a"]
+
+
+def test_only_those_whose_silence_means_something_are_watched(cluster: Cluster) -> None:
+    assert dict(cluster.members.watched) == {}
+    cluster.connect()
+    assert set(cluster.members.watched) == {"a"}
+    cluster.send(Quarantine(peer_id="a"))
+    assert dict(cluster.members.watched) == {}

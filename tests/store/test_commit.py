@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -141,6 +142,20 @@ async def test_before_empty_writes_the_row_whether_or_not_it_is_there(store: Sto
     told = [(peer.peer_id, peer.state, peer.seen_at, peer.device) for peer in await store.load_peers()]
     assert told == [("a", "LOST", 9.0, "cpu"), ("b", "ACTIVE", 8.0, "")]
     assert await store.optimizer_states("r1", 0) == {"momentum": "new"}
+
+
+async def test_a_row_that_is_removed_is_gone_if_it_was_as_told(store: Store, script: Any) -> None:
+    def forgotten(peer_id: str) -> Any:
+        told = script.row("peer.forgotten", "peer", {"peer_id": peer_id}, "PENDING")
+        return replace(told, removes=True)
+
+    await store.commit([script.peer("a", "PENDING"), script.peer("b", "PENDING"), script.peer("c")])
+    await store.commit([forgotten("a"), forgotten("b")])
+    assert [peer.peer_id for peer in await store.load_peers()] == ["c"]
+    with pytest.raises(StateError) as caught:
+        await store.commit([forgotten("c")])
+    assert caught.value.id == "store.conflict"
+    assert [peer.peer_id for peer in await store.load_peers()] == ["c"]
 
 
 async def test_text_that_a_database_refuses_is_stored_all_the_same(store: Store, script: Any) -> None:

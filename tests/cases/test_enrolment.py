@@ -1,0 +1,80 @@
+"""Names cannot be had without end, and who has one is never refused for others' sake."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from coordinator.enrolment import ADDRESSES_MAX, EnrolmentGate, Rate
+from coordinator.server import RunningCoordinator
+from muster.config import CoordinatorConfig
+from muster.errors import MusterError, StorageError, UnreachableError
+from muster.transport import Channel, MemoryTransport
+from muster.wire import ENROL
+from peer.line import PASSING
+from protos.v1.membership_pb2 import EnrolRequest
+
+
+@pytest.fixture
+async def channel(tmp_path: Path) -> AsyncIterator[Channel]:
+    transport = MemoryTransport()
+    config = CoordinatorConfig.model_validate({"address": "c:1", "data_dir": tmp_path / "c", "peers_max": 3})
+    running = await RunningCoordinator.start(config, transport)
+    channel = transport.connect("c:1")
+    yield channel
+    await channel.close()
+    await running.stop()
+
+
+async def enrol(channel: Channel, name: str) -> None:
+    await channel.unary(ENROL, EnrolRequest(name=name, secret="s" * 32), timeout_seconds=10)
+
+
+async def test_no_more_names_than_the_admin_has_set(channel: Channel) -> None:
+    for name in ("a", "b", "c"):
+        await enrol(channel, name)
+    with pytest.raises(StorageError) as caught:
+        await enrol(channel, "d")
+    assert caught.value.id == "peer.too_many"
+    assert "coordinator.peers_max is 3" in caught.value.cause
+    await enrol(channel, "a")
+
+
+def refused(gate: EnrolmentGate, address: str, now: float) -> MusterError | None:
+    try:
+        gate.check(address, 0, now)
+    except MusterError as error:
+        assert isinstance(error, PASSING)  # a peer tries again by itself
+        return error
+    return None
+
+
+def test_one_address_is_slowed_down_and_others_are_not() -> None:
+    gate = EnrolmentGate(
+        peers_max=10**6, overall=Rate(burst=100, per_second=10), each_address=Rate(burst=5, per_second=1)
+    )
+    assert [refused(gate, f"10.0.0.1:{port}", 0.0) is None for port in range(7)] == [True] * 5 + [False] * 2
+    error = refused(gate, "10.0.0.1:1", 0.0)
+    assert isinstance(error, UnreachableError)
+    assert error.id == "peer.enrolled_too_fast"
+    assert "1 a second" in error.cause
+    assert refused(gate, "10.0.0.2:1", 0.0) is None
+    assert refused(gate, "10.0.0.1:1", 1.0) is None
+    assert refused(gate, "10.0.0.1:1", 1.5)
+
+
+def test_all_together_are_slowed_down_too() -> None:
+    gate = EnrolmentGate(peers_max=10**6, overall=Rate(burst=10, per_second=2))
+    taken = [address for address in range(100) if refused(gate, f"10.0.0.{address}:1", 0.0) is None]
+    assert len(taken) == 10
+    taken = [address for address in range(100) if refused(gate, f"10.0.0.{address}:1", 2.0) is None]
+    assert len(taken) == 4
+
+
+def test_what_is_remembered_of_addresses_is_bounded() -> None:
+    gate = EnrolmentGate(peers_max=10**6, overall=Rate(burst=10**6, per_second=1))
+    for address in range(ADDRESSES_MAX + 100):
+        refused(gate, f"{address}:1", 0.0)
+    assert len(gate._addresses) == ADDRESSES_MAX
