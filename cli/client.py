@@ -32,6 +32,7 @@ RECONNECT_SECONDS = (
 SUBMIT_SECONDS_MIN = 120.0  # the coordinator imports the task, which on a cold machine takes its time
 REPLAY_SECONDS_MAX = 600.0  # large models, one replay after the other
 # States that a run never leaves, and the one in which nothing happens to it at this coordinator.
+PAUSED = "run.paused"
 ENDED = frozenset({"FINISHED", "FAILED", "CANCELLED", "SET_ASIDE"})
 
 
@@ -156,8 +157,8 @@ class Client:
     async def events(
         self, *, run_id: str = "", after_sequence: int = 0, follow: bool = False
     ) -> AsyncIterator[Sequence[pb.Event]]:
-        """Batches of events in order, each event once. With `follow`, until the run has ended; a coordinator
-        that goes away meanwhile is waited for up to `RECONNECT_SECONDS`."""
+        """Batches of events in order, each event once. With `follow`, until the run has ended or has paused itself;
+        a coordinator that goes away meanwhile is waited for up to `RECONNECT_SECONDS`."""
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + RECONNECT_SECONDS
         pause_seconds = 0.1
@@ -169,6 +170,9 @@ class Client:
                     news = True
                     yield batch
                     after_sequence = max(after_sequence, batch[-1].sequence)
+                    paused = follow and run_id != "" and any(event.kind == PAUSED for event in batch)
+                    if paused and (await self.run(run_id)).needs_resume:
+                        return
                 if not follow or (ended and not news):
                     return
                 # The end of a stream does not tell that all has come: an ended run is asked once more.

@@ -48,17 +48,27 @@ class Warned:
 async def follow(
     client: Client, settings: Settings, run: pb.Run, *, beside: bool = True, told: Iterable[str] = ()
 ) -> pb.Run:
-    """Returns the finished run, with its warnings; raises `RunUnsuccessful` for one that failed or was stopped.
+    """Returns the finished run, with its warnings; raises `RunUnsuccessful` for one that failed, was stopped, or has
+    paused itself after too many skipped rounds and waits for a person.
 
     `beside`: what is shown goes to standard error, since the caller's data are something else. `told`: warnings
     that the caller has told already.
     """
     try:
-        await _follow(client, settings, run, beside=beside, told=told)
+        if not run.needs_resume:
+            await _follow(client, settings, run, beside=beside, told=told)
     except asyncio.CancelledError:  # Ctrl-C
         note(settings, f"the run goes on at the coordinator; to see it again: muster run watch {run.run_id}")
         raise
     ended = await client.run(run.run_id)
+    if ended.needs_resume:
+        raise RunUnsuccessful(
+            "run.paused",
+            f"run {ended.run_id} is paused: {ended.reason}",
+            fix=f"once that is mended: muster run resume {ended.run_id}, and then: muster run watch {ended.run_id}",
+            run_id=ended.run_id,
+            state=ended.state,
+        )
     if ended.state != "FINISHED":
         raise RunUnsuccessful(
             f"run.{ended.state.lower()}",
@@ -164,14 +174,15 @@ async def _live(client: Client, run: pb.Run, console: Console, warned: Warned) -
     reader = asyncio.create_task(read())
     try:
         with Live(console=console, auto_refresh=False, transient=True) as live:
-            while not reader.done():
+            while not (reader.done() or screen.run.needs_resume):
                 await screen.refresh()
                 live.update(screen.draw(), refresh=True)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(_either(news, reader), IDLE_SECONDS)
                 news.clear()
                 await asyncio.sleep(REFRESH_SECONDS)
-        await reader
+        if reader.done():
+            await reader
     finally:
         reader.cancel()
 

@@ -157,7 +157,19 @@ def run_view(run: pb.Run, *, now: float | None = None) -> RenderableType:
             ("model digest", run.model_digest),
         ]
     )
-    return Group(head, "", *warning_lines(run)) if run.warnings else head
+    parts: list[RenderableType] = [head]
+    if run.set_aside:
+        parts += ["", Text("set aside", style="bold")]
+        parts += [_aside_line(each.peer_id, each) for each in run.set_aside]
+    if run.warnings:
+        parts += ["", *warning_lines(run)]
+    return Group(*parts)
+
+
+def _aside_line(who: str, aside: pb.SetAside) -> Text:
+    line = Text("  ")
+    line.append(who, style="bold").append(f" since round {aside.round}: {aside.cause}")
+    return line
 
 
 def warning_lines(run: pb.Run) -> list[Text]:
@@ -182,10 +194,14 @@ def repeated(warning: pb.RunWarning) -> str:
     return f"{warning.times} times{where}"
 
 
+def _aside_told(peer: pb.Peer) -> list[str]:
+    return [f"set aside in {each.run_id}: {each.cause}" for each in peer.set_aside]
+
+
 def peers_table(peers: Sequence[pb.Peer]) -> RenderableType:
     if not peers:
         return "No peers yet. Start one on its machine: muster join"
-    numbers = ("DELIVERED", "REJECTED", "UP", "DOWN")
+    numbers = ("DELIVERED", "REJECTED", "FAILED", "MISSED", "UP", "DOWN")
     made = table("PEER", "STATE", "DEVICE", "SEEN", *numbers, "REASON", numbers=numbers)
     for peer in peers:
         made.add_row(
@@ -195,9 +211,11 @@ def peers_table(peers: Sequence[pb.Peer]) -> RenderableType:
             ago(peer.seen_at),
             str(peer.updates_delivered),
             str(peer.updates_rejected),
+            str(peer.updates_failed),
+            str(peer.updates_missed),
             size(peer.bytes_up),
             size(peer.bytes_down),
-            cell(peer.reason),
+            cell("; ".join(_aside_told(peer) or [peer.reason])),
         )
     return made
 
@@ -212,12 +230,18 @@ def peer_view(peer: pb.Peer, recent: Sequence[pb.Event]) -> RenderableType:
             ("session", str(peer.epoch)),
             ("enrolled", moment(peer.enrolled_at)),
             ("seen", ago(peer.seen_at)),
-            ("updates", f"{peer.updates_delivered} delivered, {peer.updates_rejected} rejected"),
+            (
+                "updates",
+                f"{peer.updates_delivered} delivered, {peer.updates_rejected} rejected, "
+                f"{peer.updates_failed} failed, {peer.updates_missed} missed",
+            ),
             ("bytes", f"{size(peer.bytes_up)} up, {size(peer.bytes_down)} down"),
             ("task sources", peer.source_digest),
         ]
     )
-    return Group(head, "", *(event_line(event) for event in recent))
+    aside = [_aside_line(each.run_id, each) for each in peer.set_aside]
+    told: list[RenderableType] = ["", Text("set aside", style="bold"), *aside] if aside else []
+    return Group(head, *told, "", *(event_line(event) for event in recent))
 
 
 def models_table(models: Sequence[pb.Model]) -> RenderableType:

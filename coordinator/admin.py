@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from coordinator import convert, membership
-from coordinator.engine.state import Event, PauseRequested, ResumeRequested, RunSubmitted, StopRequested
+from coordinator.engine.state import (
+    Event,
+    PauseRequested,
+    ResumeRequested,
+    RunStatus,
+    RunSubmitted,
+    StopRequested,
+)
 from coordinator.listing import Listing
 from coordinator.store import rows
 from muster.errors import ConfigError, MusterError, NotFoundError, StateError, UsageError
@@ -111,7 +118,11 @@ class AdminServicer:
         return pb.PauseRunResponse(run=self._listing.run_message(row))
 
     async def resume_run(self, request: pb.ResumeRunRequest, context: CallContext) -> pb.ResumeRunResponse:
-        row = await self._change(ResumeRequested(run_id=request.run_id), "RUNNING")
+        live = self._coordinator.runs.get(request.run_id)
+        event = ResumeRequested(run_id=request.run_id)
+        if live is not None and live.status is RunStatus.RUNNING:
+            await self._coordinator.post(event)  # whoever is set aside in it is asked again
+        row = await self._change(event, "RUNNING")
         return pb.ResumeRunResponse(run=self._listing.run_message(row))
 
     async def stop_run(self, request: pb.StopRunRequest, context: CallContext) -> pb.StopRunResponse:

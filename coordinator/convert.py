@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from coordinator.engine.state import RunState
 from coordinator.store import rows
 from muster.texts import DESCRIPTION_CHARS_MAX, many_lines, one_line
 from protos.v1 import admin_pb2 as pb
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 SET_ASIDE = "SET_ASIDE"  # the state of a run that cannot go on at this coordinator
 METRICS_MAX = 1024
+SET_ASIDE_MAX = 100
 JSON_BYTES_MAX = 1 << 20  # of a spec or an event's data; what is longer is left out
 REPLAY_BYTES_MAX = 3 << 20  # of the one answer that is no list; above, sentences are left out
 
@@ -70,7 +73,30 @@ def run(row: rows.RunRow) -> pb.Run:
         bytes_down=whole(row.bytes_down),
         bytes_up_dense=whole(row.bytes_up_dense),
         metrics=metrics(row.metrics),
+        needs_resume=_needs_resume(row),
     )
+
+
+def _needs_resume(row: rows.RunRow) -> bool:
+    """Whether it has paused itself, and no person did."""
+    limit = _table(_loaded(row.spec_json), "round").get("skips_max")
+    return row.state == "PAUSED" and isinstance(limit, int) and row.skipped_in_row >= limit
+
+
+def set_aside(run: RunState, peer_id: str = "") -> list[pb.SetAside]:
+    """Of one peer, or of all; so many at most."""
+    found = (
+        pb.SetAside(
+            run_id=run.run_id,
+            peer_id=standing.peer_id,
+            round=whole(standing.round, 32),
+            cause=text(standing.cause),
+            error_id=text(standing.error_id),
+        )
+        for standing in run.standings.values()
+        if standing.aside and peer_id in ("", standing.peer_id)
+    )
+    return list(islice(found, SET_ASIDE_MAX))
 
 
 def warning(row: rows.WarningRow) -> pb.RunWarning:
@@ -174,6 +200,8 @@ def peer(row: rows.PeerRow) -> pb.Peer:
         seen_at=row.seen_at or 0.0,
         updates_delivered=whole(row.updates_delivered, 32),
         updates_rejected=whole(row.updates_rejected, 32),
+        updates_failed=whole(row.updates_failed, 32),
+        updates_missed=whole(row.updates_missed, 32),
         bytes_up=whole(row.bytes_up),
         bytes_down=whole(row.bytes_down),
         source_digest=text(row.source_digest),

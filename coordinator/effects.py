@@ -39,6 +39,7 @@ from muster.blobs import LOST
 from muster.errors import MusterError, StorageError, TransferError
 from muster.spec.model import RunSpec
 from muster.texts import many_lines, one_line
+from muster.tracebacks import own_frame
 from muster.worker.environment import worker_environment
 from muster.worker.host import WorkerHost
 
@@ -147,8 +148,14 @@ class EffectRunner:
                     ModelReady(run_id=run.run_id, model=model, source_digest=made["source_digest"])
                 )
         except MusterError as error:
-            what = TRIED if trying else ModelFailed.what
-            await coordinator.post_surely(ModelFailed(run_id=run.run_id, error=_told(error), what=what))
+            await coordinator.post_surely(
+                ModelFailed(
+                    run_id=run.run_id,
+                    error=_told(error),
+                    what=TRIED if trying else ModelFailed.what,
+                    traceback=_traceback(error),
+                )
+            )
         finally:
             path.unlink(missing_ok=True)
 
@@ -308,7 +315,7 @@ class EffectRunner:
             found = await self._run_job("evaluate", run, path=str(path))
             metrics, warnings, sources = found["metrics"], found["warnings"], found["source_digest"]
         except MusterError as error:
-            told, traceback = str(error), error.fields.get("traceback", "")
+            told, traceback = _told(error), _traceback(error)
         await coordinator.post_surely(
             OwnEvaluated(
                 run_id=run.run_id,
@@ -436,5 +443,11 @@ def _aggregated(effect: Aggregate, result: AggregationResult, before: Mapping[st
 
 
 def _told(error: MusterError) -> str:
-    traceback = error.fields.get("traceback", "")
-    return many_lines(f"{error}\n{traceback}" if traceback else str(error), keep="end")
+    """In one line, with the place in the task that it came from."""
+    place = own_frame(error.fields.get("traceback", ""))
+    parts = [error.message, place and f"at {place}", error.cause and f"cause: {error.cause}"]
+    return one_line("; ".join(filter(None, [*parts, error.fix and f"fix: {error.fix}"])))
+
+
+def _traceback(error: MusterError) -> str:
+    return many_lines(error.fields.get("traceback", ""), keep="end")

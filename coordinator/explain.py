@@ -50,7 +50,7 @@ def explain(
     if run.status is RunStatus.QUEUED:
         return Explanation(sentence=f"{run.reason}, since {_ago(now, run.created_at)}", details=[])
     if run.status is not RunStatus.RUNNING or not run.rounds:
-        return Explanation(sentence=run.reason, details=[*evaluating, *_absent(run, peers)])
+        return Explanation(sentence=run.reason, details=[*evaluating, *_aside(run), *_absent(run, peers)])
     sentences: list[str] = []
     details: list[str] = []
     for number in sorted(run.rounds):
@@ -59,7 +59,7 @@ def explain(
         for assignment in round_state.assignments.values():
             details.append(_assignment(assignment, peers, now, bytes_held))
     details += evaluating
-    return Explanation(sentence="; ".join(sentences), details=[*details, *_absent(run, peers)])
+    return Explanation(sentence="; ".join(sentences), details=[*details, *_aside(run), *_absent(run, peers)])
 
 
 def _ago(now: float, at: float) -> str:
@@ -105,6 +105,16 @@ def _assignment(
     if peer is not None and not peer.connected:
         text += f"; it is {peer.status.value} and not connected"
     return f"{text}; offered {max(0.0, now - assignment.offered_at):.0f} s ago"
+
+
+def _aside(run: RunState) -> list[str]:
+    """Who is asked no more, and until when."""
+    return [
+        f"{standing.peer_id} is set aside since round {standing.round}: {standing.cause}; asked again once its daemon "
+        f"starts anew, or: muster run resume {run.run_id}"
+        for standing in run.standings.values()
+        if standing.aside
+    ]
 
 
 def _absent(run: RunState, peers: Mapping[str, PeerView]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from coordinator import convert
@@ -58,9 +59,12 @@ class Listing:
         return message
 
     async def whole_run(self, row: rows.RunRow) -> pb.Run:
-        """With its warnings, the newest last."""
+        """With its warnings, the newest last, and whom it asks no more."""
         message = self.run_message(row)
         message.warnings.extend(map(convert.warning, await self._store.warnings(row.run_id)))
+        live = self._coordinator.runs.get(row.run_id)
+        if live is not None:
+            message.set_aside.extend(convert.set_aside(live))
         return message
 
     async def explain_run(self, request: pb.ExplainRunRequest, context: CallContext) -> pb.ExplainRunResponse:
@@ -173,6 +177,8 @@ class Listing:
         member = self._coordinator.members.get(row.peer_id)
         if member is not None and member.connected:
             message.seen_at = self._coordinator.members.seen_at(row.peer_id)
+        for run in islice(self._coordinator.runs.values(), convert.SET_ASIDE_MAX):
+            message.set_aside.extend(convert.set_aside(run, row.peer_id))
         return message
 
     # -- events -------------------------------------------------------------------------------------------------------

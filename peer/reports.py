@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from muster.errors import InternalError, MusterError, TaskError
 from muster.texts import DESCRIPTION_CHARS_MAX, many_lines, one_line
+from muster.tracebacks import own_frame
 from peer.orders import Evaluated
 from protos.v1 import membership_pb2 as pb
 
@@ -32,14 +33,20 @@ def evaluated(assignment_id: str, found: Evaluated) -> pb.AssignmentReport:
 
 
 def failed(assignment_id: str, error: MusterError, *, retry: bool) -> pb.AssignmentReport:
-    parts = [error.message, error.cause and f"cause: {error.cause}", error.fix and f"fix: {error.fix}"]
+    trace = error.fields.get("traceback", "")
+    parts = [
+        error.message,
+        (place := own_frame(trace)) and f"at {place}",
+        error.cause and f"cause: {error.cause}",
+        error.fix and f"fix: {error.fix}",
+    ]
     return pb.AssignmentReport(
         assignment_id=assignment_id,
         phase=pb.ASSIGNMENT_PHASE_FAILED,
         failure=pb.Failure(
             error_id=one_line(error.id, DESCRIPTION_CHARS_MAX),
             message=many_lines("; ".join(part for part in parts if part), MESSAGE_CHARS_MAX),
-            traceback=many_lines(error.fields.get("traceback", ""), TRACEBACK_CHARS_MAX, keep="end"),
+            traceback=many_lines(trace, TRACEBACK_CHARS_MAX, keep="end"),
             retry=retry,
         ),
     )

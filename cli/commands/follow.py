@@ -25,6 +25,7 @@ FAILURES = frozenset(
         "round.skipped",
         "round.failed",
         "run.failed",
+        "run.paused",
         "evaluation.failed",
         WARNED,
     }
@@ -38,7 +39,7 @@ def register(app: typer.Typer) -> None:
 
 
 async def watch(settings: Settings, run: RunName) -> None:
-    """Follow a run to its end; exit 3 if it fails.
+    """Follow a run to its end; exit 3 if it fails, or pauses itself after too many skipped rounds.
 
     With --json one event a line, from the first one on.
     """
@@ -56,10 +57,13 @@ async def logs(
     settings: Settings,
     run: RunName,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Each time by itself, with the tracebacks of tasks.")
+    ] = False,
 ) -> None:
-    """What went wrong: failed, refused and lost work, with the tracebacks of tasks, and warnings.
+    """What went wrong: failed, refused and lost work, by cause, and warnings.
 
-    With --json a list; with --follow too, one entry a line.
+    With --json a list of each time; with --follow too, one entry a line.
     """
     from cli.client import connect
 
@@ -68,7 +72,8 @@ async def logs(
         run_id = (await client.find_run(run)).run_id
         async for entry in _failures(client, run_id, follow):
             if not settings.json:
-                _print_failure(settings, entry)
+                if full or follow:
+                    _print_failure(settings, entry, full=full)
             elif follow:
                 emit_json(entry, line=True)
             found.append(entry)
@@ -76,6 +81,8 @@ async def logs(
         emit_json(found)
     elif not found:
         note(settings, "nothing went wrong")
+    elif not (settings.json or full or follow):
+        _print_causes(settings, found)
 
 
 async def _failures(client: Client, run_id: str, follow: bool) -> AsyncIterator[dict[str, Any]]:
@@ -85,12 +92,13 @@ async def _failures(client: Client, run_id: str, follow: bool) -> AsyncIterator[
     warnings = {each.cause: each for each in (await client.run(run_id)).warnings}
     async for batch in client.events(run_id=run_id, follow=follow):
         for event in batch:
-            if event.kind not in FAILURES:
+            if event.kind not in FAILURES or (event.kind == "run.paused" and not _by_itself(event)):
                 continue
             entry = to_json(event)
             data = entry.pop("data")
             data = data if isinstance(data, dict) else {}
             entry["error_id"] = data.get("error_id", "")
+            entry["message"] = data.get("message", "")
             if event.kind == WARNED:
                 entry["cause"] = data.get("cause", "")
                 newest = warnings.get(entry["cause"])
@@ -110,14 +118,29 @@ async def _traceback(client: Client, event: pb.Event) -> str:
     )
 
 
-def _print_failure(settings: Settings, entry: dict[str, Any]) -> None:
+def _by_itself(event: pb.Event) -> bool:
+    """Of a run that paused: since too many rounds were skipped, and not on request."""
+    return "skipped_in_row" in event.data_json
+
+
+def _print_causes(settings: Settings, entries: list[dict[str, Any]]) -> None:
+    from cli.failures import by_cause, cause_line
+
+    out = console(settings)
+    for cause in by_cause(entries):
+        out.print(cause_line(cause), soft_wrap=True)
+    if any(entry["traceback"] for entry in entries):
+        note(settings, "each time by itself, with tracebacks: --full")
+
+
+def _print_failure(settings: Settings, entry: dict[str, Any], *, full: bool) -> None:
     from rich.text import Text
 
     from cli.render import failure_line
 
     out = console(settings)
     out.print(failure_line(entry), soft_wrap=True)
-    for line in entry["traceback"].rstrip().splitlines():
+    for line in entry["traceback"].rstrip().splitlines() if full else ():
         out.print(Text(f"    {line}", style="dim"), soft_wrap=True)
 
 

@@ -34,7 +34,7 @@ async def submit(
     settings: Settings,
     spec: Annotated[Path, typer.Argument(metavar="SPEC", help="The run spec, a TOML file.")],
     wait: Annotated[
-        bool, typer.Option("--wait", help="Follow the run to its end; exit 3 if it fails.")
+        bool, typer.Option("--wait", help="Follow the run to its end; exit 3 if it fails or pauses.")
     ] = False,
     request_id: Annotated[
         str, typer.Option(metavar="ID", help="The same id submits once, however often it is sent.")
@@ -105,7 +105,11 @@ async def pause(settings: Settings, run: RunName) -> None:
 
 
 async def resume(settings: Settings, run: RunName) -> None:
-    """Go on with a paused run."""
+    """Go on with a paused run, and ask peers again that were set aside.
+
+    A run pauses itself when too many rounds in a row are skipped. Set aside is a peer whose own fault makes its work
+    fail again and again; it is asked again too when its daemon starts anew.
+    """
     from protos.v1 import admin_pb2 as pb
 
     await _steer(settings, run, "ResumeRun", pb.ResumeRunRequest())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,6 +28,8 @@ from muster import metrics
 
 MESSAGE_CHARACTERS_MAX = 1_000  # a peer's word, kept in every event that tells of it
 TRACEBACK_CHARACTERS_MAX = 16_000  # the end of a traceback is what tells
+
+LATE = "assignment.late"
 
 _ORDER = (
     AssignmentStatus.OFFERED,
@@ -103,8 +106,9 @@ def offer(draft: Draft, assignment: AssignmentState, deadline_at: float) -> None
 
 
 def expire(draft: Draft, assignment: AssignmentState, reason: str) -> None:
-    """Its time is over, and its peer is told."""
-    _end(draft, "assignment.expired", assignment, AssignmentStatus.EXPIRED, reason)
+    """Its peer is told; where its time is over and it was not there, its error id is `LATE`."""
+    late = {"error_id": LATE} if draft.now >= _due(draft.state, assignment) else {}
+    _end(draft, "assignment.expired", assignment, AssignmentStatus.EXPIRED, reason, values=late, data=late)
     draft.order(
         Cancel(
             run_id=draft.state.run_id,
@@ -334,6 +338,18 @@ def _compare_sources(draft: Draft, assignment: AssignmentState, found: str) -> N
         f"({known[:12]}): install the same version on both, then submit the run anew",
         round=assignment.round,
         peer_id=peer_id,
+    )
+
+
+def _due(state: RunState, assignment: AssignmentState) -> float:
+    table = state.spec.round
+    if assignment.role == "evaluate":
+        return preparing.work_due(assignment, state.evaluations[assignment.base_version].deadline_at, table)
+    round_ = state.rounds[assignment.round]
+    if round_.grace_until is not None:
+        return round_.grace_until
+    return (
+        math.inf if round_.deadline_at is None else preparing.work_due(assignment, round_.deadline_at, table)
     )
 
 

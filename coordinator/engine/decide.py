@@ -86,7 +86,7 @@ def decide(
 def _model_failed(draft: Draft, event: ModelFailed) -> str | None:
     if draft.state.status is not RunStatus.QUEUED:
         return f"the run is {draft.state.status} and has its initial model already"
-    run.fail(draft, f"{event.what}: {event.error}")
+    run.fail(draft, f"{event.what}: {event.error}", traceback=event.traceback)
     return None
 
 

@@ -121,8 +121,8 @@ def finish(draft: Draft, reason: str) -> None:
     _end(draft, "run.finished", RunStatus.FINISHED, reason)
 
 
-def fail(draft: Draft, reason: str) -> None:
-    _end(draft, "run.failed", RunStatus.FAILED, reason)
+def fail(draft: Draft, reason: str, *, traceback: str = "") -> None:
+    _end(draft, "run.failed", RunStatus.FAILED, reason, **({"traceback": traceback} if traceback else {}))
 
 
 def cancel(draft: Draft, reason: str) -> None:
@@ -130,7 +130,7 @@ def cancel(draft: Draft, reason: str) -> None:
     _end(draft, "run.cancelled", RunStatus.CANCELLED, told)
 
 
-def _end(draft: Draft, kind: str, status: RunStatus, reason: str) -> None:
+def _end(draft: Draft, kind: str, status: RunStatus, reason: str, **data: str) -> None:
     """Nothing outlives its run: live rounds fail, evaluations end with what they have."""
     for number in tuple(draft.state.rounds):
         rounds.fail(draft, number, f"round {number} ends with its run: {reason}")
@@ -142,5 +142,5 @@ def _end(draft: Draft, kind: str, status: RunStatus, reason: str) -> None:
         kind,
         reason,
         values={"ended_at": draft.now},
-        data={"rounds": state.spec.rounds, "committed": state.committed, "skipped": state.skipped},
+        data={"rounds": state.spec.rounds, "committed": state.committed, "skipped": state.skipped, **data},
     )

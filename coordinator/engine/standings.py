@@ -28,6 +28,7 @@ from coordinator.engine.state import (
     RoundState,
     RunState,
 )
+from muster.texts import one_line
 
 OWN_FAULTS = frozenset(
     {
@@ -40,11 +41,13 @@ OWN_FAULTS = frozenset(
         "task.not_a_task",
         "task.not_found",
         "task.not_map_style",
+        "task.other_sources",
+        "task.shadowed",
     }
 )
 FAILURES_IN_ROW = 2
 REFUSALS_IN_ROW = 3
-TOLD_CHARACTERS_MAX = 500
+CAUSE_CHARS_MAX = 500
 CAUSES_TOLD = 3
 NAMES_TOLD = 3
 REST_SECONDS_MIN = 1.0
@@ -99,13 +102,10 @@ def note(draft: Draft, assignment: AssignmentState, error_id: str, cause: str) -
     if held is not None and held.aside:
         return
     peer = draft.peers.get(peer_id)
-    told = " ".join(cause.split())
-    if len(told) > TOLD_CHARACTERS_MAX:
-        told = told[: TOLD_CHARACTERS_MAX - 1] + "…"
     standing = PeerStanding(
         peer_id=peer_id,
         error_id=error_id,
-        cause=told,
+        cause=one_line(cause, CAUSE_CHARS_MAX),
         round=assignment.round,
         in_row=held.in_row if held is not None and held.error_id == error_id else 0,
         instance=peer.instance if peer is not None else "",

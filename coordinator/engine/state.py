@@ -288,6 +288,7 @@ class ModelReady(Event):
 class ModelFailed(Event):
     error: str
     what: str = "the initial model could not be made"
+    traceback: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The synchronous schedule: one round after the other, with cohort, quorum, grace time and one deadline.
 
-A round opens when enough peers are there for the spec and for the rule; who is set aside counts as away.
-It closes
+A round opens when enough peers are there for the spec and for the rule; who is set aside is there for
+`peers_min`, and for nothing else. It closes
 
 * as soon as the `needed` updates are delivered (over-selection asks more peers, and the first to deliver
   count);
@@ -96,7 +96,7 @@ class Synchronous:
             raise AssertionError("a schedule is asked before there is a model")
         number = state.last_round + 1
         present = standings.eligible(state, peers)
-        waiting = self._waits_for(number, present)
+        waiting = self._waits_for(number, present, sum(map(standings.is_present, peers.values())))
         if waiting is not None:
             aside = standings.aside_told(state)
             return Wait(until=None, reason=waiting + (f"; {aside}" if aside else ""))
@@ -121,17 +121,19 @@ class Synchronous:
             defenceless=defenceless(self._spec, len(draw.cohort)),
         )
 
-    def _waits_for(self, number: int, present: Sequence[str]) -> str | None:
-        """Why a round with these peers cannot open yet."""
+    def _waits_for(self, number: int, present: Sequence[str], here: int) -> str | None:
+        """Why a round with these peers cannot open yet; `here` are those with them that are set aside."""
         wanted = self._spec.round.peers_min
-        if len(present) < wanted:
-            return f"round {number} waits for peers: {len(present)} of {wanted} are active and connected"
+        if here < wanted:
+            return f"round {number} waits for peers: {here} of {wanted} are active and connected"
+        if not present:
+            return f"round {number} waits for peers: nobody is left of {here} that are active and connected"
         if self._trusted is not None and self._trusted not in present:
             return f"round {number} waits for its trusted peer {self._trusted!r}"
         refusal = self._refuse(*self._expected(len(present)))
         if refusal is not None:
-            here = f"{len(present)} are active and connected"
-            return f"round {number} waits for more peers, {here}: {refusal}"
+            some = f"{len(present)} are active and connected"
+            return f"round {number} waits for more peers, {some}: {refusal}"
         return None
 
     def _expected(self, present: int) -> tuple[int, int]:

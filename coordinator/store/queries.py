@@ -24,6 +24,7 @@ from sqlalchemy import (
     select,
 )
 
+from coordinator.engine.assignments import LATE
 from coordinator.store import tables
 from coordinator.store.rows import (
     AssignmentRow,
@@ -226,7 +227,7 @@ def _newest_sources() -> ColumnElement[str]:
 
 
 def peers(connection: Connection, *where: ColumnElement[bool], limit: int | None = None) -> list[PeerRow]:
-    def updates(state: str) -> ColumnElement[int]:
+    def updates(state: str, *more: ColumnElement[bool]) -> ColumnElement[int]:
         return (
             select(func.count())
             .select_from(ASSIGNMENTS)
@@ -234,6 +235,7 @@ def peers(connection: Connection, *where: ColumnElement[bool], limit: int | None
                 ASSIGNMENTS.c.peer_id == PEERS.c.peer_id,
                 ASSIGNMENTS.c.state == state,
                 ASSIGNMENTS.c.role == "train",
+                *more,
             )
             .scalar_subquery()
         )
@@ -245,6 +247,11 @@ def peers(connection: Connection, *where: ColumnElement[bool], limit: int | None
             _newest_sources().label("source_digest"),
             updates("DELIVERED").label("updates_delivered"),
             updates("REJECTED").label("updates_rejected"),
+            updates("LOST", ASSIGNMENTS.c.error_id != "").label("updates_failed"),
+            (
+                updates("LOST", ASSIGNMENTS.c.error_id == "")
+                + updates("EXPIRED", ASSIGNMENTS.c.error_id == LATE)
+            ).label("updates_missed"),
             _bytes("up", of_peer),
             _bytes("down", of_peer),
         )

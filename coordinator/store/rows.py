@@ -42,6 +42,8 @@ class PeerRow(PeerRecord):
     source_digest: str  # of the task's source code that it worked with last
     updates_delivered: int
     updates_rejected: int
+    updates_failed: int  # attempts that ended with an error of the peer's
+    updates_missed: int  # not there when their time was over, or lost with their peer
     bytes_up: int
     bytes_down: int
 

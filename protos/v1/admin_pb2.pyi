@@ -63,6 +63,8 @@ class Run(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     SOURCE_DIGEST_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    NEEDS_RESUME_FIELD_NUMBER: _builtins.int
+    SET_ASIDE_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     name: _builtins.str
     state: _builtins.str
@@ -86,6 +88,8 @@ class Run(_message.Message):
     """what the same updates would have been uncompressed"""
     source_digest: _builtins.str
     """of the task's source code at the coordinator"""
+    needs_resume: _builtins.bool
+    """it has paused itself after too many skipped rounds, and waits for a person"""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """of the newest evaluation"""
@@ -93,6 +97,10 @@ class Run(_message.Message):
     @_builtins.property
     def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunWarning]:
         """the newest last; of a run that is asked for alone, not in lists"""
+
+    @_builtins.property
+    def set_aside(self) -> _containers.RepeatedCompositeFieldContainer[Global___SetAside]:
+        """peers that it asks no more; of a run that is asked for alone"""
 
     def __init__(
         self,
@@ -117,10 +125,12 @@ class Run(_message.Message):
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         source_digest: _builtins.str = ...,
         warnings: _abc.Iterable[Global___RunWarning] | None = ...,
+        needs_resume: _builtins.bool = ...,
+        set_aside: _abc.Iterable[Global___SetAside] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "bytes_up_dense", b"bytes_up_dense", "created_at", b"created_at", "ended_at", b"ended_at", "metrics", b"metrics", "model_digest", b"model_digest", "name", b"name", "reason", b"reason", "rounds_committed", b"rounds_committed", "rounds_skipped", b"rounds_skipped", "rounds_total", b"rounds_total", "run_id", b"run_id", "source_digest", b"source_digest", "spec_digest", b"spec_digest", "spec_json", b"spec_json", "started_at", b"started_at", "state", b"state", "task", b"task", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "bytes_up_dense", b"bytes_up_dense", "created_at", b"created_at", "ended_at", b"ended_at", "metrics", b"metrics", "model_digest", b"model_digest", "name", b"name", "needs_resume", b"needs_resume", "reason", b"reason", "rounds_committed", b"rounds_committed", "rounds_skipped", b"rounds_skipped", "rounds_total", b"rounds_total", "run_id", b"run_id", "set_aside", b"set_aside", "source_digest", b"source_digest", "spec_digest", b"spec_digest", "spec_json", b"spec_json", "started_at", b"started_at", "state", b"state", "task", b"task", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -167,6 +177,41 @@ class RunWarning(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunWarning: _TypeAlias = RunWarning  # noqa: Y015
+
+@_typing.final
+class SetAside(_message.Message):
+    """A peer that a run asks no more, until its daemon starts anew or the run is resumed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    PEER_ID_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    ERROR_ID_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    peer_id: _builtins.str
+    round: _builtins.int
+    """in which it failed last"""
+    cause: _builtins.str
+    """in one line, with the cure where one is known"""
+    error_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        peer_id: _builtins.str = ...,
+        round: _builtins.int = ...,
+        cause: _builtins.str = ...,
+        error_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "error_id", b"error_id", "peer_id", b"peer_id", "round", b"round", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAside: _TypeAlias = SetAside  # noqa: Y015
 
 @_typing.final
 class Round(_message.Message):
@@ -499,6 +544,9 @@ class Peer(_message.Message):
     BYTES_UP_FIELD_NUMBER: _builtins.int
     BYTES_DOWN_FIELD_NUMBER: _builtins.int
     SOURCE_DIGEST_FIELD_NUMBER: _builtins.int
+    UPDATES_FAILED_FIELD_NUMBER: _builtins.int
+    UPDATES_MISSED_FIELD_NUMBER: _builtins.int
+    SET_ASIDE_FIELD_NUMBER: _builtins.int
     peer_id: _builtins.str
     state: _builtins.str
     """PENDING ACTIVE SUSPECT LOST DRAINING QUARANTINED REVOKED"""
@@ -514,6 +562,14 @@ class Peer(_message.Message):
     bytes_down: _builtins.int
     source_digest: _builtins.str
     """of the task's source code that it worked with last"""
+    updates_failed: _builtins.int
+    """attempts that ended with an error of the peer's"""
+    updates_missed: _builtins.int
+    """not there when their time was over, or lost with their peer"""
+    @_builtins.property
+    def set_aside(self) -> _containers.RepeatedCompositeFieldContainer[Global___SetAside]:
+        """in which runs it is, of those that have not ended"""
+
     def __init__(
         self,
         *,
@@ -530,10 +586,13 @@ class Peer(_message.Message):
         bytes_up: _builtins.int = ...,
         bytes_down: _builtins.int = ...,
         source_digest: _builtins.str = ...,
+        updates_failed: _builtins.int = ...,
+        updates_missed: _builtins.int = ...,
+        set_aside: _abc.Iterable[Global___SetAside] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "device", b"device", "enrolled_at", b"enrolled_at", "epoch", b"epoch", "muster_version", b"muster_version", "peer_id", b"peer_id", "reason", b"reason", "seen_at", b"seen_at", "source_digest", b"source_digest", "state", b"state", "updates_delivered", b"updates_delivered", "updates_rejected", b"updates_rejected"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "device", b"device", "enrolled_at", b"enrolled_at", "epoch", b"epoch", "muster_version", b"muster_version", "peer_id", b"peer_id", "reason", b"reason", "seen_at", b"seen_at", "set_aside", b"set_aside", "source_digest", b"source_digest", "state", b"state", "updates_delivered", b"updates_delivered", "updates_failed", b"updates_failed", "updates_missed", b"updates_missed", "updates_rejected", b"updates_rejected"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

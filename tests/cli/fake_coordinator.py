@@ -188,6 +188,9 @@ class Fake:
             run = self._add(f"{name}-{len(self.runs):04d}", name, "FINISHED", "done", spec)
             if name.startswith("doomed"):
                 run.state, run.reason = "FAILED", "5 rounds in a row were skipped"
+            if name == "stuck":
+                run.state, run.reason, run.needs_resume = "PAUSED", "ward-1: no such file; mend that", True
+                run.set_aside.add(run_id=run.run_id, peer_id="ward-1", round=4, cause="no such file")
             if name == "risky":
                 run.warnings.add(cause="compression.up", reason="it is risky", times=3, last_round=2)
                 self._event("run.warned", run.run_id, "it is risky", data_json='{"cause": "compression.up"}')

@@ -249,6 +249,20 @@ def test_a_warning_stops_nothing_and_is_told_once(
     assert "warning" not in ask("run", "submit", "run.toml").err
 
 
+def test_a_run_that_is_waited_for_and_pauses_itself_says_how_to_go_on(
+    ask: Callable[..., Any], at_home: Path
+) -> None:
+    (at_home / "run.toml").write_text(SPEC.format("stuck"))
+    said = ask("run", "submit", "run.toml", "--wait")
+    assert said.code == 3
+    assert "error[run.paused]: run stuck-" in said.err
+    assert "is paused: ward-1: no such file" in said.err
+    assert "muster run resume stuck-" in said.err
+    assert ask("run", "watch", "stuck").code == 3
+    shown = ask("run", "show", "stuck").out
+    assert "ward-1 since round 4: no such file" in shown
+
+
 def test_a_run_that_is_waited_for_and_fails_is_exit_3(ask: Callable[..., Any], at_home: Path) -> None:
     (at_home / "run.toml").write_text(SPEC.format("doomed"))
     said = ask("run", "submit", "run.toml", "--wait")
@@ -291,6 +305,9 @@ def test_logs_show_failures_with_their_tracebacks(
     ask: Callable[..., Any], ask_json: Callable[..., Any]
 ) -> None:
     said = ask("run", "logs", "digits").out
+    assert "ward-1, round 2: the task failed [worker.failed]" in said
+    assert "ZeroDivisionError" not in said
+    said = ask("run", "logs", "digits", "--full").out
     assert "round 2, ward-1: the task failed [worker.failed]" in said
     assert "    ZeroDivisionError: division by zero" in said
     (entry,) = ask_json("run", "logs", "digits")

@@ -247,7 +247,7 @@ def test_a_run_in_which_nobody_is_left_waits_and_says_so(make_world: Any) -> Non
     break_down(world, "b")
     assert (world.state.status, world.state.rounds) == (RunStatus.RUNNING, {})
     assert world.state.reason == (
-        "round 2 waits for peers: 0 of 1 are active and connected; a and b are set aside: no examples"
+        "round 2 waits for peers: nobody is left of 2 that are active and connected; a and b are set aside: no examples"
     )
     assert world.tick(1000).transitions == ()
     world.join("a", instance="second")
@@ -295,6 +295,13 @@ def test_more_peers_end_the_pause(make_world: Any) -> None:
     assert world.state.rounds == {}
     world.join("c")
     assert world.state.rounds[2].cohort == ("a", "b", "c")
+
+
+def test_who_is_set_aside_is_there_for_the_least_number_of_peers(make_world: Any) -> None:
+    world = make_world(peers="abc", round={**OPEN, "peers_min": 3})
+    break_down(world, "b")
+    world.play_round("ac")
+    assert world.state.rounds[2].cohort == ("a", "c")
 
 
 def test_a_pause_outlives_a_restart(make_world: Any) -> None:

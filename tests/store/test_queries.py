@@ -91,6 +91,7 @@ async def test_peers_tell_what_they_delivered(history: Store) -> None:
     first, second = await history.peers()
     assert (first.peer_id, first.epoch, first.updates_delivered, first.updates_rejected) == ("a", 3, 2, 0)
     assert (second.updates_delivered, second.updates_rejected) == (1, 1)  # an evaluation is no update
+    assert [(each.updates_failed, each.updates_missed) for each in (first, second)] == [(0, 0), (1, 0)]
     assert (first.bytes_up, first.bytes_down, second.bytes_up, second.bytes_down) == (30, 0, 0, 5)
     assert await history.peer("b") == second
     assert await history.peer("c") is None
