@@ -15,12 +15,15 @@ from pathlib import Path
 import torch
 
 import compressors
+from compressors import integers
 from coordinator import links
 from coordinator.engine.state import UpdateFacts
 from coordinator.factors import CommonFactor
 from muster.errors import UpdateRejected
-from muster.layout import CHUNK_COORDINATES, ParameterLayout
-from muster.payload import PayloadReader
+from muster.integers import bounds
+from muster.layout import BUFFERS, CHUNK_COORDINATES, COUNTERS, PARAMS, ParameterLayout, Vector
+from muster.modelfile import TORCH_DTYPES, chunk_pieces
+from muster.payload import BESIDE, PayloadReader, groups_of
 from muster.spec.model import RunSpec
 from muster.texts import DESCRIPTION_CHARS_MAX, one_line
 
@@ -47,9 +50,15 @@ class Expected:
 
 def update_bytes_max(spec: RunSpec, layout: ParameterLayout, version: int) -> int:
     """No honest update made against this version is larger than this, header included."""
-    sizes = [stop - start for start, stop in map(layout.chunk_bounds, range(layout.chunk_count))]
+    sizes = {
+        group: [stop - start for start, stop in map(vector.chunk_bounds, range(vector.chunk_count))]
+        for group, vector in layout.groups.items()
+    }
     codecs = map(compressors.build, links.codecs(spec, version))
-    return HEADER_BYTES_MAX + 8 + max(sum(codec.bytes_max(size) for size in sizes) for codec in codecs)
+    params = max(sum(codec.bytes_max(size) for size in sizes[PARAMS]) for codec in codecs)
+    buffers = sum(map(compressors.build(BESIDE[BUFFERS]).bytes_max, sizes.get(BUFFERS, [])))
+    counters = sum(map(integers.bytes_max, sizes.get(COUNTERS, [])))
+    return HEADER_BYTES_MAX + 8 + params + buffers + counters
 
 
 def admit(path: Path, digest: str, expected: Expected) -> UpdateFacts:
@@ -59,6 +68,7 @@ def admit(path: Path, digest: str, expected: Expected) -> UpdateFacts:
         _check_manifest(reader, expected)
         _check_sources(reader, expected)
         norm = _measure(reader, expected)
+        _check_counters(reader, expected.layout.groups.get(COUNTERS, Vector(tensors=())))
         scalars = reader.manifest.scalars
         source_digest = reader.manifest.source_digest
     finally:
@@ -84,7 +94,7 @@ def admit(path: Path, digest: str, expected: Expected) -> UpdateFacts:
     return UpdateFacts(
         digest=digest,
         size_bytes=path.stat().st_size,
-        dense_bytes=4 * expected.layout.size,
+        dense_bytes=sum(4 * vector.size for vector in expected.layout.groups.values()),
         examples=int(examples),
         norm=norm,
         source_digest=source_digest,
@@ -108,7 +118,7 @@ def _check_manifest(reader: PayloadReader, expected: Expected) -> None:
         "layout": (manifest.layout_digest, expected.layout.digest),
         "groups": (
             tuple((group.name, group.codec, group.size) for group in manifest.groups),
-            (("params", codec, expected.layout.size),),
+            tuple((group.name, group.codec, group.size) for group in groups_of(expected.layout, codec)),
         ),
     }
     for what, (found, right) in wanted.items():
@@ -153,28 +163,23 @@ def _measure(reader: PayloadReader, expected: Expected) -> float:
 
 
 def _norm(reader: PayloadReader, layout: ParameterLayout, link: links.Link) -> float:
-    scratch = torch.empty(min(CHUNK_COORDINATES, layout.size))
+    scratch = torch.empty(min(CHUNK_COORDINATES, layout.columns_size))
     square = 0.0
-    for index in range(layout.chunk_count):
-        start, stop = layout.chunk_bounds(index)
-        chunk = scratch[: stop - start]
+    for column in layout.columns:
+        chunk = scratch[: column.stop - column.start]
         try:
-            link.decode(reader.chunk("params", index), chunk, index)
+            link.read(reader, column, chunk)
         except compressors.DecodeError as error:
-            raise UpdateRejected(
-                "update.undecodable",
-                f"chunk {index} of the update: {error}",
-                cause="the peer's codec is another version, or the peer lies",
-                fix="install the same version of Muster on coordinator and peer",
-            ) from error
+            raise _undecodable(column.group, column.index, error) from error
         # One pass gives the norm and, if it is finite, proves every coordinate finite.
         part = float(torch.dot(chunk, chunk))
         if not math.isfinite(part):
             if not bool(torch.isfinite(chunk).all()):
-                at = start + int((~torch.isfinite(chunk)).nonzero()[0])
+                vector = layout.groups[column.group]
+                at = vector.chunk_bounds(column.index)[0] + int((~torch.isfinite(chunk)).nonzero()[0])
                 raise UpdateRejected(
                     "update.not_finite",
-                    f"the update has a NaN or infinite value in tensor {_tensor_at(layout, at)!r}",
+                    f"the update has a NaN or infinite value in tensor {vector.tensor_at(at)!r}",
                     cause="training diverged on the peer, or the peer lies",
                     fix="lower train.lr or set train.clip_norm",
                 )
@@ -184,8 +189,29 @@ def _norm(reader: PayloadReader, layout: ParameterLayout, link: links.Link) -> f
     return math.sqrt(square)
 
 
-def _tensor_at(layout: ParameterLayout, coordinate: int) -> str:
-    for offset, tensor in zip(reversed(layout.offsets), reversed(layout.tensors), strict=True):
-        if coordinate >= offset:
-            return tensor.name
-    return "?"
+def _check_counters(reader: PayloadReader, vector: Vector) -> None:
+    """That each is one of its dtype."""
+    for index in range(vector.chunk_count):
+        start, stop = vector.chunk_bounds(index)
+        try:
+            values = integers.decode(reader.chunk(COUNTERS, index), stop - start)
+        except compressors.DecodeError as error:
+            raise _undecodable(COUNTERS, index, error) from error
+        for piece in chunk_pieces(vector, index):
+            part = values[piece.at : piece.at + piece.stop - piece.start]
+            least, most = bounds(TORCH_DTYPES[piece.spec.dtype])
+            if int(part.min()) < least or int(part.max()) > most:
+                raise UpdateRejected(
+                    "update.out_of_range",
+                    f"the update's {piece.spec.name!r} has a value that {piece.spec.dtype} cannot have",
+                    cause="the peer lies",
+                )
+
+
+def _undecodable(group: str, index: int, error: compressors.DecodeError) -> UpdateRejected:
+    return UpdateRejected(
+        "update.undecodable",
+        f"chunk {index} of the update's {group}: {error}",
+        cause="the peer's codec is another version, or the peer lies",
+        fix="install the same version of Muster on coordinator and peer",
+    )

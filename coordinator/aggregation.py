@@ -115,7 +115,7 @@ def _decide(job: AggregationJob, pipeline: aggregators.Pipeline, source: Decoded
     survey = aggregators.Survey(
         pipeline,
         len(job.updates),
-        source.layout.size,
+        source.layout.columns_size,
         kept=len(source.kept),
         seed=derive_seed(job.spec.seed, "aggregation", job.round, source.drawn()),
     )

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 import aggregators
+from compressors import integers
 from compressors.replay import Term
 from coordinator import links, recipe
 from coordinator.factors import CommonFactor
 from coordinator.statefile import StateReader
 from coordinator.store.tables import FACTOR
 from muster.digests import digest_bytes
-from muster.layout import CHUNK_COORDINATES, ParameterLayout
+from muster.layout import CHUNK_COORDINATES, COUNTERS, ParameterLayout, Vector
 from muster.payload import PayloadReader
 
 DRAWN_BYTES = 4096  # of each update's first chunk
@@ -42,14 +43,22 @@ class Decoded:
 
     def chunks(self) -> Iterator[tuple[int, Tensor]]:
         n, rows = len(self.readers), len(self.readers) + len(self.kept)
-        for index in range(self.layout.chunk_count):
-            start, stop = self.layout.chunk_bounds(index)
+        for column in self.layout.columns:
+            start, stop = column.start, column.stop
             chunk = self.scratch[: rows * (stop - start)].view(rows, stop - start)
             for row, reader, link in zip(chunk[:n], self.readers, self.links, strict=True):
-                link.decode(reader.chunk("params", index), row, index)
+                link.read(reader, column, row)
             for row, vector in zip(chunk[n:], self.kept.values(), strict=True):
                 row.copy_(vector.read(start, stop))
             yield start, chunk
+
+    def counters(self) -> Iterator[tuple[int, Tensor]]:
+        """The updates' counters by chunks, [n, c] int64."""
+        vector = self.layout.groups.get(COUNTERS, Vector(tensors=()))
+        for index in range(vector.chunk_count):
+            start, stop = vector.chunk_bounds(index)
+            bodies = [reader.chunk(COUNTERS, index) for reader in self.readers]
+            yield index, torch.stack([integers.decode(body, stop - start) for body in bodies])
 
     def drawn(self) -> str:
         """What a rule's randomness comes from beside the run's seed, which peers are told: nobody knows all updates
@@ -78,7 +87,7 @@ def decoded(
     with ExitStack() as stack:
         kept: dict[str, StateReader] = {}
         for name in kept_names(pipeline, job.updates):
-            kept[name] = StateReader(job.states.get(name), layout.size)
+            kept[name] = StateReader(job.states.get(name), layout.columns_size)
             stack.callback(kept[name].close)
         factor: CommonFactor | None = None
         if job.spec.compression.common_factor:
@@ -98,7 +107,7 @@ def decoded(
             link = links.Link(job.spec, spelling, places, estimate=estimate, factor=factor)
             stack.callback(link.close)
             uplinks.append(link)
-        width = min(CHUNK_COORDINATES, layout.size)
+        width = min(CHUNK_COORDINATES, layout.columns_size)
         yield Decoded(
             layout=layout,
             links=uplinks,

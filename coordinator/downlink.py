@@ -28,11 +28,12 @@ import torch
 from torch import Tensor
 
 import compressors
+from compressors import integers
 from compressors.feedback import LOSSLESS
 from compressors.replay import PREFIX, Replay, Term, write
 from coordinator.store.tables import SCALE
-from muster.layout import CHUNK_COORDINATES, ParameterLayout
-from muster.payload import SCALED, GroupSpec, Manifest, PayloadWriter
+from muster.layout import BUFFERS, CHUNK_COORDINATES, COUNTERS, ParameterLayout
+from muster.payload import BESIDE, SCALED, Manifest, PayloadWriter, groups_of
 from muster.places import Places
 from muster.seeds import derive_seed
 from muster.spec.model import RunSpec
@@ -70,6 +71,7 @@ class Delta:
     ) -> None:
         self._places = Places(layout=layout, base_digest=base_digest, round=round)
         self._index = 0
+        self._beside = compressors.build(BESIDE[BUFFERS])
         self._step = torch.empty(min(CHUNK_COORDINATES, layout.size))
         self._writer = PayloadWriter(
             out,
@@ -79,7 +81,7 @@ class Delta:
                 assignment_id="",
                 base_digest=base_digest,
                 layout_digest=layout.digest,
-                groups=(GroupSpec(name="params", codec=codec, size=layout.size),),
+                groups=groups_of(layout, codec),
             ),
         )
 
@@ -90,6 +92,11 @@ class Delta:
     def _append(self, body: bytes) -> None:
         self._writer.append("params", body)
         self._index += 1
+
+    def take_beside(self, group: str, new: Tensor) -> None:
+        """The next chunk of buffers or counters: the new version's values, in the order of the groups."""
+        body = integers.encode(new) if group == COUNTERS else self._beside.encode(new, 0)
+        self._writer.append(group, body)
 
     def finish(self) -> str:
         """The delta's digest."""

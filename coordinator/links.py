@@ -17,7 +17,8 @@ from torch import Tensor
 import compressors
 from coordinator.factors import CommonFactor
 from coordinator.statefile import StateReader
-from muster.layout import ParameterLayout
+from muster.layout import BUFFERS, PARAMS, Column, ParameterLayout
+from muster.payload import BESIDE, PayloadReader
 from muster.places import Places
 from muster.seeds import assignment_seed
 from muster.spec.model import RunSpec
@@ -61,6 +62,7 @@ class Link:
     ) -> None:
         """`factor` is that of all links of the round; who opened it closes it."""
         self._codec = compressors.build(spelling)
+        self._beside = compressors.build(BESIDE[BUFFERS])
         self.places = places
         self._factor = factor
         self._estimate: StateReader | None = None
@@ -79,6 +81,14 @@ class Link:
         if self._estimate is not None:
             start = self.places.layout.chunk_bounds(index)[0]
             out += self._estimate.read(start, start + len(out))
+
+    def read(self, reader: PayloadReader, column: Column, out: Tensor) -> None:
+        """Fills `out` [c], a column of parameters or of buffers. Raises `DecodeError`."""
+        body = reader.chunk(column.group, column.index)
+        if column.group == PARAMS:
+            self.decode(body, out, column.index)
+        else:
+            self._beside.decode(body, out)
 
     def following(self, update: Tensor, index: int) -> Tensor:
         """What is held of it after a round in which chunk `index` of its update was `update` [c]."""

@@ -10,14 +10,14 @@ from torch import Tensor
 
 import aggregators
 from compressors.replay import TERMS_MAX
-from coordinator import downlink, links, optimizers
+from coordinator import downlink, links, optimizers, untrained
 from coordinator.decoded import Decoded
 from coordinator.factors import NextFactor
 from coordinator.recipe import AggregationRefused
 from coordinator.statefile import StateReader, StateWriter
 from coordinator.store.tables import DELTA, FACTOR, SCALE
 from muster.finite import all_finite
-from muster.layout import CHUNK_COORDINATES
+from muster.layout import BUFFERS, CHUNK_COORDINATES, COUNTERS
 from muster.modelfile import ModelFile, ModelWriter
 from muster.payload import BlobInfo
 from muster.places import Places
@@ -33,7 +33,12 @@ def apply(
     with ExitStack() as stack:
         step = _Step(job, base, source, plan, stack)
         for start, chunk in source.chunks():
-            step.take(start, chunk)
+            if start < source.layout.size:
+                step.take(start, chunk)
+            else:
+                step.take_buffers(start, chunk)
+        for index, values in source.counters():
+            step.take_counters(index, values)
         return step.finish()
 
 
@@ -70,7 +75,8 @@ class _Step:
         for file in (*self._readers.values(), *self._writers.values(), self._down, self._factor, self._model):
             if file is not None:
                 stack.callback(file.close)
-        width = min(CHUNK_COORDINATES, layout.size)
+        width = min(CHUNK_COORDINATES, layout.columns_size)
+        self._faults = spec.aggregation.faults_of(job.cohort)
         self._delta, self._moved = torch.empty(width), torch.empty(width)
         self._following = torch.empty(len(source.kept) * width)
 
@@ -82,7 +88,7 @@ class _Step:
         self._plan.reduce(chunk, delta)
         state = {name: reader.read(start, start + width) for name, reader in self._readers.items()}
         scale = self._optimizer.step(base, delta, state, new)
-        if not all_finite(new):  # before a codec sees it
+        if not all_finite(new) and bool((~new.isfinite() & base.isfinite()).any()):  # before a codec sees it
             raise AggregationRefused("the aggregate or the server's step gives values that are not finite")
         if scale is not None and SCALE in state:  # for the peers: the downlink leaves it out of the step
             state[SCALE].copy_(scale)
@@ -96,11 +102,42 @@ class _Step:
         if self._learnt:
             state |= zip(self._learnt, self._source.following(start, chunk), strict=True)
         if self._source.kept:
-            vectors = self._following[: len(self._source.kept) * width].view(-1, width)
-            self._plan.advance(chunk, vectors)
-            state |= zip(self._source.kept, vectors, strict=True)
+            state |= self._advanced(chunk)
         for name, values in state.items():
             self._writers[name].write(values)
+
+    def take_buffers(self, start: int, chunk: Tensor) -> None:
+        """The decoded updates [n + kept, c] of the chunk of buffers that begins there, parameters counted."""
+        at, width = start - self._base.layout.size, chunk.shape[1]
+        base = self._base.buffers[at : at + width]
+        delta, new = self._delta[:width], self._moved[:width]
+        self._plan.reduce(chunk, delta)
+        place = untrained.Chunk(self._base.layout.groups[BUFFERS], at // CHUNK_COORDINATES, self._faults)
+        updates = chunk[: len(chunk) - len(self._source.kept)]
+        untrained.move_buffers(place, base, updates, delta, new)
+        if bool((~new.isfinite() & base.isfinite()).any()):
+            raise AggregationRefused("the aggregate gives buffers that are not finite")
+        self._write_beside(place.index, new, BUFFERS)
+        if self._source.kept:
+            for name, values in self._advanced(chunk).items():
+                self._writers[name].write(values)
+
+    def take_counters(self, index: int, updates: Tensor) -> None:
+        """The updates' values [n, c] of a chunk of counters."""
+        place = untrained.Chunk(self._base.layout.groups[COUNTERS], index, self._faults)
+        self._write_beside(index, untrained.move_counters(place, updates), COUNTERS)
+
+    def _write_beside(self, index: int, new: Tensor, group: str) -> None:
+        if self._down is not None:
+            self._down.take_beside(group, new)
+        self._model.write_chunk(index, new, group)
+
+    def _advanced(self, chunk: Tensor) -> dict[str, Tensor]:
+        """What the rule keeps of this chunk, [c] each."""
+        width = chunk.shape[1]
+        vectors = self._following[: len(self._source.kept) * width].view(-1, width)
+        self._plan.advance(chunk, vectors)
+        return dict(zip(self._source.kept, vectors, strict=True))
 
     def finish(self) -> tuple[BlobInfo, dict[str, str]]:
         digests = {name: writer.finish() for name, writer in self._writers.items()}

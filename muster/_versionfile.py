@@ -1,9 +1,9 @@
 """A model version on disk: a safetensors file whose data begin with the flat float32 vector.
 
-The layout's floating tensors stand first, as F32 and in layout order, so that the vector is one contiguous,
-aligned region that can be mapped and used without copying; the fixed tensors follow. The layout itself is
-in the metadata. Nothing here holds more than a few chunks in memory: files are mapped for reading and
-written by chunks.
+The trained parameters stand first, as F32 and in layout order, so that the vector is one contiguous, aligned
+region that can be mapped and used without copying; the buffers follow as another, then counters and fixed
+tensors in dtypes of their own. The layout itself is in the metadata. Nothing here holds more than a few chunks
+in memory: files are mapped for reading and written by chunks.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,9 +20,24 @@ from torch import Tensor
 
 from muster.errors import ConfigError, InternalError, TransferError
 from muster.hashedfile import BlobInfo, HashedFile
-from muster.layout import ParameterLayout, TensorSpec
+from muster.integers import narrow, widen
+from muster.layout import (
+    ANY,
+    BUFFERS,
+    COUNTERS,
+    KEEP,
+    MAX,
+    MEAN,
+    MIN,
+    MOVES,
+    PARAMS,
+    ParameterLayout,
+    TensorSpec,
+    Vector,
+)
 from muster.safetensors_header import (
     ALIGNMENT,
+    DTYPE_BYTES,
     Entry,
     HeaderError,
     is_list,
@@ -51,7 +67,7 @@ class Piece(NamedTuple):
     at: int
 
 
-def chunk_pieces(layout: ParameterLayout, index: int) -> Iterator[Piece]:
+def chunk_pieces(layout: Vector, index: int) -> Iterator[Piece]:
     """The pieces that make up chunk `index`, in order."""
     first, last = layout.chunk_bounds(index)
     for spec, offset in zip(layout.tensors, layout.offsets, strict=True):
@@ -97,39 +113,63 @@ class ModelFile:
             raise HeaderError(f"its data do not begin at a multiple of {ALIGNMENT} bytes")
         self._entries = header.entries
         self._map: memoryview | None = view[header.data_start :]
-        self._vector = _as_tensor(self._map[: 4 * self.layout.size], "F32")
+        floats = _as_tensor(self._map[: 4 * self.layout.columns_size], "F32")
+        self._vector, self._buffers = floats[: self.layout.size], floats[self.layout.size :]
 
     @property
     def vector(self) -> Tensor:
-        """float32 [d], a view of the map."""
+        """The trained parameters, float32 [d], a view of the map."""
         self._data()
         return self._vector
 
     @property
-    def fixed(self) -> dict[str, Tensor]:
-        """The fixed tensors by name, each a copy of its own."""
+    def buffers(self) -> Tensor:
+        """float32 [b], a view of the map."""
         self._data()
-        return {spec.name: self._fixed_tensor(spec) for spec in self.layout.fixed}
+        return self._buffers
 
-    def _fixed_tensor(self, spec: TensorSpec) -> Tensor:
-        entry = self._entries[spec.name]
-        copied = bytearray(self._data()[entry.start : entry.stop])
-        return _as_tensor(memoryview(copied), spec.dtype).reshape(spec.shape)
+    @property
+    def fixed(self) -> Mapping[str, Tensor]:
+        """The fixed tensors by name, each read when it is asked for, as a copy of its own."""
+        self._data()
+        return _Own(self, self.layout.fixed)
+
+    @property
+    def counters(self) -> Mapping[str, Tensor]:
+        """As `fixed`."""
+        return _Own(self, self.layout.counters)
+
+    def own_part(self, spec: TensorSpec, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of a tensor that stands in its own dtype, copied."""
+        at, width = self._entries[spec.name].start, DTYPE_BYTES[spec.dtype]
+        copied = bytearray(self._data()[at + width * start : at + width * stop])
+        return _as_tensor(memoryview(copied), spec.dtype)
+
+    def read_counters(self, index: int) -> Tensor:
+        """Chunk `index` of the counters, int64 [c], see `muster.integers`."""
+        vector = self.layout.groups[COUNTERS]
+        start, stop = vector.chunk_bounds(index)
+        out = torch.empty(stop - start, dtype=torch.int64)
+        for piece in chunk_pieces(vector, index):
+            part = self.own_part(piece.spec, piece.start, piece.stop)
+            out[piece.at : piece.at + len(part)] = widen(part)
+        return out
 
     def _data(self) -> memoryview:
         if self._map is None:
             raise InternalError("model.closed", "the model file is closed")
         return self._map
 
-    def read_native(self, index: int, out: Tensor) -> None:
-        """Chunk `index` of the vector, rounded as a model in native dtypes holds it, into out float32 [c].
+    def read_native(self, index: int, out: Tensor, group: str = PARAMS) -> None:
+        """Chunk `index` of parameters or buffers, rounded as a model in native dtypes holds it, into out float32 [c].
 
         What training changed is measured against this, not against `vector`: otherwise the rounding of a
         narrow parameter would count as training and wear the float32 master copy down to the narrow dtype.
         """
-        start, stop = self.layout.chunk_bounds(index)
-        out.copy_(self.vector[start:stop])
-        for piece in chunk_pieces(self.layout, index):
+        vector = self.layout.groups[group]
+        start, stop = vector.chunk_bounds(index)
+        out.copy_((self.vector if group == PARAMS else self.buffers)[start:stop])
+        for piece in chunk_pieces(vector, index):
             if piece.spec.dtype != "F32":
                 part = out[piece.at : piece.at + piece.stop - piece.start]
                 part.copy_(part.to(TORCH_DTYPES[piece.spec.dtype]))
@@ -137,7 +177,25 @@ class ModelFile:
     def close(self) -> None:
         """Lets go of the map. Tensors taken from it stay valid; the map goes with the last of them."""
         self._map = None
-        self._vector = torch.empty(0, dtype=torch.float32)
+        self._vector = self._buffers = torch.empty(0, dtype=torch.float32)
+
+
+class _Own(Mapping[str, Tensor]):
+    """Tensors of a file by name, none of them held."""
+
+    def __init__(self, file: ModelFile, specs: Iterable[TensorSpec]) -> None:
+        self._file = file
+        self._specs = {spec.name: spec for spec in specs}
+
+    def __getitem__(self, name: str) -> Tensor:
+        spec = self._specs[name]
+        return self._file.own_part(spec, 0, spec.size).reshape(spec.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
 
 
 class ModelWriter:
@@ -147,51 +205,60 @@ class ModelWriter:
     """
 
     def __init__(self, path: Path, layout: ParameterLayout, fixed: Mapping[str, Tensor]) -> None:
-        for spec in layout.fixed:
-            if (
-                tuple(fixed[spec.name].shape) != spec.shape
-                or fixed[spec.name].dtype != TORCH_DTYPES[spec.dtype]
-            ):
-                raise InternalError(
-                    "model.fixed_mismatch", f"fixed tensor {spec.name!r} is not as its layout says"
-                )
         try:
             header = render({LAYOUT_KEY: layout.to_json()}, _entries(layout))
         except HeaderError as error:
             raise ConfigError(
                 "model.too_many_tensors",
-                f"{len(layout.tensors) + len(layout.fixed)} tensors do not fit a model file: {error}",
+                f"{len(layout.all_tensors)} tensors do not fit a model file: {error}",
                 fix="fuse small parameters into fewer tensors",
             ) from None
         self._layout = layout
-        self._fixed = [fixed[spec.name] for spec in layout.fixed]
-        self._next = 0
+        self._fixed = fixed
+        self._due = [
+            (name, index) for name, vector in layout.groups.items() for index in range(vector.chunk_count)
+        ]
+        self._due.reverse()
         self._file = HashedFile(path)
         self._file.write(header)
 
-    def write_chunk(self, index: int, values: Tensor) -> None:
-        """The next chunk, float32 [c]; chunks come in order."""
-        start, stop = self._layout.chunk_bounds(index)
+    def write_chunk(self, index: int, values: Tensor, group: str = PARAMS) -> None:
+        """The next chunk, float32 [c], of counters int64 [c]; group after group and in order."""
+        due = self._due[-1] if self._due else None
+        vector = self._layout.groups.get(group)
+        start, stop = (0, 0) if vector is None else vector.chunk_bounds(index)
+        dtype = torch.int64 if group == COUNTERS else torch.float32
         if (
-            index != self._next
-            or index >= self._layout.chunk_count
+            due != (group, index)
+            or vector is None
             or values.shape != (stop - start,)
-            or values.dtype != torch.float32
+            or values.dtype != dtype
         ):
             raise InternalError(
                 "model.chunk_order",
-                f"chunk {index} with shape {tuple(values.shape)} where chunk {self._next} was due",
+                f"chunk {index} of {group} with {values.dtype} {tuple(values.shape)} where {due} was due",
             )
-        self._file.write(_as_bytes(values))
-        self._next += 1
+        self._due.pop()
+        if group != COUNTERS:
+            self._file.write(_as_bytes(values))
+            return
+        for piece in chunk_pieces(vector, index):
+            part = values[piece.at : piece.at + piece.stop - piece.start]
+            self._file.write(_as_bytes(narrow(part, TORCH_DTYPES[piece.spec.dtype])))
 
     def finish(self) -> BlobInfo:
         """Writes the fixed tensors; call it after the last chunk."""
-        if self._next != self._layout.chunk_count:
+        if self._due:
+            count = sum(vector.chunk_count for vector in self._layout.groups.values())
             raise InternalError(
-                "model.chunks_missing", f"only {self._next} of {self._layout.chunk_count} chunks were written"
+                "model.chunks_missing", f"only {count - len(self._due)} of {count} chunks were written"
             )
-        for tensor in self._fixed:
+        for spec in self._layout.fixed:
+            tensor = self._fixed[spec.name]
+            if tuple(tensor.shape) != spec.shape or tensor.dtype != TORCH_DTYPES[spec.dtype]:
+                raise InternalError(
+                    "model.fixed_mismatch", f"fixed tensor {spec.name!r} is not as its layout says"
+                )
             self._file.write(_as_bytes(tensor))
         return self._file.finish()
 
@@ -201,21 +268,27 @@ class ModelWriter:
 
 
 def write_model(
-    path: Path, layout: ParameterLayout, chunks: Iterable[Tensor], fixed: Mapping[str, Tensor]
+    path: Path,
+    layout: ParameterLayout,
+    chunks: Iterable[Tensor],
+    fixed: Mapping[str, Tensor],
+    beside: Mapping[str, Iterable[Tensor]] = MappingProxyType({}),
 ) -> BlobInfo:
-    """Writes a model version from its chunks in order, each float32 [c]; they may share one scratch."""
+    """Writes a model version from its chunks in order, each float32 [c]; they may share one scratch. `beside` has those
+    of the groups other than the parameters."""
     writer = ModelWriter(path, layout, fixed)
     try:
-        for index, chunk in enumerate(chunks):
-            writer.write_chunk(index, chunk)
+        for group in layout.groups:
+            for index, chunk in enumerate(chunks if group == PARAMS else beside[group]):
+                writer.write_chunk(index, chunk, group)
         return writer.finish()
     finally:
         writer.close()
 
 
 def _entries(layout: ParameterLayout) -> dict[str, Entry]:
-    rows = [(spec.name, "F32", spec.shape) for spec in layout.tensors]
-    return lay_out(rows + [(spec.name, spec.dtype, spec.shape) for spec in layout.fixed])
+    rows = [(spec.name, "F32", spec.shape) for spec in layout.tensors + layout.buffers]
+    return lay_out(rows + [(spec.name, spec.dtype, spec.shape) for spec in layout.counters + layout.fixed])
 
 
 def _parse_layout(text: str) -> ParameterLayout:
@@ -223,19 +296,22 @@ def _parse_layout(text: str) -> ParameterLayout:
     raw = parse_json_strictly(text)
     if not is_object(raw):
         raise HeaderError("its layout is not an object")
-    tensors, fixed, aliases = raw.get("tensors"), raw.get("fixed"), raw.get("aliases")
-    if not (
-        _is_list_of(_is_row, tensors) and _is_list_of(_is_row, fixed) and _is_list_of(_is_alias, aliases)
-    ):
+    lists = (raw.get("tensors"), raw.get("fixed"), raw.get(BUFFERS, []), raw.get(COUNTERS, []))
+    if not (all(_is_list_of(_is_row, rows) for rows in lists) and _is_list_of(_is_alias, raw.get("aliases"))):
         raise HeaderError("its layout has a row that is not one")
     layout = ParameterLayout.from_json(text)
     if layout.to_json() != text:
         raise HeaderError("its layout is not written canonically")
-    for specs, floating in ((layout.tensors, True), (layout.fixed, False)):
+    for specs, moves, floating in (
+        (layout.tensors, ("",), (True,)),
+        (layout.buffers, (MEAN, MAX, MIN), (True,)),
+        (layout.counters, (MAX, MIN, ANY), (False,)),
+        (layout.fixed, ("", KEEP), (True, False)),
+    ):
         for spec in specs:
-            if TORCH_DTYPES[spec.dtype].is_floating_point != floating:
+            if spec.move not in moves or TORCH_DTYPES[spec.dtype].is_floating_point not in floating:
                 raise HeaderError(f"its layout gives {spec.name[:80]!r} a dtype that cannot stand there")
-    names = {spec.name for spec in layout.tensors + layout.fixed}
+    names = {spec.name for spec in layout.all_tensors}
     if any(name in names or source not in names for name, source in layout.aliases):
         raise HeaderError("its layout has an alias of nothing, or one named as a tensor")
     return layout
@@ -246,10 +322,16 @@ def _is_list_of(check: Callable[[Any], bool], raw: Any) -> bool:
 
 
 def _is_row(raw: Any) -> bool:
-    if not is_list(raw) or len(raw) != 3:
+    if not is_list(raw) or len(raw) not in (3, 4):
         return False
-    name, shape, dtype = raw
-    return isinstance(name, str) and is_shape(shape) and isinstance(dtype, str) and dtype in TORCH_DTYPES
+    name, shape, dtype, *move = raw
+    return (
+        isinstance(name, str)
+        and is_shape(shape)
+        and isinstance(dtype, str)
+        and dtype in TORCH_DTYPES
+        and (not move or move[0] in MOVES)
+    )
 
 
 def _is_alias(raw: Any) -> bool:
@@ -264,5 +346,5 @@ def _as_tensor(data: memoryview, dtype: str) -> Tensor:
 
 
 def _as_bytes(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().view(-1)
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")

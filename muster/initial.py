@@ -49,7 +49,7 @@ def draw(task: Task, seed: int) -> nn.Module:
 
 
 def draw_version(task: Task, seed: int, path: Path) -> Drawn:
-    """Draws the model and writes it to `path` as a model version. Raises `ConfigError` "model.unsupported"."""
+    """Draws the model and writes it to `path` as a model version. Raises as `layout_of` does."""
     model = draw(task, seed)
-    layout = layout_of(model)
+    layout = layout_of(model, task.buffers)
     return Drawn(model=model, layout=layout, info=write_initial(path, layout, model))

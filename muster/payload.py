@@ -2,6 +2,9 @@
 
 Tensor "params/000003" (U8) is the fourth chunk of group "params" as the group's codec wrote it; what the
 update is and what it answers stands in the metadata as a manifest. A reader trusts nothing of it.
+
+Beside the parameters, buffers and counters are groups of their own (`muster.layout`), which nothing is lost of: going
+up, buffers are what changed, and counters their values; going down, both are the new version's values.
 """
 
 from __future__ import annotations
@@ -11,12 +14,13 @@ import mmap
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from muster.digests import digest_file
 from muster.errors import ConfigError, InternalError, UpdateRejected
 from muster.hashedfile import BlobFile, BlobInfo
-from muster.layout import CHUNK_COORDINATES
+from muster.layout import BUFFERS, CHUNK_COORDINATES, COUNTERS, PARAMS, ParameterLayout
 from muster.safetensors_header import (
     Entry,
     HeaderError,
@@ -28,8 +32,10 @@ from muster.safetensors_header import (
 )
 from muster.sources import checked_digest
 
-__all__ = ["BlobInfo", "GroupSpec", "Manifest", "PayloadReader", "PayloadWriter"]
+__all__ = ["BlobInfo", "GroupSpec", "Manifest", "PayloadReader", "PayloadWriter", "groups_of"]
 
+# How what is not trained travels, whatever the run's codec: without loss.
+BESIDE: Mapping[str, str] = MappingProxyType({BUFFERS: "identity+zstd", COUNTERS: "int64+zstd"})
 SCALED = "scaled:"  # and the codec of a step that is still to be multiplied by the run's scale, [d]
 MANIFEST_KEY = "muster.manifest"
 BODY_BYTES_MAX = 1 << 24  # of one encoded chunk: many times the chunk's float32 bytes
@@ -79,6 +85,14 @@ class Manifest:
             "source_digest": self.source_digest,
         }
         return json.dumps(raw, separators=(",", ":"))
+
+
+def groups_of(layout: ParameterLayout, codec: str) -> tuple[GroupSpec, ...]:
+    """Those of a body with this codec for the parameters, in their order."""
+    return tuple(
+        GroupSpec(name=name, codec=codec if name == PARAMS else BESIDE[name], size=vector.size)
+        for name, vector in layout.groups.items()
+    )
 
 
 def _entry_name(group: str, index: int) -> str:

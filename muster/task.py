@@ -69,6 +69,17 @@ class Task(ABC):
 
     options: Mapping[str, Any] = MappingProxyType({})
 
+    buffers: Mapping[str, str] = MappingProxyType({})
+    """How what is not trained moves from round to round: names in `state_dict()`, or patterns of them such as
+    "*.amax", to one of
+
+        "mean"  as the parameters do, by the plain aggregate: floating buffers, unless something else is said
+        "max"   the greatest of the updates' values, "min" the least, less as many as may lie: integers, "max" unless
+                something else is said; floating buffers
+        "any"   flags: set where an update has set them, or more than may lie have; unless something else is said
+        "keep"  the first value in every round: parameters that require no gradient, unless something else is said
+    """
+
     @abstractmethod
     def model(self) -> nn.Module:
         """A new model. Its initial values come from the global generators (torch, numpy, `random`), which are seeded by

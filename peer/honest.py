@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from muster.finite import all_finite
 from muster.inorder import in_order
+from muster.layout import BUFFERS, COUNTERS, Column
 from muster.modelfile import ModelFile, read_state
 from peer.orders import TrainOrder
 from peer.statefile import StateReader, StateWriter
@@ -41,18 +43,31 @@ class _Room(threading.local):
 
 
 class Deltas:
-    """What training changed: the model less the base as it really held it."""
+    """What training changed: the model less the base as it really held it, in columns (`ParameterLayout.columns`).
+
+    Equal infinities, and NaN where the base has NaN, are no change. A buffer that was not finite and now is has no
+    difference, and is told as its value: the least normal number stands for zero there, which means no change.
+    """
 
     def __init__(self, model: nn.Module, base: ModelFile) -> None:
-        self._trained = read_state(model)
+        self.trained = read_state(model, base.layout)
         self._base = base
         self._room = _Room()
 
-    def read(self, index: int, out: Tensor) -> None:
-        self._trained.read(index, out)
+    def read(self, column: Column, out: Tensor) -> None:
+        self.trained.read(column.index, out, column.group)
         rounded = self._room.of(len(out))
-        self._base.read_native(index, rounded)
+        self._base.read_native(column.index, rounded, column.group)
+        if all_finite(rounded):
+            out -= rounded
+            return
+        odd = ~rounded.isfinite()
+        same = odd & ((out == rounded) | (out.isnan() & rounded.isnan()))
+        new = out[odd].where(out[odd] != 0, torch.finfo(torch.float32).smallest_normal)
         out -= rounded
+        if column.group == BUFFERS:
+            out[odd] = new
+        out[same] = 0.0
 
 
 class Honest:
@@ -63,7 +78,7 @@ class Honest:
         self, model: nn.Module, base: ModelFile, views: Sequence[Path], state: StateFiles, beta: float
     ) -> None:
         self.n = 1 + len(views)
-        self.size = base.layout.size
+        self.size = base.layout.columns_size
         self._layout = base.layout
         self._deltas = Deltas(model, base)
         self._views = [StateReader(path, self.size) for path in views]
@@ -73,10 +88,11 @@ class Honest:
         self._room = _Room()
 
     def clip(self, norm_max: float) -> None:
-        """Scales each update [d], before any momentum, so that its norm is at most this. One that is not finite stays
-        as it is, for who encodes it to tell."""
+        """Scales each update's parameters [d], before any momentum, so that their norm is at most this. One that is not
+        finite stays as it is, for who encodes it to tell."""
         if norm_max == math.inf:
             return
+        # Parameters come first among the columns.
         squares = zip(*in_order(self._squares, self._layout.chunk_count), strict=True)
         # The exact sum: the same whatever the threads did, and so is an update that is made a second time.
         norms = [math.sqrt(math.fsum(parts)) for parts in squares]
@@ -84,14 +100,18 @@ class Honest:
 
     def _squares(self, index: int) -> list[float]:
         """Of each update's part of a chunk the squared norm: by numpy, which sums in one order on one thread."""
-        rows = self._trained(index).numpy()
+        rows = self._trained(self._layout.columns[index]).numpy()
         with np.errstate(invalid="ignore"):  # signalling NaN
             return [float(np.square(row, dtype=np.float64).sum()) for row in rows]
 
     def chunk(self, index: int) -> Tensor:
-        """[n, c], clipped, with the momentum folded in; the same memory every time that a thread asks."""
-        start, stop = self._layout.chunk_bounds(index)
-        rows = self._trained(index)
+        """[n, c] of a column; of parameters clipped, with the momentum folded in. The same memory every time that a
+        thread asks."""
+        column = self._layout.columns[index]
+        rows = self._trained(column)
+        if column.group == BUFFERS:  # statistics have no momentum and no learning rate
+            return rows
+        start, stop = column.start, column.stop
         for row, scale in zip(rows, self._scales, strict=True):
             if scale != 1:
                 row.mul_(scale)
@@ -101,18 +121,21 @@ class Honest:
                     row.mul_(1.0 - self._beta).add_(self._state.read(name, start, stop), alpha=self._beta)
         return rows
 
-    def _trained(self, index: int) -> Tensor:
+    def _trained(self, column: Column) -> Tensor:
         """[n, c], what training changed; the same memory every time that a thread asks."""
-        start, stop = self._layout.chunk_bounds(index)
-        rows = self._room.of(self.n * (stop - start)).view(self.n, -1)
-        self._deltas.read(index, rows[0])
+        rows = self._room.of(self.n * (column.stop - column.start)).view(self.n, -1)
+        self._deltas.read(column, rows[0])
         for row, view in zip(rows[1:], self._views, strict=True):
-            row.copy_(view.read(start, stop))
+            row.copy_(view.read(column.start, column.stop))
         return rows
 
     def chunks(self) -> Iterator[tuple[int, Tensor]]:
-        for index in range(self._layout.chunk_count):
-            yield self._layout.chunk_bounds(index)[0], self.chunk(index)
+        for index, column in enumerate(self._layout.columns):
+            yield column.start, self.chunk(index)
+
+    def counters(self) -> Iterator[Tensor]:
+        """Their values after training, by chunks, int64 [c]."""
+        return self._deltas.trained.chunks(COUNTERS)
 
     def close(self) -> None:
         for view in self._views:

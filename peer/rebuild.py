@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 import compressors
+from compressors import integers
 from compressors.replay import PREFIX, Replay
 from muster.errors import TransferError
-from muster.layout import CHUNK_COORDINATES
+from muster.layout import BUFFERS, CHUNK_COORDINATES, COUNTERS, PARAMS, ParameterLayout
 from muster.modelfile import ModelFile, ModelWriter
-from muster.payload import SCALED, PayloadReader
+from muster.payload import BESIDE, SCALED, PayloadReader, groups_of
 from muster.places import Places
 from peer.statefile import StateReader
 
@@ -22,6 +23,7 @@ def rebuild(base: Path, deltas: Sequence[Path], target: Path, scale: Path | None
 
         version = base + m_1 + ... + m_k,   m_i as the delta's codec decodes it, by coordinate times `scale`
                                             where the delta says so
+    with the buffers and counters of the last, and the base's own fixed tensors;
     in float32 and in this order, as the coordinator made them one after the other. Memory: a chunk or two.
     Raises `TransferError` "model.bad_delta" if a delta is not one of this model, `StorageError`.
     """
@@ -32,7 +34,7 @@ def rebuild(base: Path, deltas: Sequence[Path], target: Path, scale: Path | None
     try:
         readers.extend(PayloadReader(path) for path in deltas)
         layout = model.layout
-        codecs = [_codec(reader, layout.digest, layout.size) for reader in readers]
+        codecs = [_codec(reader, layout) for reader in readers]
         scaled = [reader.manifest.groups[0].codec.startswith(SCALED) for reader in readers]
         if any(scaled) and scale is None:
             raise _bad("it goes with a scale, and there is none")
@@ -55,6 +57,7 @@ def rebuild(base: Path, deltas: Sequence[Path], target: Path, scale: Path | None
                     moved.mul_(factors)
                 values.add_(moved)
             writer.write_chunk(index, values)
+        _beside(writer, layout, readers[-1])
         return writer.finish().digest
     except compressors.DecodeError as error:
         raise _bad(str(error)) from error
@@ -68,10 +71,28 @@ def rebuild(base: Path, deltas: Sequence[Path], target: Path, scale: Path | None
         model.close()
 
 
-def _codec(reader: PayloadReader, layout_digest: str, size: int) -> compressors.Codec | Replay:
+def _beside(writer: ModelWriter, layout: ParameterLayout, last: PayloadReader) -> None:
+    """Buffers and counters, whose values are in the last delta."""
+    codec = compressors.build(BESIDE[BUFFERS])
+    for group, vector in layout.groups.items():
+        for index in range(vector.chunk_count if group != PARAMS else 0):
+            start, stop = vector.chunk_bounds(index)
+            body = last.chunk(group, index)
+            if group == COUNTERS:
+                values = integers.decode(body, stop - start)
+            else:
+                values = torch.empty(stop - start, dtype=torch.float32)
+                codec.decode(body, values)
+            writer.write_chunk(index, values, group)
+
+
+def _codec(reader: PayloadReader, layout: ParameterLayout) -> compressors.Codec | Replay:
     manifest = reader.manifest
-    found = [(group.name, group.size) for group in manifest.groups]
-    if manifest.layout_digest != layout_digest or found != [("params", size)]:
+    if (
+        manifest.layout_digest != layout.digest
+        or not manifest.groups
+        or manifest.groups != groups_of(layout, manifest.groups[0].codec)
+    ):
         raise _bad("it belongs to another model")
     spelling = manifest.groups[0].codec.removeprefix(SCALED)
     try:

@@ -26,14 +26,16 @@ import torch
 from torch import Tensor, nn
 
 import compressors
+from compressors import integers
 from compressors.feedback import LOSSLESS, MAGNITUDE_MAX, is_bounded
 from compressors.planned import Planned, Planner
 from muster.errors import TaskError
 from muster.finite import all_finite
 from muster.hashedfile import BlobInfo
 from muster.inorder import in_order
-from muster.modelfile import ModelFile
-from muster.payload import GroupSpec, Manifest, PayloadWriter
+from muster.layout import BUFFERS, COUNTERS, PARAMS, Column, ParameterLayout
+from muster.modelfile import ModelFile, check_unchanged
+from muster.payload import BESIDE, Manifest, PayloadWriter, groups_of
 from muster.places import Places
 from muster.seeds import derive_seed
 from muster.task import FitReport
@@ -60,8 +62,8 @@ def write_update(
     drill: Drill | None,
     views: Sequence[Path],
 ) -> WrittenUpdate:
-    """Raises `TaskError` `task.not_finite` or `task.too_large`, `StorageError`, and of a drill `ConfigError`. The files
-    are synced.
+    """Raises `TaskError` `task.not_finite`, `task.too_large`, `task.model_changed` or `task.frozen_changed`,
+    `StorageError`, and of a drill `ConfigError`. The files are synced.
 
     `views` are files of `write_delta`: what else the drill sees. Each keeps a momentum of its own.
     """
@@ -74,11 +76,13 @@ def write_update(
         assignment_id=order.assignment_id,
         base_digest=order.base_digest,
         layout_digest=layout.digest,
-        groups=(GroupSpec(name="params", codec=codec.spelling, size=layout.size),),
+        groups=groups_of(layout, codec.spelling),
         scalars=_scalars(report),
         source_digest=source_digest,
     )
+    check_unchanged(model, base)
     places = order.places(layout)
+    beside = compressors.build(BESIDE[BUFFERS])
     beta = float(order.train["worker_momentum"])
     momenta = momenta_names(1 + len(views)) if beta else []
     with ExitStack() as stack:
@@ -95,14 +99,17 @@ def write_update(
         stack.callback(writer.close)
 
         def encoded(index: int) -> bytes:
-            start, stop = layout.chunk_bounds(index)
+            column = layout.columns[index]
+            start, stop = column.start, column.stop
             rows = honest.chunk(index)
             if forgery is None:
-                _check(order, rows[0], codec)
+                _check(order, rows[0], codec if column.group == PARAMS else beside, layout, column)
             update = rows[0]
             if forgery is not None:
                 update = torch.empty_like(update)
                 forgery.forge(rows, update, start)
+            if column.group != PARAMS:
+                return beside.encode(update, 0)
             kept = {name: state.read(name, start, stop) for name in feedback.state_names}
             seed = derive_seed(order.seed, "codec", index)
             place = factor.at(compressors.Place(*places.facts(index)), index)
@@ -114,10 +121,12 @@ def write_update(
             return body
 
         threads = None if forgery is None else 1  # an attack's code need not bear more
-        bodies = in_order(encoded, layout.chunk_count, threads)
+        bodies = in_order(encoded, len(layout.columns), threads)
         stack.callback(bodies.close)
-        for body in bodies:
-            writer.append("params", body)
+        for column, body in zip(layout.columns, bodies, strict=True):
+            writer.append(column.group, body)
+        for chunk in honest.counters() if COUNTERS in layout.groups else ():
+            writer.append(COUNTERS, integers.encode(chunk))
         info = writer.finish()
         _sync(Path(order.update))
         return WrittenUpdate(info=info, staged=state.finish())
@@ -141,7 +150,7 @@ def _plan(
         kept = {name: state.read(name, start, stop) for name in feedback.state_names}
         at = planner.at(compressors.Place(*places.facts(index)))
         update = honest.chunk(index)[0]
-        _check(order, update, codec)
+        _check(order, update, codec, layout, layout.columns[index])
         try:
             feedback.encode(at, update, kept, derive_seed(order.seed, "codec", index))
         except compressors.DecodeError as error:
@@ -163,11 +172,10 @@ def write_delta(model: nn.Module, base: ModelFile, path: Path) -> None:
     deltas = Deltas(model, base)
     writer = StateWriter(path)
     try:
-        for index in range(base.layout.chunk_count):
-            start, stop = base.layout.chunk_bounds(index)
-            delta = torch.empty(stop - start, dtype=torch.float32)
-            deltas.read(index, delta)
-            writer.write(delta, start)
+        for column in base.layout.columns:
+            delta = torch.empty(column.stop - column.start, dtype=torch.float32)
+            deltas.read(column, delta)
+            writer.write(delta, column.start)
     finally:
         writer.close()
 
@@ -188,17 +196,21 @@ def _sync(path: Path) -> None:
         os.close(fd)
 
 
-def _check(order: TrainOrder, update: Tensor, codec: compressors.Codec) -> None:
+def _check(
+    order: TrainOrder, update: Tensor, codec: compressors.Codec, layout: ParameterLayout, column: Column
+) -> None:
     if is_bounded(update):
         return
     if not all_finite(update):
+        vector = layout.groups[column.group]
+        at = vector.chunk_bounds(column.index)[0] + int((~update.isfinite()).nonzero()[0])
         raise TaskError(
             "task.not_finite",
-            f"training {order.task} on this peer gave values that are not finite",
+            f"training {order.task} on this peer gave values that are not finite in {vector.tensor_at(at)!r}",
             cause="the loss diverged, or the data hold NaN or infinity",
             fix="lower [train] lr, set [train] clip_norm, or look at this site's data",
         )
-    if codec.spelling != LOSSLESS:
+    if column.group == PARAMS and codec.spelling != LOSSLESS:
         raise _too_large(order, codec)
 
 

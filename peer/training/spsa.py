@@ -169,8 +169,7 @@ def _unsuited(name: str, parameter: Tensor | None) -> ConfigError:
     return ConfigError(
         "train.unsuited_model",
         f"spsa cannot train this model: its {name!r} {what}",
-        cause="its directions move all that a model version holds; rounded to less than float32, or held still in "
-        "part, the update would be no sum of directions any more",
-        fix="train another model, such as one with group or layer instead of batch normalisation, in float32, or "
-        "with train.algorithm sgd",
+        cause="its directions move all that is trained; rounded to less than float32, or held still in part, the "
+        "update would be no sum of directions any more",
+        fix="train another model, in float32, or with train.algorithm sgd",
     )

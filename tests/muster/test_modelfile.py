@@ -84,15 +84,21 @@ def test_a_model_of_every_kind_round_trips(path: Path) -> None:
 
 def test_the_layout_tells_floating_fixed_and_tied_tensors_apart() -> None:
     layout = layout_of(Everything())
-    assert {spec.name for spec in layout.fixed} == {"mask", "ids", "none", "norm.num_batches_tracked"}
+    moves = {spec.name: spec.move for spec in layout.counters}
+    assert moves == {"mask": "any", "ids": "max", "none": "max", "norm.num_batches_tracked": "max"}
+    assert {spec.name: spec.move for spec in layout.buffers} == {
+        "norm.running_mean": "mean",
+        "norm.running_var": "mean",
+    }
+    assert layout.fixed == ()
     assert layout.aliases == (("head.weight", "embed.weight"),)
     dtypes = {spec.name: spec.dtype for spec in layout.tensors}
     assert dtypes["narrow.weight"] == "BF16"
     assert dtypes["short"] == "F16"
     assert dtypes["wide"] == "F64"
-    assert dtypes["norm.running_var"] == "F32"
     assert "scratch" not in dtypes
-    assert layout.size == 1 + 700 * 400 + 20 + 0 + 620 + 3 + 4 + 24
+    assert layout.size == 1 + 700 * 400 + 10 + 0 + 620 + 3 + 4 + 24
+    assert layout.columns_size == layout.size + 10
     assert ParameterLayout.from_json(layout.to_json()) == layout
 
 
@@ -105,7 +111,8 @@ def test_a_view_of_another_shape_is_no_alias(path: Path) -> None:
     assert layout.aliases == ()
     write_initial(path, layout, model)
     file = ModelFile(path)
-    assert file.vector.tolist() == [0, 1, 2, 3, 0, 2, 1, 3, 0, 1]
+    assert file.vector.tolist() == [0, 1, 2, 3]
+    assert file.buffers.tolist() == [0, 2, 1, 3, 0, 1]
     file.close()
 
 
@@ -116,10 +123,10 @@ def test_the_safetensors_library_reads_a_model_version(path: Path) -> None:
     read = safetensors.torch.load_file(path)
     state = _state(model)
     assert read.keys() == state.keys() - {"head.weight"}
-    for spec in layout.tensors:
+    for spec in layout.tensors + layout.buffers:
         assert read[spec.name].dtype == torch.float32
         assert torch.equal(read[spec.name], state[spec.name].float())
-    for spec in layout.fixed:
+    for spec in layout.counters + layout.fixed:
         assert torch.equal(read[spec.name], state[spec.name])
 
 
@@ -212,14 +219,30 @@ def test_the_same_values_give_the_same_bytes(tmp_path: Path) -> None:
     assert first.digest != write_initial(tmp_path / "c", layout_of(Everything()), Everything(seed=8)).digest
 
 
-def test_a_model_without_floating_tensors(path: Path) -> None:
-    model = nn.Module()
+def test_a_model_in_which_nothing_is_trained_has_no_layout() -> None:
+    model = nn.Linear(2, 2).requires_grad_(False)
     model.register_buffer("step", torch.tensor(3))
-    write_initial(path, layout_of(model), model)
+    with pytest.raises(ConfigError) as caught:
+        layout_of(model)
+    assert caught.value.id == "model.nothing_trained"
+
+
+def test_a_version_from_before_buffers_were_told_apart_reads_as_it_did(path: Path) -> None:
+    names = ("weight", "bias", "running_mean", "running_var")
+    old = ParameterLayout(
+        tensors=tuple(TensorSpec(name=name, shape=(3,), dtype="F32") for name in names),
+        fixed=(TensorSpec(name="num_batches_tracked", shape=(), dtype="I64"),),
+    )
+    assert set(json.loads(old.to_json())) == {"tensors", "fixed", "aliases"}
+    write_model(path, old, [torch.arange(12.0)], {"num_batches_tracked": torch.tensor(7)})
     file = ModelFile(path)
-    assert file.vector.shape == (0,)
-    assert file.fixed["step"] == 3
+    assert file.layout == old
+    model = nn.BatchNorm1d(3)
+    load_into(model, file)
     file.close()
+    assert model.running_var.tolist() == [9, 10, 11]  # type: ignore[union-attr]
+    assert model.num_batches_tracked == 7
+    assert torch.equal(next(read_state(model, old).chunks()), torch.arange(12.0))
 
 
 # --- what cannot be a model version ------------------------------------------------------------------------------
@@ -248,7 +271,7 @@ def _complex() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (_extra_state, "'_extra_state' is not a dense tensor"),
+        (_extra_state, "'_extra_state' is a dict and no tensor"),
         (_sparse, "'s' is not a dense tensor"),
         (_complex, "'c' has dtype torch.complex64"),
         (lambda: nn.Linear(2, 2, device="meta"), "'weight' is not a dense tensor"),
@@ -303,8 +326,12 @@ TWO_CHUNKS = ParameterLayout(
 
 
 def test_chunks_come_in_order_and_whole(path: Path) -> None:
+    writer = ModelWriter(path, TWO_CHUNKS, {"n": torch.tensor(1.0)})
+    writer.write_chunk(0, torch.zeros(CHUNK_COORDINATES))
+    writer.write_chunk(1, torch.zeros(3))
     with pytest.raises(InternalError, match="fixed_mismatch"):
-        ModelWriter(path, TWO_CHUNKS, {"n": torch.tensor(1.0)})
+        writer.finish()
+    writer.close()
     writer = ModelWriter(path, TWO_CHUNKS, {"n": torch.tensor(1)})
     for index, wrong in (
         (1, torch.zeros(3)),
@@ -452,7 +479,21 @@ def test_data_that_cannot_be_mapped_as_float32(small: tuple[Path, Rows, bytes]) 
         ('{"tensors":[],"fixed":[],"aliases":[["a"]]}', "a row that is not one"),
         ('{"tensors":[],"fixed":[],"aliases":[["a",[]]]}', "a row that is not one"),
         ('{"tensors":[["w",[1],"I64"]],"fixed":[],"aliases":[]}', "a dtype that cannot stand there"),
-        ('{"tensors":[],"fixed":[["w",[1],"F32"]],"aliases":[]}', "a dtype that cannot stand there"),
+        ('{"tensors":[],"fixed":[["w",[1],"F32","max"]],"aliases":[]}', "a dtype that cannot stand there"),
+        ('{"tensors":[["w",[1],"F32","max"]],"fixed":[],"aliases":[]}', "a dtype that cannot stand there"),
+        (
+            '{"tensors":[],"fixed":[],"aliases":[],"buffers":[["w",[1],"I64","max"]]}',
+            "a dtype that cannot stand there",
+        ),
+        (
+            '{"tensors":[],"fixed":[],"aliases":[],"counters":[["w",[1],"F32","max"]]}',
+            "a dtype that cannot stand there",
+        ),
+        (
+            '{"tensors":[],"fixed":[],"aliases":[],"counters":[["w",[1],"I64","sum"]]}',
+            "a row that is not one",
+        ),
+        ('{"tensors":[],"fixed":[],"aliases":[],"counters":[]}', "canonically"),
         ('{"tensors":[["w",[1],"F32"]],"fixed":[["w",[1],"I64"]],"aliases":[]}', "is taken"),
         ('{"tensors":[["__metadata__",[1],"F32"]],"fixed":[],"aliases":[]}', "is taken"),
         ('{"tensors":[],"fixed":[],"aliases":[["a","b"]]}', "an alias of nothing"),

@@ -143,8 +143,10 @@ class Rounds:
 
 
 @pytest.fixture
-def rounds(tmp_path: Path) -> Callable[..., Rounds]:
+def rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Rounds]:
     """rounds(source, peers=2, **tables of the run spec): `source` is a module with a task `Case`."""
+    # Here all peers take turns in one large process, where a collection takes a second.
+    monkeypatch.setattr(peer_jobs, "gc", SimpleNamespace(collect=lambda: 0))
 
     def make(source: str, peers: int = 2, **tables: Any) -> Rounds:
         return Rounds(tmp_path, source, peers, tables)

@@ -1,0 +1,71 @@
+"""How what is not trained moves in a round: buffers and counters, see `muster.layout`.
+
+No optimizer, codec or momentum touches them. Of n updates of which f may lie:
+
+    mean    base and the rule's aggregate of what changed, held within what the base and the updates themselves span: a
+            variance stays one, whatever the rule has scaled, remembered or rounded
+    max     the (f + 1)-th greatest of the updates' values: f liars that say the greatest of all are passed over. With
+            f = 0 the maximum
+    min     the (f + 1)-th least
+    any     of flags: those that more than f updates have set, which is `max`
+
+Where a buffer's base is not finite, nothing can be added to it: the median of what the updates make of it is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from muster.layout import MEAN, MIN, Vector
+from muster.modelfile import chunk_pieces
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Where a chunk of buffers or counters lies, and how many updates may lie about it."""
+
+    vector: Vector
+    index: int
+    faults: int
+
+    def parts(self) -> Iterator[tuple[slice, str]]:
+        """The stretches of the chunk, and the move of each."""
+        for piece in chunk_pieces(self.vector, self.index):
+            yield slice(piece.at, piece.at + piece.stop - piece.start), piece.spec.move
+
+
+def move_buffers(chunk: Chunk, base: Tensor, updates: Tensor, delta: Tensor, out: Tensor) -> None:
+    """Writes the new chunk into out [c]: of `base` [c], the `updates` [n, c] and their aggregate [c]."""
+    least, most = updates.amin(0).clamp_(max=0.0), updates.amax(0).clamp_(min=0.0)
+    torch.add(base, torch.clamp(delta, least, most), out=out)
+    odd = ~base.isfinite()
+    if bool(odd.any()):
+        out[odd] = _values(base[odd], updates[:, odd]).median(0).values
+    for part, move in chunk.parts():
+        if move != MEAN:
+            out[part] = ordered(_values(base[part], updates[:, part]), move, chunk.faults)
+
+
+def _values(base: Tensor, updates: Tensor) -> Tensor:
+    """What the updates make of the base, [n, c]."""
+    told = torch.where(updates == 0, base, updates)
+    return torch.where(base.isfinite(), base + updates, told)
+
+
+def move_counters(chunk: Chunk, updates: Tensor) -> Tensor:
+    """The new chunk [c] of the updates' values [n, c], both int64."""
+    out = torch.empty(updates.shape[1], dtype=torch.int64)
+    for part, move in chunk.parts():
+        out[part] = ordered(updates[:, part], move, chunk.faults)
+    return out
+
+
+def ordered(values: Tensor, move: str, faults: int) -> Tensor:
+    """The value of [n, c] that the move stands for, [c]. Where so many may lie that nobody is left, the median."""
+    rank = min(faults, (len(values) - 1) // 2)
+    ranked = values.sort(dim=0, descending=move != MIN).values
+    return ranked[rank]
