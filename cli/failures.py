@@ -65,10 +65,11 @@ def cause_of(entry: Entry) -> str:
 
 def cause_line(cause: Cause) -> Text:
     """ "12:00:01  assignment.lost  peer-1, 5 times, rounds 1 to 5: FileNotFoundError ..."."""
-    about = [*cause.peers[:PEERS_TOLD]]
-    if len(cause.peers) > PEERS_TOLD:
-        about.append(f"{len(cause.peers) - PEERS_TOLD} more")
-    if cause.kind != WARNED:
+    about: list[str] = []
+    if cause.kind != WARNED:  # which names its peer, and has been counted
+        about += cause.peers[:PEERS_TOLD]
+        if len(cause.peers) > PEERS_TOLD:
+            about.append(f"{len(cause.peers) - PEERS_TOLD} more")
         about.append(_when(cause.times, cause.rounds))
     line = Text(f"{moment(cause.first_at)}  ")
     line.append(f"{cause.kind:<20}", style="yellow" if cause.kind == WARNED else "red")

@@ -445,7 +445,8 @@ def _aggregated(effect: Aggregate, result: AggregationResult, before: Mapping[st
 def _told(error: MusterError) -> str:
     """In one line, with the place in the task that it came from."""
     place = own_frame(error.fields.get("traceback", ""))
-    parts = [error.message, place and f"at {place}", error.cause and f"cause: {error.cause}"]
+    known = place in f"{error.message} {error.cause}"  # "" is in everything
+    parts = [error.message, "" if known else f"at {place}", error.cause and f"cause: {error.cause}"]
     return one_line("; ".join(filter(None, [*parts, error.fix and f"fix: {error.fix}"])))
 
 

@@ -134,7 +134,9 @@ class MemberBook:
 
         def then() -> None:
             for transition in decision.transitions:
-                log.info(transition.kind, peer_id=transition.peer_id, reason=transition.reason)
+                log.info(
+                    transition.kind or "peer.changed", peer_id=transition.peer_id, reason=transition.reason
+                )
                 if transition.removes:
                     self._heard.pop(transition.peer_id, None)
 

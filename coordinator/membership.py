@@ -6,7 +6,8 @@
     REVOKED: with that secret never again; its name is free, and who takes it, with another, is a new peer
 
 A name's epoch grows with each session under it; what an older session still says is ignored. Heartbeats
-change no row; only transitions do.
+change no row; only transitions do. A connection that is lost and soon had again changes rows and tells no event,
+so that a poor network does not fill the log.
 """
 
 from __future__ import annotations
@@ -268,7 +269,8 @@ def _connected(members: Members, member: Member, _: Connected, now: float) -> Me
     told = f", still {status}" if stays else ""
     reason = f"{member.peer_id} {what} with session {epoch}{told}"
     met = replace(member, status=status, reason=reason, epoch=epoch, connected=True, seen_at=now)
-    return _decided(members, member, met, "peer.connected", now)
+    soon = epoch > 1 and member.status in (PeerStatus.ACTIVE, PeerStatus.SUSPECT)
+    return _decided(members, member, met, "" if soon else "peer.connected", now)
 
 
 def _disconnected(members: Members, member: Member, event: Disconnected, now: float) -> MembershipDecision:
@@ -283,7 +285,7 @@ def _disconnected(members: Members, member: Member, event: Disconnected, now: fl
     if member.status is PeerStatus.ACTIVE:
         reason = f"{member.peer_id} {how}"
         suspect = replace(left, status=PeerStatus.SUSPECT, reason=reason)
-        return _decided(members, member, suspect, "peer.suspected", now)
+        return _decided(members, member, suspect, "peer.suspected" if event.goodbye else "", now)
     return MembershipDecision(members.put(left), (), f"{member.peer_id} {how} and stays {member.status}")
 
 

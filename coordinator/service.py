@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 import shutil
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +57,8 @@ from muster.texts import one_line
 log = structlog.get_logger()
 
 TICK_SECONDS = 0.5  # how often heartbeats are looked at
+PEER_EVENTS_KEEP = 200  # of each peer, beside those of runs
+EVENTS_PRUNE_SECONDS = 3600.0
 PRUNE_SECONDS = 60.0  # how often names are looked for that nobody came for
 
 
@@ -295,13 +298,22 @@ class Coordinator:
         return self.members.views()
 
     async def _membership_loop(self) -> None:
-        pruned_at = self.clock.now()
+        pruned_at, events_pruned_at = self.clock.now(), -math.inf
         while True:
             await self.clock.sleep(min(TICK_SECONDS, self.config.heartbeat_seconds / 2))
             await self.members.submit_surely(membership.Tick())
             if self.clock.now() >= pruned_at + PRUNE_SECONDS:
                 pruned_at = self.clock.now()
                 await self.members.submit_surely(membership.Prune())
+            if self.clock.now() >= events_pruned_at + EVENTS_PRUNE_SECONDS:
+                events_pruned_at = self.clock.now()
+                await self._prune_events()
+
+    async def _prune_events(self) -> None:
+        try:
+            await self.store.prune_peer_events(PEER_EVENTS_KEEP)
+        except StorageError as error:  # the next time will do
+            log.warning("events.not_pruned", error_id=error.id, reason=error.message)
 
     # -- look-ups -----------------------------------------------------------------------------------------------------
 

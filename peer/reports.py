@@ -34,9 +34,10 @@ def evaluated(assignment_id: str, found: Evaluated) -> pb.AssignmentReport:
 
 def failed(assignment_id: str, error: MusterError, *, retry: bool) -> pb.AssignmentReport:
     trace = error.fields.get("traceback", "")
+    place = own_frame(trace)
     parts = [
         error.message,
-        (place := own_frame(trace)) and f"at {place}",
+        f"at {place}" if place and place not in f"{error.message} {error.cause}" else "",
         error.cause and f"cause: {error.cause}",
         error.fix and f"fix: {error.fix}",
     ]

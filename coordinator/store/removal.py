@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, func, select
 
 from coordinator.engine.state import RunStatus, Transition
 from coordinator.store import blobs, tables
 from coordinator.store.write import write_events
 from muster.errors import NotFoundError, StateError
+
+
+def prune_peer_events(connection: Connection, keep: int) -> None:
+    """Keeps so many of each peer's own events, the newest; those of runs stay as long as their runs."""
+    events = tables.EVENTS
+    nth = func.row_number().over(partition_by=events.c.peer_id, order_by=events.c.sequence.desc())
+    of_peers = select(events.c.sequence, nth.label("nth")).where(
+        events.c.run_id == "", events.c.peer_id != ""
+    )
+    ranked = of_peers.subquery()
+    old = select(ranked.c.sequence).where(ranked.c.nth > keep)
+    connection.execute(delete(events).where(events.c.sequence.in_(old)))
 
 
 def remove_run(connection: Connection, run_id: str, at: float, reason: str) -> tuple[frozenset[str], int]:

@@ -159,6 +159,10 @@ class Store:
         self._tell(sequence)
         return removed
 
+    async def prune_peer_events(self, keep: int) -> None:
+        """Deletes all but so many of each peer's own events; those of runs stay as long as their runs."""
+        await self._database.write(lambda c: removal.prune_peer_events(c, keep))
+
     # -- what happened ---------------------------------------------------------------------------------------
 
     async def wait_for_events(self, after: int) -> int:

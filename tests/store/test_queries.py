@@ -180,3 +180,20 @@ async def test_reads_go_on_beside_writes(store: Store, script: Any) -> None:
     await growing
     assert seen == sorted(seen) or max(seen) <= 20
     assert await read() == 20
+
+
+async def test_of_a_peers_own_events_the_newest_are_kept_and_those_of_runs_all(
+    store: Store, script: Any
+) -> None:
+    moved = [
+        script.row("peer.connected", "peer", {"peer_id": name}, "ACTIVE", epoch=epoch)
+        for epoch in range(1, 8)
+        for name in ("a", "b")
+    ]
+    await store.commit([script.peer("a"), script.peer("b"), script.run(), script.model(0), *moved])
+    before = await store.events(limit=100)
+    await store.prune_peer_events(3)
+    after = await store.events(limit=100)
+    assert [each for each in before if each.run_id] == [each for each in after if each.run_id]
+    assert [each.peer_id for each in after if not each.run_id] == ["a", "b"] * 3
+    assert after[-1].sequence == before[-1].sequence
