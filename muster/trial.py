@@ -49,22 +49,22 @@ def has_examples(data: Dataset[Any] | None) -> TypeGuard[Dataset[Any]]:
     return data is not None and is_map_style(data) and len(cast(Any, data)) > 0
 
 
-def call(what: str, made: Callable[[], T]) -> T:
-    """What a method of the task gives. Raises `TaskError` "task.failed" naming the user's own line."""
+def loaded(what: str, load: Callable[[], T]) -> T:
+    """The data that a method of the task gives. Raises `TaskError` "task.data_failed" naming the user's own line."""
     try:
-        return made()
+        return load()
     except MusterError:
         raise
     except Exception as error:
-        _failed(what, error, "")
+        _failed(what, error, "", error_id="task.data_failed")
 
 
 def first_batch(data: Dataset[Any], size: int) -> Any:
     """The first examples of a map-style dataset as one batch, as training makes them. Raises `TaskError`
-    "task.bad_examples"."""
+    "task.bad_examples", "task.data_failed"."""
     count = min(size, len(cast(Any, data)))
     with _kept(data):
-        examples = call(
+        examples = loaded(
             "the dataset's __getitem__", lambda: [cast(Any, data)[index] for index in range(min(2, count))]
         )
         try:
@@ -180,9 +180,9 @@ def _place(error: BaseException) -> str:
     return f" ({line})" if line else ""
 
 
-def _failed(what: str, error: Exception, seen: str) -> NoReturn:
+def _failed(what: str, error: Exception, seen: str, *, error_id: str = "task.failed") -> NoReturn:
     raise TaskError(
-        "task.failed",
+        error_id,
         f"{what} raised {type(error).__name__}: {error}{seen}",
         cause=own_line(error) or "see the traceback",
         fix="mend the task; muster task check TASK --data KEY=VALUE tries it out on this machine",
@@ -279,6 +279,7 @@ def _kept(thing: Any) -> Generator[None]:
     """Puts back what a trial may change: mode, gradients and buffers of a module, plain attributes of the object and of
     its parts, and the random generators found in it."""
     modules = list(thing.modules()) if isinstance(thing, nn.Module) else []
+    tensors = {id(each): _fingerprint(each) for each in modules}
     modes = [(each, each.training) for each in modules]
     buffers = [(each, name, value, value.clone()) for each in modules for name, value in _buffers(each)]
     gradients = [(each, each.grad) for each in (thing.parameters() if modules else ())]
@@ -289,6 +290,7 @@ def _kept(thing: Any) -> Generator[None]:
     try:
         yield
     finally:
+        changed = {id(each) for each in modules if tensors[id(each)] != _fingerprint(each)}
         for module, mode in modes:
             module.training = mode
         with torch.no_grad():
@@ -298,9 +300,19 @@ def _kept(thing: Any) -> Generator[None]:
         for parameter, grad in gradients:
             parameter.grad = grad
         for each, values in plain:
-            getattr(each, "__dict__", {}).update(values)
+            # What was built for later calls may stay built, and be known to be; not where it is in the values.
+            stays = id(each) not in changed
+            put = {name: value for name, value in values.items() if not (stays and isinstance(value, bool))}
+            getattr(each, "__dict__", {}).update(put)
         for put_back in generators:
             put_back()
+
+
+def _fingerprint(module: nn.Module) -> list[tuple[float, float]]:
+    """Of a module's own parameters and buffers, without those of its parts."""
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    floats = [each.detach().float() for each in own if not nn.parameter.is_lazy(each)]
+    return [(float(each.sum()), float(each.norm())) for each in floats]
 
 
 def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -160,19 +160,34 @@ def get_ready(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # no
     finally:
         base.close()
     with code_of(place.task):
-        if order.role == "evaluate":
-            seed_generators(derive_seed(place.site.seed, "data", place.site.name))
-            data = trial.call("test_data", lambda: place.task.test_data(place.site))
-            if trial.has_examples(data):
-                trial.try_evaluation(place.task, model, data)
-        elif trial.tries_loss(place.task, order.train["algorithm"]):
-            data = trial.call("train_data", lambda: place.train_data(None, ""))
-            batch = trial.first_batch(data, min(size_of(data), order.train["batch_size"]))
-            # A later version may have diverged, which is not the task's fault.
-            first, algorithm = order.base_version == 0, order.train["algorithm"]
-            trial.try_loss(place.task, model, batch, algorithm=algorithm, finite=first)
-    place.ready.add(order.role)
+        if order.role == "train":
+            _try_training(order, place, model)
+            place.ready.add("train")
+        if order.role == "evaluate" or order.evaluates:
+            try:
+                _try_evaluation(place, model)
+                place.ready.add("evaluate")
+            except Exception:
+                if order.role == "evaluate":
+                    raise  # else it is told when this site evaluates, and costs no training
     return {}
+
+
+def _try_training(order: PrepareOrder, place: Place, model: nn.Module) -> None:
+    algorithm = order.train["algorithm"]
+    if not trial.tries_loss(place.task, algorithm):
+        return
+    data = trial.loaded("train_data", lambda: place.train_data(None, ""))
+    batch = trial.first_batch(data, min(size_of(data), order.train["batch_size"]))
+    # A later version may have diverged, which is not the task's fault.
+    trial.try_loss(place.task, model, batch, algorithm=algorithm, finite=order.base_version == 0)
+
+
+def _try_evaluation(place: Place, model: nn.Module) -> None:
+    seed_generators(derive_seed(place.site.seed, "data", place.site.name))
+    data = trial.loaded("test_data", lambda: place.task.test_data(place.site))
+    if trial.has_examples(data):
+        trial.try_evaluation(place.task, model, data)
 
 
 def train(args: dict[str, Any], progress: Progress) -> dict[str, Any]:

@@ -72,6 +72,7 @@ class PrepareOrder(Order):
     """Load what the role needs, on the base, and try the task out on a batch of it."""
 
     role: str
+    evaluates: bool  # whether the run has this site evaluate too
     train: Mapping[str, Any]  # the run spec's [train]
     base_version: int
 
@@ -174,7 +175,10 @@ def prepare_order(
 ) -> PrepareOrder:
     common = _common(site, offer, spec, data=data, device=device, base=base)
     train = spec.train.model_dump(mode="json")
-    return PrepareOrder(**common, role=offer.role, train=train, base_version=offer.base_version)
+    evaluates = spec.evaluate.every > 0 and "peers" in spec.evaluate.on
+    return PrepareOrder(
+        **common, role=offer.role, evaluates=evaluates, train=train, base_version=offer.base_version
+    )
 
 
 def draw_order(

@@ -7,7 +7,8 @@ done, or waits for it. Only the end of its run stops it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import structlog
@@ -28,10 +29,30 @@ class Preparations:
         default_factory=set[tuple[str, str]]
     )  # (run, role), in whichever worker
     _under_way: dict[asyncio.Task[None], str] = field(default_factory=dict[asyncio.Task[None], str])
+    _waiting: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
 
     def are_made(self, run_id: str, role: str) -> bool:
         """Whether some worker has been prepared for it. Whether it still is, only the worker knows."""
         return (run_id, role) in self._done
+
+    @contextmanager
+    def waits_for(self, tell: Callable[[], None]) -> Generator[None]:
+        """While somebody waits for a desk: `tell` is called, once, if that may take as long as preparing does."""
+        told = False
+
+        def once() -> None:
+            nonlocal told
+            if not told:
+                told = True
+                tell()
+
+        self._waiting.append(once)
+        try:
+            if self._under_way:
+                once()
+            yield
+        finally:
+            self._waiting.remove(once)
 
     async def is_ready(self, desk: Desk, order: PrepareOrder) -> bool:
         """Whether this worker process is prepared."""
@@ -46,6 +67,8 @@ class Preparations:
         """
         work = asyncio.create_task(self._make(desk, order, run_id, seconds))
         self._under_way[work] = run_id
+        for tell in self._waiting:
+            tell()
         work.add_done_callback(self._ended)
         self.workers.outlives(desk, work)
         await asyncio.shield(work)

@@ -6,7 +6,7 @@ Nothing of it is durable; what a job makes is a pure function of its order and m
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,21 +131,27 @@ class Workbench:
     ) -> AsyncGenerator[tuple[Path, Desk]]:
         """The base, and a desk whose worker is prepared. A base that is drawn belongs to the preparation: `Task.model`
         may load weights."""
-        prepares = not self.preparations.are_made(offer.run_id, offer.role)
-        if prepares:
-            steps.prepare(spec.round.prepare_seconds)
-        async with self.courier.base(offer, deadline_at=deadline_at) as base:
+        prepares = False
+
+        def prepare() -> None:
+            nonlocal prepares
+            if not prepares:
+                prepares = True
+                steps.prepare(spec.round.prepare_seconds)
+
+        if not self.preparations.are_made(offer.run_id, offer.role):
+            prepare()
+        async with self.courier.base(offer, deadline_at=deadline_at) as base, AsyncExitStack() as stack:
             failpoint("peer.fetched")
-            async with self.workers.desk(self.site.name) as desk:
-                order = prepare_order(self.site, offer, spec, data=data, device=desk.device, base=base)
-                if not await self.preparations.is_ready(desk, order):
-                    if not prepares:  # the worker that was prepared is gone
-                        steps.prepare(spec.round.prepare_seconds)
-                    prepares = True
-                    seconds = self._left(deadline_at())
-                    await self.preparations.make(desk, order, run_id=offer.run_id, seconds=seconds)
-                steps.start(spec.round.deadline_seconds if prepares else None)
-                yield base, desk
+            with self.preparations.waits_for(prepare):  # the worker may be at another role's or run's data
+                desk = await stack.enter_async_context(self.workers.desk(self.site.name))
+            order = prepare_order(self.site, offer, spec, data=data, device=desk.device, base=base)
+            if not await self.preparations.is_ready(desk, order):
+                prepare()  # at the latest: the worker that was prepared may be gone
+                seconds = self._left(deadline_at())
+                await self.preparations.make(desk, order, run_id=offer.run_id, seconds=seconds)
+            steps.start(spec.round.deadline_seconds if prepares else None)
+            yield base, desk
 
     def _spec_and_data(self, offer: Assignment) -> tuple[RunSpec, Mapping[str, Any]]:
         """Asked of the policy when an offer comes and before the work, since a restart may lie between."""

@@ -138,13 +138,19 @@ _EVENTS: dict[type[Event], _Handler] = {
 # -- what follows ----------------------------------------------------------------------------------------
 
 
+def _skip(draft: Draft, action: plan.SkipRound) -> None:
+    round_ = draft.state.rounds[action.round]
+    rounds.skip(draft, action.round, action.reason)
+    run.pause_hopeless(draft, round_)
+
+
 _ACTIONS: dict[type[Any], Callable[[Draft, Any], None]] = {
     plan.OpenRound: rounds.open_round,
     plan.OfferWork: rounds.offer_work,
     plan.StartGrace: rounds.start_grace,
     plan.ExpireWork: rounds.expire_work,
     plan.CloseRound: rounds.close,
-    plan.SkipRound: lambda draft, action: rounds.skip(draft, action.round, action.reason),
+    plan.SkipRound: _skip,
 }
 
 

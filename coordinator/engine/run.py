@@ -8,6 +8,7 @@ from coordinator.engine.state import (
     Decision,
     ModelReady,
     PrepareModel,
+    RoundState,
     RunState,
     RunStatus,
     RunSubmitted,
@@ -80,6 +81,19 @@ def pause_exhausted(draft: Draft) -> None:
     reason = (
         f"{standings.causes_told(state) or state.reason}; mend that, then: muster run resume {state.run_id}; "
         f"the run is paused, since {count} skipped (round.skips_max)"
+    )
+    draft.change(status=RunStatus.PAUSED, reason=reason, rest=None)
+    draft.record_run("run.paused", reason, data={"skipped_in_row": state.skipped_in_row})
+
+
+def pause_hopeless(draft: Draft, round_: RoundState) -> None:
+    """A round was skipped and the next would be too."""
+    state = draft.state
+    if state.status is not RunStatus.RUNNING or not standings.hopeless(state, round_):
+        return
+    reason = (
+        f"{standings.causes_told(state)}; mend that, then: muster run resume {state.run_id}; "
+        f"the run is paused, since the task works at no site of round {round_.number}"
     )
     draft.change(status=RunStatus.PAUSED, reason=reason, rest=None)
     draft.record_run("run.paused", reason, data={"skipped_in_row": state.skipped_in_row})

@@ -30,7 +30,18 @@ from coordinator.engine.state import (
 )
 from muster.texts import one_line
 
-OWN_FAULTS = frozenset(
+# What a site finds when it loads its data and tries one batch, whatever others have made of the model.
+TRIAL_FAULTS = frozenset(
+    {
+        "task.bad_examples",
+        "task.bad_loss",
+        "task.data_failed",
+        "task.growing_model",
+        "task.not_prepared",
+        "task.nothing_to_train",
+    }
+)
+OWN_FAULTS = TRIAL_FAULTS | frozenset(
     {
         "peer.task_not_allowed",
         "peer.unknown_role",
@@ -88,6 +99,12 @@ def unclear(state: RunState, round_: RoundState) -> bool:
     """Whether more failed than delivered so far by what may be everybody's fault: the rest will tell."""
     failed = [s for s in _failed(state, round_) if s.error_id not in OWN_FAULTS]
     return len(failed) > len(round_.delivered)
+
+
+def hopeless(state: RunState, round_: RoundState) -> bool:
+    """Whether the task did not pass its trial at a single site of the round: another round would end the same."""
+    failed = _failed(state, round_)
+    return len(failed) == len(round_.cohort) > 0 and all(s.error_id in TRIAL_FAULTS for s in failed)
 
 
 # -- what happens to a peer ------------------------------------------------------------------------------

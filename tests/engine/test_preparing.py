@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from coordinator.engine.assignments import live_offers
-from coordinator.engine.state import AssignmentProgressed, AssignmentStatus, OwnEvaluated, OwnPreparing
+from coordinator.engine.state import (
+    AssignmentFailed,
+    AssignmentProgressed,
+    AssignmentStatus,
+    OwnEvaluated,
+    OwnPreparing,
+)
 from coordinator.explain import explain
 
 ROUND = {"deadline_seconds": 10, "prepare_seconds": 100, "grace_seconds": 2}
@@ -161,3 +167,27 @@ def _deadlines(world: Any) -> frozenset[float]:
     from coordinator.engine.draft import deadlines
 
     return deadlines(world.state)
+
+
+@pytest.mark.parametrize(("error_id", "state"), [("task.bad_loss", "PAUSED"), ("worker.failed", "RUNNING")])
+def test_a_task_that_passes_its_trial_nowhere_pauses_the_run_at_once(
+    make_world: Any, error_id: str, state: str
+) -> None:
+    world = make_world(peers="ab", round={**ROUND, "quorum": 0.5})
+    for peer_id in "ab":
+        world.send(
+            AssignmentFailed(
+                run_id="run",
+                assignment_id=f"run.1.{peer_id}.1",
+                error_id=error_id,
+                message="the task's loss is a float and no tensor",
+                traceback="",
+                retry=False,
+            )
+        )
+    assert world.state.status == state
+    if state == "PAUSED":
+        assert world.state.reason.startswith(
+            "a and b: the task's loss is a float and no tensor; mend that, then: "
+        )
+        assert world.state.reason.endswith("since the task works at no site of round 1")
