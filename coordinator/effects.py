@@ -33,7 +33,6 @@ from coordinator.engine.state import (
     Treatment,
 )
 from coordinator.permits import task_args
-from coordinator.store.lock import LOCK_NAME
 from muster import cores
 from muster.blobs import LOST
 from muster.errors import MusterError, StorageError, TransferError
@@ -397,7 +396,7 @@ class EffectRunner:
             if not assignment.status.ended
         }
         for path in coordinator.spool.iterdir():
-            if path.name != LOCK_NAME and _SPOOL_SUFFIX.sub("", path.name) not in live:
+            if _SPOOL_SUFFIX.sub("", path.name) not in live:
                 path.unlink(missing_ok=True)
 
 

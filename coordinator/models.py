@@ -28,12 +28,12 @@ class ModelsServicer:
 
     def routes(self) -> list[Route]:
         return [
-            Route(method=PLAN_MODEL, handle=self.plan_model),
+            Route(method=PLAN_MODEL, handle=self.plan_model, caller=self._caller),
             Route(method=FETCH_MODEL, handle=self.fetch_model, caller=self._caller),
             Route(method=RESTORE_MODEL, handle=self.restore_model, caller=self._restorer),
         ]
 
-    def _caller(self, first: pb.FetchModelRequest) -> str:
+    def _caller(self, first: pb.FetchModelRequest | pb.PlanModelRequest) -> str:
         return self._coordinator.members.authenticate(first.credentials.peer_id, first.credentials.secret)
 
     def _restorer(self, first: pb.RestoreModelRequest) -> str:

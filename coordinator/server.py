@@ -55,7 +55,7 @@ class RunningCoordinator:
             make_folder(each, "coordinator.data_dir, --data-dir")
         store = await Store.open(config.database_url)
         try:
-            locks = take_folders((folder, blobs, spool), store.folder)
+            locks = take_folders(folder, (blobs, spool), store.folder)
         except BaseException:
             await store.close()
             raise

@@ -53,7 +53,21 @@ class MembershipServicer:
         self._gate = EnrolmentGate(peers_max=coordinator.config.peers_max)
 
     def routes(self) -> list[Route]:
-        return [Route(method=ENROL, handle=self.enrol), Route(method=SESSION, handle=self.session)]
+        return [
+            Route(method=ENROL, handle=self.enrol, caller=self._known),
+            Route(method=SESSION, handle=self.session, caller=self._caller),
+        ]
+
+    def _known(self, request: pb.EnrolRequest) -> str:
+        """Who enrols again, as before each session."""
+        known = self._coordinator.members.get(request.name)
+        return request.name if known is not None and known.secret_hash == hash_secret(request.secret) else ""
+
+    def _caller(self, first: pb.SessionRequest) -> str:
+        if first.WhichOneof("message") != "hello":
+            raise _no_hello()
+        credentials = first.hello.credentials
+        return self._coordinator.members.authenticate(credentials.peer_id, credentials.secret)
 
     async def enrol(self, request: pb.EnrolRequest, context: CallContext) -> pb.EnrolResponse:
         name = request.name
@@ -99,10 +113,9 @@ class MembershipServicer:
     ) -> AsyncIterator[pb.SessionResponse]:
         coordinator = self._coordinator
         first = await anext(requests, None)
-        if first is None or first.WhichOneof("message") != "hello":
-            raise UsageError("session.no_hello", "a session starts with a hello")
-        hello = first.hello
-        peer_id = coordinator.members.authenticate(hello.credentials.peer_id, hello.credentials.secret)
+        if first is None:
+            raise _no_hello()
+        peer_id, hello = self._caller(first), first.hello
         await coordinator.members.submit(membership.Connected(peer_id=peer_id))
         member = coordinator.members.get(peer_id)
         session = Session(peer_id=peer_id, epoch=member.epoch if member else 0)
@@ -203,6 +216,10 @@ class MembershipServicer:
                     retry=False,
                 )
             )
+
+
+def _no_hello() -> UsageError:
+    return UsageError("session.no_hello", "a session starts with a hello")
 
 
 def _event(run_id: str, report: pb.AssignmentReport) -> Event:

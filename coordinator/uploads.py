@@ -53,10 +53,10 @@ class UpdatesServicer:
 
     def routes(self) -> list[Route]:
         return [
-            Route(method=BEGIN_UPDATE, handle=self.begin_update),
+            Route(method=BEGIN_UPDATE, handle=self.begin_update, caller=self._sender),
             Route(method=UPLOAD_UPDATE, handle=self.upload_update, caller=self._caller),
-            Route(method=GET_UPDATE_STATUS, handle=self.get_update_status),
-            Route(method=COMMIT_UPDATE, handle=self.commit_update),
+            Route(method=GET_UPDATE_STATUS, handle=self.get_update_status, caller=self._sender),
+            Route(method=COMMIT_UPDATE, handle=self.commit_update, caller=self._sender),
         ]
 
     # -- calls --------------------------------------------------------------------------------------------------------
@@ -183,6 +183,11 @@ class UpdatesServicer:
         if first.WhichOneof("part") != "begin":
             raise _no_header()
         return self._peer(first.begin.credentials)
+
+    def _sender(
+        self, request: pb.BeginUpdateRequest | pb.GetUpdateStatusRequest | pb.CommitUpdateRequest
+    ) -> str:
+        return self._peer(request.credentials)
 
     def _peer(self, credentials: Credentials) -> str:
         return self._coordinator.members.authenticate_sender(credentials.peer_id, credentials.secret)

@@ -22,23 +22,32 @@ class FolderLock:
 
     @classmethod
     def take(cls, folder: Path, name: str, *, error_id: str = "store.in_use", fix: str) -> Self:
-        """Raises `StateError`, which names the process that holds it, or `OSError` where the folder cannot be written
-        to."""
-        descriptor = private_file(folder / name, os.O_RDWR | os.O_CREAT)
+        """`name` is the lock's file, in which other tools find who holds it; with "" the folder itself is locked, and
+        no file appears in it.
+
+        Raises `StateError`, which names the process that holds it, or `OSError` where the folder cannot be used.
+        """
+        if name:
+            descriptor = private_file(folder / name, os.O_RDWR | os.O_CREAT)
+        else:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
+            holder = (
+                os.read(descriptor, 32).decode("ascii", "replace").strip() if name else _holder(descriptor)
+            )
             os.close(descriptor)
             raise StateError(
                 error_id,
                 f"the folder {folder} is in use",
-                cause=f"process {holder or 'unknown'} holds {name} in it",
+                cause=f"process {holder or 'unknown'} holds {name or 'it'}",
                 fix=fix,
                 pid=holder,
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        if name:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         return cls(descriptor)
 
     def release(self) -> None:
@@ -46,6 +55,18 @@ class FolderLock:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def _holder(descriptor: int) -> str:
+    """As the kernel knows it; empty where it does not tell."""
+    inode = str(os.fstat(descriptor).st_ino)
+    try:
+        lines = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return ""
+    # "1: FLOCK  ADVISORY  WRITE 1234 00:2b:5678 0 EOF"
+    locks = (line.split() for line in lines if "FLOCK" in line and "->" not in line)
+    return next((fields[4] for fields in locks if fields[5].rpartition(":")[2] == inode), "")
 
 
 def distinct(folders: Iterable[Path]) -> list[Path]:

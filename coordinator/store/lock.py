@@ -16,13 +16,16 @@ def take_folder(folder: Path) -> FolderLock:
     return FolderLock.take(folder, LOCK_NAME, fix=_FIX)
 
 
-def take_folders(folders: Sequence[Path], held: Path | None) -> list[FolderLock]:
-    """All or none. `held` is one that this process has taken already."""
+def take_folders(data: Path, parts: Sequence[Path], held: Path | None) -> list[FolderLock]:
+    """The data folder and those in it, which may lie elsewhere; all or none. `held` is one that this process has taken
+    already."""
     taken: list[FolderLock] = []
     own = [] if held is None else [held]
     try:
-        for folder in distinct([*own, *folders])[len(own) :]:
+        for folder in distinct([*own, data])[len(own) :]:
             taken.append(take_folder(folder))
+        for folder in distinct(parts):
+            taken.append(FolderLock.take(folder, "", fix=_FIX))
     except BaseException:
         for lock in taken:
             lock.release()

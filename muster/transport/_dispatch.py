@@ -48,6 +48,12 @@ class Dispatcher:
         self._protocol = protocol
         self._limits = limits
         self._calls = 0
+        # Of callers that are not known, by whether the call streams.
+        self._strange_calls = {False: 0, True: 0}
+        self._strange_calls_max = {
+            False: max(1, limits.calls_max // 2),
+            True: max(1, limits.calls_max // 8),
+        }
         self._entrance = Entrance(limits)
         self._turns = asyncio.Semaphore(limits.bulk_calls_max)
         self._turns_of_strangers = asyncio.Semaphore(max(1, limits.bulk_calls_max // 4))
@@ -56,24 +62,24 @@ class Dispatcher:
     async def serve(self, route: Route, call: ServerCall) -> None:
         async with AsyncExitStack() as kept:  # until the call has left, which one that reads nothing puts off
             try:
-                kept.enter_context(self._counted())
                 await self._answered(route, call, kept)
             except Exception as error:
                 await call.refuse(as_muster_error(error, route.method.path))
 
     @contextmanager
-    def _counted(self) -> Generator[None]:
+    def _counted(self, method: Method[Any, Any], *, known: bool) -> Generator[None]:
+        streams = method.client_streams or method.server_streams
         if self._calls >= self._limits.calls_max:
-            raise UnreachableError(
-                "transport.busy",
-                f"the server has {self._calls} calls under way, its limit",
-                fix="it goes on by itself; if it lasts, run fewer peers per coordinator",
-            )
+            raise _busy(self._calls, "calls")
+        if not known and self._strange_calls[streams] >= self._strange_calls_max[streams]:
+            raise _busy(self._strange_calls[streams], "calls of callers that it does not know")
         self._calls += 1
+        self._strange_calls[streams] += not known
         try:
             yield
         finally:
             self._calls -= 1
+            self._strange_calls[streams] -= not known
 
     async def _answered(self, route: Route, call: ServerCall, kept: AsyncExitStack) -> None:
         method = route.method
@@ -84,14 +90,13 @@ class Dispatcher:
         if body is None and not method.client_streams:
             raise UsageError("transport.no_request", f"{method.path} was called without a request")
         first = None if body is None else decode(method, body)
+        caller = route.caller(first) if route.caller is not None and first is not None else ""
+        kept.enter_context(self._counted(method, known=bool(caller)))
         if not method.bulk:
             await self._carry_out(route, call, first)
             return
-        caller, turns = call.context.address, self._turns_of_strangers
-        if route.caller is not None and first is not None:
-            caller, turns = route.caller(first), self._turns
-        await kept.enter_async_context(self._own_turns(caller))
-        async with turns:
+        await kept.enter_async_context(self._own_turns(caller or call.context.address))
+        async with self._turns if caller else self._turns_of_strangers:
             await self._carry_out(route, call, first)
 
     def _own_turns(self, caller: str) -> asyncio.Semaphore:
@@ -150,6 +155,14 @@ class Dispatcher:
                 return
             pace.count(len(body))
             yield decode(method, body)
+
+
+def _busy(count: int, what: str) -> UnreachableError:
+    return UnreachableError(
+        "transport.busy",
+        f"the server has {count} {what} under way, its limit",
+        fix="it goes on by itself; if it lasts, run fewer peers per coordinator",
+    )
 
 
 def decode(method: Method[Any, Any], body: bytes) -> Any:

@@ -3,53 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from weakref import WeakValueDictionary
 
-from muster.errors import DeadlineError
+from muster.errors import DeadlineError, UnreachableError
 from muster.transport.limits import Limits
 
 
 class Entrance:
-    """A bounded number of calls is read at once, of each connection and in all. Who says nothing is sent away after
-    `first_seconds`, and the sooner the more others wait, so that silence costs the silent."""
+    """A bounded number of calls is read at once, the connections taking turns, so that many calls of one hold up only
+    that one's own. Who says nothing is sent away after `first_seconds`, and the sooner the more others wait; where too
+    many wait, those of the connection with the most are turned away.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._places = asyncio.Semaphore(limits.first_reads_max)
+        self._free = limits.first_reads_max
+        self._reading: Counter[str] = Counter()  # by connection
+        self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = (
+            OrderedDict()
+        )  # whose turn is next first
         self._waiting = 0
-        self._connections: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         # The readers' timeouts, oldest first, each with when its reading began; those that were hurried are left out.
         self._patient: dict[asyncio.Timeout, float] = {}
 
     @asynccontextmanager
     async def place(self, connection: str) -> AsyncGenerator[None, None]:
-        """Raises `DeadlineError` "transport.silent" where what is done within takes too long."""
-        own = self._connections.get(connection)
-        if own is None:
-            own = self._connections[connection] = asyncio.Semaphore(
-                self._limits.first_reads_of_connection_max
-            )
-        async with own:
-            await self._wait()
-            try:
-                async with self._reading():
-                    yield
-            finally:
-                self._places.release()
-
-    async def _wait(self) -> None:
-        self._waiting += 1
+        """Raises `DeadlineError` "transport.silent" where what is done within takes too long, `UnreachableError`
+        "transport.busy"."""
+        await self._wait(connection)
         try:
-            if self._places.locked():
-                self._hurry_oldest()
-            await self._places.acquire()
+            async with self._timed():
+                yield
         finally:
-            self._waiting -= 1
+            self._give(connection)
 
     @asynccontextmanager
-    async def _reading(self) -> AsyncGenerator[None, None]:
+    async def _timed(self) -> AsyncGenerator[None, None]:
         limits = self._limits
         timeout = asyncio.timeout(limits.first_seconds_crowded if self._waiting else limits.first_seconds)
         try:
@@ -68,6 +59,65 @@ class Entrance:
             ) from None
         finally:
             self._patient.pop(timeout, None)
+
+    async def _wait(self, connection: str) -> None:
+        if connection not in self._queues and self._may_read(connection):
+            self._take(connection)
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(connection, deque()).append(turn)
+        self._waiting += 1
+        if self._waiting > self._limits.first_waiting_max:
+            self._turn_away()
+        if self._free == 0:
+            self._hurry_oldest()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._drop(connection, turn)
+            elif turn.exception() is None:  # its turn came as it left
+                self._give(connection)
+            raise
+
+    def _may_read(self, connection: str) -> bool:
+        return self._free > 0 and self._reading[connection] < self._limits.first_reads_of_connection_max
+
+    def _take(self, connection: str) -> None:
+        self._free -= 1
+        self._reading[connection] += 1
+
+    def _give(self, connection: str) -> None:
+        self._free += 1
+        self._reading[connection] -= 1
+        if not self._reading[connection]:
+            del self._reading[connection]
+        while (following := next(filter(self._may_read, self._queues), None)) is not None:
+            turn = self._queues[following][0]
+            self._drop(following, turn)
+            if following in self._queues:
+                self._queues.move_to_end(following)
+            self._take(following)
+            turn.set_result(None)
+
+    def _turn_away(self) -> None:
+        connection = max(self._queues, key=lambda each: len(self._queues[each]))
+        turn = self._queues[connection][-1]
+        self._drop(connection, turn)
+        turn.set_exception(
+            UnreachableError(
+                "transport.busy",
+                f"more than {self._limits.first_waiting_max} calls wait to be read",
+                fix="it goes on by itself; if it lasts, see who calls so often",
+            )
+        )
+
+    def _drop(self, connection: str, turn: asyncio.Future[None]) -> None:
+        queue = self._queues[connection]
+        queue.remove(turn)
+        self._waiting -= 1
+        if not queue:
+            del self._queues[connection]
 
     def _hurry_oldest(self) -> None:
         """One for each that has to wait."""

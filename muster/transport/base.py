@@ -77,8 +77,8 @@ class Route:
 
     `handle` is a `UnaryHandler` for a method that streams neither way, else a `StreamHandler` (an async
     generator; where only one side streams it is given, or gives, exactly one message). It raises
-    `MusterError` to refuse. `caller`, for a bulk method, tells from the first request who calls; it raises what such
-    a request is refused with. Before that a call gets no turn.
+    `MusterError` to refuse. `caller` tells from the first request who calls, "" for somebody who is not known; it
+    raises what such a request is refused with. Known callers have room that strangers cannot take from them.
     """
 
     method: Method[Any, Any]

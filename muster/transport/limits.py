@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """`calls_max`: calls under way at once; more are refused. Higher: more memory, some 100 KiB a call.
+    """`calls_max`: calls under way at once; more are refused. Higher: more memory, some 100 KiB a call. Callers that
+    are not known (`Route.caller`) have half of them, and an eighth for what streams, which may last for ever.
 
     `bulk_calls_max`: bulk calls at once, of known callers, and a quarter as many of strangers; more wait, unread, so
     that flow control holds them. Each costs some MiB. `bulk_calls_of_caller_max`: of one caller, so that none takes
@@ -15,8 +16,8 @@ class Limits:
 
     `first_reads_max`: calls whose first message is read at once: before it is here nobody knows who calls or what for.
     With the largest message of any method it bounds the memory of strangers. `first_reads_of_connection_max`: of one
-    connection. `first_seconds`: a caller has so long to say what it wants, and `first_seconds_crowded` while others
-    wait to be read.
+    connection. `first_waiting_max`: calls that wait for that. `first_seconds`: a caller has so long to say what it
+    wants, and `first_seconds_crowded` while others wait to be read.
 
     `bytes_per_second_min` over `window_seconds`: who sends or reads bulk slower is cut off, and may resume. Only the
     time counts in which this side waits for the caller. A message has to come whole within the window: chunks of 16 KiB
@@ -30,6 +31,7 @@ class Limits:
     bulk_calls_of_caller_max: int = 8
     first_reads_max: int = 64
     first_reads_of_connection_max: int = 16
+    first_waiting_max: int = 4096
     first_seconds: float = 10.0
     first_seconds_crowded: float = 0.5
     bytes_per_second_min: float = 1024.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -61,6 +62,9 @@ async def test_a_part_that_lies_elsewhere_has_a_lock_of_its_own(tmp_path: Path, 
     with pytest.raises(StateError) as caught:
         await start(tmp_path / "two", tmp_path / "two")
     assert caught.value.message == f"the folder {tmp_path / 'two' / part} is in use"
+    if sys.platform == "linux":
+        assert caught.value.fields["pid"] == str(os.getpid())
+    assert not [path for path in shared.iterdir() if path.is_file()]
     await first.stop()
 
 

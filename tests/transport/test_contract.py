@@ -301,11 +301,11 @@ async def test_a_call_ends_at_its_deadline(serve, echo, send, collect):
         Route(method=echo.unary, handle=held.unary), Route(method=echo.both, handle=held.stream)
     )
     with pytest.raises(DeadlineError):
-        await channel.unary(echo.unary, chunk(1), timeout_seconds=0.1)
+        await channel.unary(echo.unary, chunk(1), timeout_seconds=0.5)
     await within(held.left)
     held.left.clear()
     with pytest.raises(DeadlineError):
-        await collect(channel.stream(echo.both, send([]), timeout_seconds=0.1))
+        await collect(channel.stream(echo.both, send([]), timeout_seconds=0.5))
     await within(held.left)
 
 

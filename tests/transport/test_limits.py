@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from muster.errors import AuthenticationError, DeadlineError, TransferError
+from muster.errors import AuthenticationError, DeadlineError, TransferError, UnreachableError
 from muster.transport import Channel, Route
 from muster.transport.limits import Limits
 from protos.v1.tensors_pb2 import Chunk
@@ -141,6 +141,46 @@ async def test_who_says_nothing_makes_room_for_who_waits(make_transport, serve, 
     with pytest.raises(DeadlineError):
         await silent[0].ends()
     for each in silent:
+        await each.leave()
+
+
+async def test_the_connections_take_turns_at_the_entrance(make_transport, serve, echo):
+    limits = Limits(first_reads_max=2, first_seconds=600.0, first_seconds_crowded=0.1, first_waiting_max=40)
+    server, channel = await serve(
+        Route(method=echo.both, handle=mirror),
+        Route(method=echo.unary, handle=answer),
+        transport=make_transport(limits=limits),
+    )
+    silent = [Caller(channel, echo.both, says()) for _ in range(60)]  # of one connection: more than may wait
+    await settled()
+    other = make_transport().connect(server.address)
+    # Its turn comes next, not after all of those, which would take two seconds.
+    assert await other.unary(echo.unary, Chunk(offset=7), timeout_seconds=1) == Chunk(offset=7)
+    turned_away = [
+        each for each in silent if each.task.done() and "wait to be read" in str(each.task.exception())
+    ]
+    assert len(turned_away) >= 10
+    for each in silent:
+        await each.leave()
+    await other.close()
+
+
+async def test_strangers_leave_room_for_known_callers(make_transport, serve, echo):
+    limits = Limits(calls_max=16)
+    _, channel = await serve(
+        Route(method=replace(echo.both, name="Watch"), handle=mirror),
+        Route(method=echo.both, handle=mirror, caller=caller),
+        transport=make_transport(limits=limits),
+    )
+    watchers = [Caller(channel, replace(echo.both, name="Watch"), says(Chunk())) for _ in range(2)]
+    for each in watchers:
+        await each.hear()
+    with pytest.raises(UnreachableError) as caught:
+        await Caller(channel, replace(echo.both, name="Watch"), says(Chunk())).ends()
+    assert "does not know" in caught.value.message
+    known = Caller(channel, echo.both, says(named("ward")))
+    await known.hear()
+    for each in (*watchers, known):
         await each.leave()
 
 
