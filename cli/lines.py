@@ -32,6 +32,7 @@ class Lines:
         self._evaluated: dict[int, pb.Event] = {}  # committed rounds whose metrics are awaited, by round
         self._newest: pb.Event | None = None  # a committed round of which it is not known yet
         self._reason = ""
+        self._last = ""
 
     async def follow(self, also: Callable[[pb.Event], bool]) -> None:
         """To the run's end. `also` is given every event first, and says whether it has dealt with it."""
@@ -91,12 +92,13 @@ class Lines:
         self._line(event.at, f"round {event.round}{f'/{total}' if event.round <= total else ''}  {told}")
 
     def _line(self, at: float, text: str) -> None:
-        self._reason = ""  # whatever it waits for now is another thing
+        self._reason, self._last = "", text  # whatever it waits for now is another thing
         self._show(f"{datetime.fromtimestamp(at).astimezone():%H:%M:%S}  {text}")
 
     async def _tell_reason(self) -> None:
         sentence = await why(self._client, self._run.run_id)
-        if (bare := _CLOCKS.sub("", sentence)) != self._reason:
+        bare = _CLOCKS.sub("", sentence)
+        if bare != self._reason and not (self._last and one_line(sentence).endswith(self._last)):
             self._show(f"{datetime.now().astimezone():%H:%M:%S}  {sentence}")
             self._reason = bare
 

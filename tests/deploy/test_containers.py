@@ -36,7 +36,9 @@ def problems(path: Path) -> list[str]:
     """What is wrong with a Dockerfile, by our own rules; empty for a good one."""
     found = instructions(path)
     wrong = [f"unknown instruction {name}" for name, _ in found if name not in KNOWN]
-    for image in (arguments.split()[0] for name, arguments in found if name == "FROM"):
+    defaults = dict(arguments.split("=", 1) for name, arguments in found if name == "ARG")
+    for given in (arguments.split()[0] for name, arguments in found if name == "FROM"):
+        image = re.sub(r"\$\{(\w+)\}", lambda named: defaults.get(named[1], ""), given)
         if not re.fullmatch(r"[\w./-]+:\d+\.\d+\.\d+[\w.-]*", image):
             wrong.append(f"base image {image} is not pinned to a version")
     last = final_stage(path)
@@ -93,13 +95,61 @@ def test_what_is_copied_exists_and_the_whole_wheel_is_among_it(path: Path) -> No
     ]
     assert [source for source in copied if not (ROOT / source).exists()] == []
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert set(wheel["packages"]) | {"pyproject.toml", "README.md", "constraints.txt"} <= set(copied)
+    assert set(wheel["packages"]) | {"pyproject.toml", "README.md"} <= set(copied)
+
+
+def locked(name: str) -> dict[str, tuple[str, int]]:
+    """The version and the number of hashes of each package in a lock file."""
+    entries = re.split(r"(?m)^(?=[a-z0-9])", (DEPLOY / name).read_text())[1:]
+    return {
+        canonical(entry.partition("==")[0]): (
+            entry.partition("==")[2].split()[0],
+            entry.count("--hash=sha256:"),
+        )
+        for entry in entries
+    }
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_whatever_is_installed_is_locked_with_hashes_in_the_version_that_is_tested() -> None:
+    found = locked("torch.lock") | locked("requirements.lock")
+    assert not set(locked("torch.lock")) & set(locked("requirements.lock"))
+    assert [name for name, (_, hashes) in found.items() if not hashes] == []
+    tested = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    )
+    versions = {canonical(name): version for name, version in tested.items()}
+    differ = {name for name, (version, _) in found.items() if versions.get(name, version) != version}
+    assert differ == set(), "run tools/lock"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    wanted = [*project["project"]["dependencies"], *extras["postgres"], *extras["examples"], "hatchling"]
+    names = {canonical(re.split(r"[\[<>=~!]", each)[0]) for each in wanted}
+    assert names <= set(found), "run tools/lock"
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_torch_is_the_version_that_is_tested(path: Path) -> None:
-    assert "torch==2.13.0" in path.read_text()
-    assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text()
+def test_nothing_is_installed_that_is_not_locked(path: Path) -> None:
+    """But for Muster itself, and for torch from an index of somebody's choice."""
+    installs = [
+        command
+        for name, arguments in instructions(path)
+        if name == "RUN"
+        for command in re.split(r"&&|;", arguments)
+        if "pip install" in command
+    ]
+    assert len(installs) == 3
+    assert all("--no-deps" in command for command in installs)
+    assert [command.split("-r")[-1].strip() for command in installs[:2]] == [
+        "torch.lock",
+        "requirements.lock",
+    ]
+    assert installs[2].split()[-1] == "."
+    version = locked("torch.lock")["torch"][0]
+    assert f"torch=={version}" in path.read_text()
 
 
 @pytest.fixture(scope="module")

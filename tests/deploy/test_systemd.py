@@ -55,3 +55,29 @@ def test_systemd_accepts_the_unit(path: Path, tmp_path: Path) -> None:
         ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_a_unit_starts_everywhere_and_is_bounded(path: Path) -> None:
+    text = path.read_text()
+    service = parse(path)["Service"]
+    assert "SupplementaryGroups" not in service  # a group that is not there would keep it from starting
+    assert service["MemoryMax"].endswith("%")
+    assert int(service["TasksMax"]) >= 1024  # a thread for each core, in each of several workers
+    assert service["CapabilityBoundingSet"] == ""
+    assert "SystemCallFilter=@system-service\nSystemCallFilter=~@privileged\n" in text
+    assert "MemoryDenyWriteExecute" not in service  # kernels are made at run time
+
+
+def test_a_peers_gpu_stays_within_reach() -> None:
+    service = parse(DEPLOY / "muster-peer.service")["Service"]
+    assert not {"PrivateDevices", "ProtectClock", "DeviceAllow", "DevicePolicy"} & set(service)
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_systemd_finds_the_unit_little_exposed(path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd is not installed")
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=35", "--no-pager", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-300:] + done.stderr
