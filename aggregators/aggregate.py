@@ -61,10 +61,10 @@ def aggregate(
     `state` is what the round before left. `out` [d] takes the result instead of new memory: of the updates'
     type and device, and apart from their memory. Inputs are never changed, and no gradient goes through.
 
-    Half precision is worked out in float32. A rule of inner products serves, in float32, updates of norms from
-    some 1e-15 to 1.8e19: a longer one counts as faulty, and the squares of shorter ones are lost, so that all
-    look alike and ties go to the lowest rows. Of a source n x chunk is held, besides the result and what the
-    rule keeps, which of foolsgold is a vector [d] for each update: `Survey` and `Plan` stream all of it.
+    Half precision is worked out in float32. A rule of inner products serves, in float32, updates of norms up to
+    1.8e19: a longer one counts as faulty. However short updates are, they are told apart. Of a source n x chunk is
+    held, besides the result and what the rule keeps, which of foolsgold is a vector [d] for each update: `Survey` and
+    `Plan` stream all of it.
 
     Raises `RuleError` with a sentence where f is too great for n, or the rule, its options or its input are not
     as they must be.

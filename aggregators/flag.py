@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aggregators.options import RuleError, check_integer, check_number, counted
-from aggregators.rule import Geometry, Mix, Needs, Rule
+from aggregators.rule import TOO_LONG, Geometry, Mix, Needs, Rule
 
 ITERATIONS_MAX = 100
 LAM_MAX = 1e6  # beyond, the differences alone count as far as float64 tells
@@ -28,8 +28,9 @@ class Flag(Rule):
     Y minimises sum_i sqrt(1 - |Y^T x_i|^2/|x_i|^2), and with `lam`, from 0 to 1,000,000, also lam/(n(n-1)) times
     the same sum over the differences of all pairs. Found by reweighted least squares in the span of the updates,
     where an iteration costs n^3 whatever the model's size; the best of its iterates is kept. m is
-    ceil((n + 1)/2) unless set. Colluders that send one vector make a direction of their own, and the mean itself is not
-    bounded, so it has no kappa. Bound: n > 2f. Cost: two passes.
+    ceil((n + 1)/2) unless set. Colluders that send one vector make a direction of their own, and the mean itself is
+    bounded only so far that an update more than 10 times as long as the median one is left out, so it has no kappa.
+    Bound: n > 2f. Cost: two passes.
     """
 
     name: ClassVar[str] = "flag"
@@ -63,7 +64,8 @@ class Flag(Rule):
             raise RuleError(f"{self.name}: lam must be from 0 to {LAM_MAX:,.0f}, and it is {self.lam!r}")
 
     def mix(self, geometry: Geometry) -> Mix:
-        kept = (geometry.finite & (geometry.gram.diagonal() > 0)).nonzero().flatten()
+        excessive = geometry.excessive
+        kept = (geometry.finite & ~excessive & (geometry.gram.diagonal() > 0)).nonzero().flatten()
         shares = torch.zeros(geometry.n, dtype=torch.float64)
         scores = torch.zeros(geometry.n, dtype=torch.float64)
         used, iterations = 0, 0
@@ -78,7 +80,10 @@ class Flag(Rule):
         return Mix(
             matrix=shares[None, :],
             scores=scores,
-            treatment=tuple(f"{share:.1%} of it lies in the subspace" for share in scores.tolist()),
+            treatment=tuple(
+                TOO_LONG if long else f"{share:.1%} of it lies in the subspace"
+                for share, long in zip(scores.tolist(), excessive.tolist(), strict=True)
+            ),
             reason=(
                 f"mean of {counted(len(kept), 'update')}, projected to {counted(used, 'direction')} of agreement, "
                 f"after {counted(iterations, 'iteration')}"

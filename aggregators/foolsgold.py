@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aggregators.gram import shortened
 from aggregators.options import counted
-from aggregators.rule import Geometry, Mix, Needs, Rule
+from aggregators.rule import TOO_LONG, Geometry, Mix, Needs, Rule
 
 _UNLIKE_LEAST = 1e-4  # of 1 - cos, which float32 knows to some 1e-6
 
@@ -30,9 +30,10 @@ class FoolsGold(Rule):
     Where max a is below 1e-4, a is divided by that instead: among peers that all look alike, what is left of a
     is rounding.
 
-    Against many peers of one liar (sybils) alone: it bounds no norm, and honest peers with the same data are
-    taken for sybils. If nobody has any weight, the result is zero. It keeps a vector for each peer, no longer
-    than 1e18: a longer history is scaled down to that, which its cosines do not feel.
+    Against many peers of one liar (sybils) alone: honest peers with the same data are taken for sybils, and of norms it
+    bounds only that an update more than 10 times as long as the median one has no weight. If nobody has any weight,
+    the result is zero. It keeps a vector for each peer, no longer than 1e18: a longer history is scaled down to that,
+    which its cosines do not feel.
     Bound: none, as it counts no faults; it has no kappa. Cost: twice two passes.
     """
 
@@ -60,7 +61,8 @@ class FoolsGold(Rule):
         inner = geometry.extended / geometry.extended.diagonal().max().clamp(
             min=torch.finfo(torch.float64).tiny
         )
-        scores = foolsgold_weights(following @ inner @ following.T) * geometry.finite
+        excessive = geometry.excessive
+        scores = foolsgold_weights(following @ inner @ following.T) * (geometry.finite & ~excessive)
         total = scores.sum()
         shares = scores / total if total > 0 else scores
         return Mix(
@@ -68,8 +70,7 @@ class FoolsGold(Rule):
             state=shortened(following, geometry.extended),
             scores=scores,
             treatment=tuple(
-                f"weighs {share:.4g}" if share else "left out: its history is like another peer's"
-                for share in shares.tolist()
+                _treated(share, long) for share, long in zip(shares.tolist(), excessive.tolist(), strict=True)
             ),
             reason=(
                 f"mean of {counted(n, 'update')}, weighted by how unlike their histories are"
@@ -77,6 +78,12 @@ class FoolsGold(Rule):
                 else f"zero, as each of {n} peers' histories is like another's"
             ),
         )
+
+
+def _treated(share: float, excessive: bool) -> str:
+    if excessive:
+        return TOO_LONG
+    return f"weighs {share:.4g}" if share else "left out: its history is like another peer's"
 
 
 def foolsgold_weights(gram: Tensor) -> Tensor:

@@ -23,6 +23,9 @@ from torch import Tensor
 from aggregators.kernels import Mixing
 from aggregators.options import RuleError, check_integer
 
+LONGER = 10.0  # times as long as others is more than what data and chance make of an update
+TOO_LONG = f"left out: it is more than {LONGER:g} times as long as the median update"
+
 
 class Needs(Flag):
     """What a plug-in asks of its surroundings."""
@@ -86,6 +89,13 @@ class Geometry:
         lost = ~self.finite
         between.masked_fill_(lost[:, None] | lost[None, :], torch.inf)
         return between.fill_diagonal_(0.0)
+
+    @property
+    def excessive(self) -> Tensor:
+        """[n] bool: the rows more than `LONGER` times as long as the median one, the longer of two in the middle. For
+        rules that bound no norm themselves."""
+        median = self.norms.sort().values[self.n // 2]
+        return (self.norms > LONGER * median) & (median > 0)
 
 
 class ColumnReducer(Protocol):

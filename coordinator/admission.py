@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 import compressors
+from aggregators.gram import LONGEST_KEPT
 from compressors import integers
 from coordinator import links
 from coordinator.engine.state import UpdateFacts
@@ -28,6 +29,9 @@ from muster.spec.model import RunSpec
 from muster.texts import DESCRIPTION_CHARS_MAX, one_line
 
 HEADER_BYTES_MAX = 1 << 20
+# Whatever the spec says: the squares of a longer update, and its sum with others, are not finite in float32, so that
+# the rules could tell nothing of it. No training that converges comes within magnitudes of it.
+NORM_LIMIT = LONGEST_KEPT
 SCALARS_MAX = 1024  # metrics of one update and the few numbers beside them
 
 
@@ -79,13 +83,7 @@ def admit(path: Path, digest: str, expected: Expected) -> UpdateFacts:
             f"the update tells {len(scalars)} metrics; at most {SCALARS_MAX} are taken",
             fix="let the task tell fewer",
         )
-    limit = expected.spec.aggregation.norm_max
-    if limit is not None and norm > limit:
-        raise UpdateRejected(
-            "update.norm_too_large",
-            f"the update's L2 norm is {norm:.6g}; the run admits at most {limit:.6g}",
-            fix="lower the learning rate at this peer, or raise aggregation.norm_max in the run spec",
-        )
+    _check_norm(norm, expected.spec.aggregation.norm_max)
     examples = scalars.get("examples", 0.0)
     if not (math.isfinite(examples) and 1 <= examples <= 2**53 and examples == int(examples)):
         raise UpdateRejected(
@@ -104,6 +102,23 @@ def admit(path: Path, digest: str, expected: Expected) -> UpdateFacts:
             if name.startswith("metric/")
         },
     )
+
+
+def _check_norm(norm: float, limit: float | None) -> None:
+    if limit is not None and norm > limit:
+        raise UpdateRejected(
+            "update.norm_too_large",
+            f"the update's L2 norm is {norm:.6g}; the run admits at most {limit:.6g}",
+            fix="lower the learning rate at this peer, or raise aggregation.norm_max in the run spec",
+        )
+    if norm > NORM_LIMIT:
+        raise UpdateRejected(
+            "update.norm_too_large",
+            f"the update's L2 norm is {norm:.6g}; no run admits more than {NORM_LIMIT:.6g}",
+            cause="training diverged on the peer, or the peer lies: float32 cannot hold products of such values, and "
+            "one of them would stop the whole round",
+            fix="lower train.lr or set train.clip_norm",
+        )
 
 
 def _check_manifest(reader: PayloadReader, expected: Expected) -> None:

@@ -105,7 +105,7 @@ def aggregate(job: AggregationJob) -> AggregationResult:
         treatments=treatments,
         reason="; ".join(filter(None, (plan.reason, job.spec.faults_told(job.cohort), *capped))),
         seconds=time.perf_counter() - began,
-        warnings=tuple(("examples.capped", told) for told in capped),
+        warnings=(*(("examples.capped", told) for told in capped), *_nobody(plan)),
     )
 
 
@@ -140,6 +140,15 @@ def _weights(job: AggregationJob) -> Tensor | None:
     cap = table.examples_max
     counts = [update.examples if cap is None else min(update.examples, cap) for update in job.updates]
     return torch.tensor(counts, dtype=torch.float64)
+
+
+def _nobody(plan: aggregators.Plan) -> tuple[tuple[str, str], ...]:
+    """Tells where a rule has given nobody a share, so that the model stays where it is."""
+    if any(plan.selected):
+        return ()
+    return (
+        ("aggregation.nobody", f"no update has a share in the new model, which does not move: {plan.reason}"),
+    )
 
 
 def _capped(job: AggregationJob, pipeline: aggregators.Pipeline) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ Looking a name up imports nothing, so that a run spec is checked without torch; 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -26,6 +27,22 @@ GROUPS = {
 }
 
 
+# What other platforms and papers call what is installed here; the spec keeps the name that it has here.
+ALIASES: Mapping[str, Mapping[str, str]] = {
+    "muster.rules": {
+        **dict.fromkeys(("fedavg", "fed-avg", "average", "averaging", "avg", "weighted-mean"), "mean"),
+        **dict.fromkeys(("coordinate-median", "coordinate-wise-median", "comed", "fedmedian"), "median"),
+        **dict.fromkeys(
+            ("trimmedmean", "trmean", "fedtrimmedavg", "coordinate-wise-trimmed-mean"), "trimmed-mean"
+        ),
+        **dict.fromkeys(("multikrum", "m-krum"), "multi-krum"),
+        **dict.fromkeys(("geomed", "geometricmedian"), "geometric-median"),
+        "centeredclipping": "centered-clipping",
+        "fools-gold": "foolsgold",
+    }
+}
+
+
 @cache
 def _table(group: str) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=group)}
@@ -34,6 +51,13 @@ def _table(group: str) -> dict[str, EntryPoint]:
 def names(group: str) -> tuple[str, ...]:
     """The names in a group, sorted; empty if nothing is registered (a checkout that was never installed)."""
     return tuple(sorted(_table(group)))
+
+
+def canonical(group: str, name: str) -> str:
+    """The name under which a plug-in is installed, of one that goes by others elsewhere: "FedAvg" is mean."""
+    if name in _table(group):
+        return name
+    return ALIASES.get(group, {}).get(name.lower().replace("_", "-"), name)
 
 
 def nearest(word: str, known: tuple[str, ...]) -> str | None:
@@ -45,7 +69,7 @@ def nearest(word: str, known: tuple[str, ...]) -> str | None:
 def unknown(group: str, name: str) -> str | None:
     """One sentence if `name` is not in the group; None if it is, or if the group is empty."""
     known = names(group)
-    if not known or name in known:
+    if not known or canonical(group, name) in known:
         return None
     kind = GROUPS.get(group, "plug-in")
     guess = nearest(name, known)
@@ -58,7 +82,7 @@ def find(group: str, name: str) -> Any:
 
     Raises `ConfigError`: "plugin.unknown" (with the nearest name), "plugin.broken" (it cannot be imported).
     """
-    point = _table(group).get(name)
+    point = _table(group).get(canonical(group, name))
     if point is None:
         if not names(group):
             raise ConfigError(

@@ -10,6 +10,7 @@ import typer
 
 from cli.output import emit
 from cli.settings import Settings, command
+from muster import plugins
 from muster.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def show(
     import aggregators
 
     try:
-        found = aggregators.describe(name)
+        found = aggregators.describe(plugins.canonical("muster.rules", name))
     except aggregators.RuleError as error:
         raise NotFoundError("aggregator.not_found", str(error), fix="muster aggregator list") from error
     emit(settings, asdict(found), lambda: _view(found))

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from muster import plugins
 from muster.digests import digest_bytes
 
 # A task "package.module:Class", or a pattern of them.
@@ -111,7 +112,9 @@ class AggregationTable(Table):
         ge=1,
         description="a declared example count above this counts as this; unless said there is no limit",
     )
-    norm_max: float | None = Field(None, gt=0, description="admission refuses an update of greater L2 norm")
+    norm_max: float | None = Field(
+        None, gt=0, description="admission refuses an update of greater L2 norm; unless said 1e18"
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="further options of the rule")
 
     @model_validator(mode="after")
@@ -123,6 +126,11 @@ class AggregationTable(Table):
                         self, name, plain
                     )  # the model is frozen, and this is part of its making
         return self
+
+    @field_validator("rule")
+    @classmethod
+    def _name_here(cls, value: str) -> str:
+        return plugins.canonical("muster.rules", value)
 
     @field_validator("faults")
     @classmethod
