@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -37,7 +38,7 @@ class Most:
             await asyncio.sleep(LOOK_SECONDS)
 
 
-async def measure(peers: int, workers: int | None) -> None:
+async def measure(peers: int, workers: int | None) -> dict[str, Any]:
     spec = {
         "task": "examples.digits:Digits",
         "rounds": 2,
@@ -56,15 +57,30 @@ async def measure(peers: int, workers: int | None) -> None:
             run = await federation.run_to_end(RunSpec.model_validate(spec))
             took = time.monotonic() - began
     looking.cancel()
-    print(
-        f"{run.state}: {peers} peers, {most.processes} processes, {most.bytes / 2**30:.2f} GiB, {took:.0f} s, "
-        f"model {run.model_digest[:12]}"
-    )
+    return {
+        "state": run.state,
+        "peers": peers,
+        "processes": most.processes,
+        "gib": most.bytes / 2**30,
+        "seconds": took,
+        "model": run.model_digest,
+    }
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peers", type=int, default=50)
-    parser.add_argument("--workers", type=int, default=None, help="processes that train; default: start_local's own")
-    found = parser.parse_args()
-    asyncio.run(measure(found.peers, found.workers))
+    parser.add_argument(
+        "--workers", type=int, default=None, help="processes that train; default: start_local's own"
+    )
+    parser.add_argument("--quick", action="store_true", help="a dozen peers")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    found = asyncio.run(measure(12 if given.quick else given.peers, given.workers))
+    if given.json:
+        print(json.dumps(found))
+    else:
+        print(
+            f"{found['state']}: {found['peers']} peers, {found['processes']} processes, {found['gib']:.2f} GiB, "
+            f"{found['seconds']:.0f} s"
+        )
