@@ -168,7 +168,7 @@ class AdminServicer:
 
         try:
             changes = json.loads(request.aggregation_json or "{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError("replay.bad_rule", f"aggregation_json is no JSON: {error}") from error
         if not isinstance(changes, dict):
             raise ConfigError("replay.bad_rule", "aggregation_json is no JSON object")

@@ -102,7 +102,7 @@ def set_aside(run: RunState, peer_id: str = "") -> list[pb.SetAside]:
 def warning(row: rows.WarningRow) -> pb.RunWarning:
     return pb.RunWarning(
         cause=one_line(row.cause),
-        reason=text(row.reason),
+        reason=one_line(row.reason),
         peer_id=row.peer_id,
         times=whole(row.times, 32),
         first_round=whole(row.first_round, 32),
@@ -266,7 +266,7 @@ def _bounded_json(stored: str) -> str:
 def _loaded(document: str) -> dict[str, Any]:
     try:
         found = json.loads(document)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from coordinator import convert
 from coordinator.explain import explain
-from coordinator.pages import batches, key_of, newest, page, rows_asked, token_of
+from coordinator.pages import batches, key_of, newest, page
 from coordinator.store import rows
 from muster.errors import NotFoundError, UsageError
 from muster.transport.base import CallContext
@@ -22,8 +22,9 @@ from protos.v1 import admin_pb2 as pb
 if TYPE_CHECKING:
     from coordinator.service import Coordinator
 
-EVENTS_PER_LOOK = 200
+EVENTS_PER_LOOK = 100
 RECENT_EVENTS = 10
+WARNINGS_SHOWN_MAX = 128  # more than the engine keeps of a run
 SEQUENCE_MAX = 2**63 - 1  # what the databases can compare with
 
 
@@ -35,13 +36,12 @@ class Listing:
     # -- runs ---------------------------------------------------------------------------------------------------------
 
     async def list_runs(self, request: pb.ListRunsRequest, context: CallContext) -> pb.ListRunsResponse:
-        after = key_of(request.page_token, float, str)
-        key = None if after is None else (float(after[0]), str(after[1]))
-        found = await self._store.runs(after=key, limit=rows_asked(request.page_size))
-        got = page(
-            map(self.run_message, found),
-            request.page_size,
-            lambda n: token_of(float(found[n - 1].created_at), found[n - 1].run_id),
+        got = await page(
+            lambda after, limit: self._store.runs(after=after, limit=limit),
+            self.run_message,
+            lambda row: (float(row.created_at), row.run_id),
+            after=key_of(request.page_token, float, str),
+            page_size=request.page_size,
         )
         return pb.ListRunsResponse(runs=got.items, next_page_token=got.next_token)
 
@@ -61,7 +61,8 @@ class Listing:
     async def whole_run(self, row: rows.RunRow) -> pb.Run:
         """With its warnings, the newest last, and whom it asks no more."""
         message = self.run_message(row)
-        message.warnings.extend(map(convert.warning, await self._store.warnings(row.run_id)))
+        kept = await self._store.warnings(row.run_id)
+        message.warnings.extend(map(convert.warning, kept[-WARNINGS_SHOWN_MAX:]))
         live = self._coordinator.runs.get(row.run_id)
         if live is not None:
             message.set_aside.extend(convert.set_aside(live))
@@ -70,9 +71,9 @@ class Listing:
     async def explain_run(self, request: pb.ExplainRunRequest, context: CallContext) -> pb.ExplainRunResponse:
         row = await self.run(request.run_id)
         coordinator = self._coordinator
-        (start,) = key_of(request.page_token, int) or (0,)
+        start = key_of(request.page_token, int)
         response = pb.ExplainRunResponse()
-        if start == 0:
+        if start is None:
             recent = await self._store.recent_events(run_id=row.run_id, limit=RECENT_EVENTS)
             response.recent.extend(newest([convert.event(each) for each in recent]))
         live = coordinator.runs.get(row.run_id)
@@ -83,8 +84,18 @@ class Listing:
         found = explain(live, coordinator.peer_views(), coordinator.clock.now(), coordinator.bytes_held)
         obstacle = coordinator.effects.obstacle(row.run_id)
         response.sentence = convert.text(f"the run is {row.state}: {obstacle or found.sentence}")
-        details = [convert.text(detail) for detail in found.details[start:]]
-        got = page(details, request.page_size, lambda n: token_of(start + n))
+
+        async def read(after: tuple[int] | None, limit: int) -> list[tuple[int, str]]:
+            at = 0 if after is None else after[0]
+            return list(enumerate(found.details[at : at + limit], at + 1))
+
+        got = await page(
+            read,
+            lambda row: convert.text(row[1]),
+            lambda row: (row[0],),
+            after=start,
+            page_size=request.page_size,
+        )
         response.details.extend(got.items)
         response.next_page_token = got.next_token
         return response
@@ -93,12 +104,14 @@ class Listing:
 
     async def list_rounds(self, request: pb.ListRoundsRequest, context: CallContext) -> pb.ListRoundsResponse:
         recipe = convert.recipe(await self.run(request.run_id))
-        (after,) = key_of(request.page_token, int) or (0,)
-        found = await self._store.rounds(request.run_id, after=after, limit=rows_asked(request.page_size))
-        got = page(
-            (convert.round(row, recipe) for row in found),
-            request.page_size,
-            lambda n: token_of(found[n - 1].number),
+        got = await page(
+            lambda after, limit: self._store.rounds(
+                request.run_id, after=after[0] if after else 0, limit=limit
+            ),
+            lambda row: convert.round(row, recipe),
+            lambda row: (row.number,),
+            after=key_of(request.page_token, int),
+            page_size=request.page_size,
         )
         return pb.ListRoundsResponse(rounds=got.items, next_page_token=got.next_token)
 
@@ -118,17 +131,15 @@ class Listing:
         if base is not None:
             # Who delivered held the base; whether the others had come so far is not known.
             message.bytes_down_dense = convert.whole(base.size_bytes * totals.delivered)
-        after = key_of(request.page_token, str, str, int)
-        key = None if after is None else (str(after[0]), str(after[1]), int(after[2]))
-        assignments = await self._store.assignments(
-            request.run_id, request.number, after=key, limit=rows_asked(request.page_size)
+        got = await page(
+            lambda after, limit: self._store.assignments(
+                request.run_id, request.number, after=after, limit=limit
+            ),
+            self._assignment,
+            lambda row: (row.role, row.peer_id, row.attempt),
+            after=key_of(request.page_token, str, str, int),
+            page_size=request.page_size,
         )
-
-        def token(count: int) -> str:
-            last = assignments[count - 1]
-            return token_of(last.role, last.peer_id, last.attempt)
-
-        got = page(map(self._assignment, assignments), request.page_size, token)
         message.assignments.extend(got.items)
         return pb.GetRoundResponse(round=message, next_page_token=got.next_token)
 
@@ -138,9 +149,15 @@ class Listing:
 
     async def list_models(self, request: pb.ListModelsRequest, context: CallContext) -> pb.ListModelsResponse:
         await self.run(request.run_id)
-        (after,) = key_of(request.page_token, int) or (-1,)
-        found = await self._store.models(request.run_id, after=after, limit=rows_asked(request.page_size))
-        got = page(map(self._model, found), request.page_size, lambda n: token_of(found[n - 1].version))
+        got = await page(
+            lambda after, limit: self._store.models(
+                request.run_id, after=after[0] if after else -1, limit=limit
+            ),
+            self._model,
+            lambda row: (row.version,),
+            after=key_of(request.page_token, int),
+            page_size=request.page_size,
+        )
         return pb.ListModelsResponse(models=got.items, next_page_token=got.next_token)
 
     def _model(self, row: rows.ModelRow) -> pb.Model:
@@ -153,9 +170,13 @@ class Listing:
     # -- peers --------------------------------------------------------------------------------------------------------
 
     async def list_peers(self, request: pb.ListPeersRequest, context: CallContext) -> pb.ListPeersResponse:
-        (after,) = key_of(request.page_token, str) or ("",)
-        found = await self._store.peers(after=after, limit=rows_asked(request.page_size))
-        got = page(map(self.peer_message, found), request.page_size, lambda n: token_of(found[n - 1].peer_id))
+        got = await page(
+            lambda after, limit: self._store.peers(after=after[0] if after else "", limit=limit),
+            self.peer_message,
+            lambda row: (row.peer_id,),
+            after=key_of(request.page_token, str),
+            page_size=request.page_size,
+        )
         return pb.ListPeersResponse(peers=got.items, next_page_token=got.next_token)
 
     async def get_peer(self, request: pb.GetPeerRequest, context: CallContext) -> pb.GetPeerResponse:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -12,9 +12,12 @@ from google.protobuf.message import Message
 from muster.errors import UsageError
 
 PAGE_BYTES_MAX = 1 << 20  # a message has 4 MiB at most; one item, however long, has less than the rest
-PAGE_ROWS_MAX = 200  # rows that are read for a page
+PAGE_ITEMS_MAX = 200
+ROWS_PER_LOOK = 25  # that many are read at a time, since nobody knows how long they are
 
 Item = TypeVar("Item", bound=Message | str)
+Row = TypeVar("Row")
+Key = TypeVar("Key", bound=tuple[Any, ...])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,22 +26,30 @@ class Page(Generic[Item]):
     next_token: str  # "" behind the last page
 
 
-def rows_asked(page_size: int) -> int:
-    """How many rows to read: one more than the page shows, which tells whether there is another page."""
-    return min(page_size or PAGE_ROWS_MAX, PAGE_ROWS_MAX) + 1
-
-
-def page(items: Iterable[Item], page_size: int, token: Callable[[int], str]) -> Page[Item]:
-    """As many of the first items as fit, and at least one. `token(n)` is that of the page behind the first n."""
-    most = rows_asked(page_size) - 1
+async def page(
+    read: Callable[[Key | None, int], Awaitable[Sequence[Row]]],
+    to_item: Callable[[Row], Item],
+    key: Callable[[Row], Key],
+    *,
+    after: Key | None,
+    page_size: int,
+) -> Page[Item]:
+    """As many items behind `after` as fit, and at least one. `read(after, n)` gives the first n rows behind a key, or
+    the first of all."""
+    most = min(page_size or PAGE_ITEMS_MAX, PAGE_ITEMS_MAX)
     taken: list[Item] = []
     size = 0
-    for item in items:
-        size += _size(item)
-        if taken and (size > PAGE_BYTES_MAX or len(taken) == most):
-            return Page(items=taken, next_token=token(len(taken)))
-        taken.append(item)
-    return Page(items=taken, next_token="")
+    while True:
+        rows = await read(after, ROWS_PER_LOOK)
+        for row in rows:
+            item = to_item(row)
+            size += _size(item)
+            if after is not None and taken and (size > PAGE_BYTES_MAX or len(taken) == most):
+                return Page(items=taken, next_token=json.dumps(after))
+            taken.append(item)
+            after = key(row)
+        if len(rows) < ROWS_PER_LOOK:
+            return Page(items=taken, next_token="")
 
 
 def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
@@ -61,18 +72,13 @@ def newest(items: Sequence[Item]) -> Sequence[Item]:
     return last[::-1]
 
 
-def token_of(*key: Any) -> str:
-    """Of the page behind the row with this key."""
-    return json.dumps(key)
-
-
 def key_of(token: str, *kinds: type[Any]) -> tuple[Any, ...] | None:
     """The key in a token; None for the first page. Raises `UsageError` "page.bad_token"."""
     if not token:
         return None
     try:
         key = json.loads(token)
-    except ValueError:
+    except (ValueError, RecursionError):
         key = None
     if isinstance(key, list) and [type(part) for part in key] == list(kinds):
         return tuple(key)

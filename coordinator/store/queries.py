@@ -68,7 +68,7 @@ def _json(text: str | None, empty: Any) -> Any:
     """What cannot be read is shown as nothing, so that one damaged row costs no list."""
     try:
         found = json.loads(text or "null")
-    except ValueError:
+    except (ValueError, RecursionError):
         return empty
     return found if isinstance(found, type(empty)) else empty
 
@@ -173,7 +173,10 @@ def assignments(
 ) -> list[AssignmentRow]:
     """By role, peer and attempt."""
     order = (ASSIGNMENTS.c.role.desc(), ASSIGNMENTS.c.peer_id, ASSIGNMENTS.c.attempt)
-    found = connection.execute(select(ASSIGNMENTS).where(*where).order_by(*order).limit(limit))
+    # Of a page, the keys are sorted first: with their tracebacks all rows of a round are far more to carry about.
+    keys = select(ASSIGNMENTS.c.assignment_id).where(*where).order_by(*order).limit(limit)
+    chosen = where if limit is None else (ASSIGNMENTS.c.assignment_id.in_(keys),)
+    found = connection.execute(select(ASSIGNMENTS).where(*chosen).order_by(*order))
     return [_as(AssignmentRow, row) for row in found.mappings()]
 
 
