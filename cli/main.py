@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -110,7 +111,22 @@ def _defect(error: Exception) -> MusterError:
 def _usage(error: typer.TyperException) -> UsageError:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "muster"
-    return UsageError("cli.usage", error.format_message(), fix=f"{path} --help")
+    message = error.format_message()
+    unknown = re.match(r"No such command '([a-z-]+)'\.$", message)
+    if unknown and path == "muster" and (nouns := _nouns_with(unknown[1])):
+        meant = " or ".join(f"'muster {noun} {unknown[1]}'" for noun in nouns)
+        message += f" Did you mean {meant}?"
+    return UsageError("cli.usage", message, fix=f"{path} --help")
+
+
+def _nouns_with(verb: str) -> list[str]:
+    """Those that have a command of this name."""
+    return [
+        str(noun.name)
+        for noun in build().registered_groups
+        if noun.typer_instance is not None
+        and any(command.name == verb for command in noun.typer_instance.registered_commands)
+    ]
 
 
 if __name__ == "__main__":

@@ -22,6 +22,10 @@ def disk_threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_THREADS, thread_name_prefix="muster-disk")
 
 
+def is_full(error: OSError) -> bool:
+    return error.errno in _FULL
+
+
 def storage_error(path: Path, error: OSError) -> StorageError:
     """`storage.disk_full`, or `storage.failed` for every other reason."""
     reason = error.strerror or str(error)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from muster.disk import make_folder
+from muster.disk import is_full, make_folder, storage_error
 from muster.errors import StateError, StorageError
 from muster.folderlock import FolderLock
 from muster.folders import private_database
@@ -333,6 +333,8 @@ class PeerStore:
 
 
 def _storage_error(folder: Path, error: Exception) -> StorageError:
+    if isinstance(error, OSError) and is_full(error):
+        return storage_error(folder, error)
     full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
     return StorageError(
         "storage.disk_full" if full else "peer.store_unavailable",

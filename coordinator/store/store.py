@@ -31,6 +31,7 @@ from coordinator.store.rows import (
     WarningRow,
 )
 from coordinator.store.write import write_transfers, write_transitions
+from muster.disk import is_full, storage_error
 from muster.errors import NotFoundError, StorageError
 from muster.failpoints import failpoint
 from muster.folderlock import FolderLock
@@ -350,6 +351,8 @@ def _take_folder(url: URL, create: bool) -> FolderLock | None:
         private_database(path)  # the hashes of secrets lie there
         return lock
     except OSError as error:
+        if is_full(error):
+            raise storage_error(path.parent, error) from error
         raise StorageError(
             "store.unavailable",
             f"the data folder {path.parent} cannot be used",

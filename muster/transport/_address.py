@@ -11,7 +11,12 @@ def loopback_address(address: str) -> tuple[str, int]:
     """`(host, port)`; `localhost` becomes 127.0.0.1. Raises `ConfigError` `transport.address_invalid` for
     what is no `host:port`, `transport.address_not_loopback` for any host that is not this machine's own."""
     host, colon, port_text = address.rpartition(":")
-    if not colon or not (port_text.isascii() and port_text.isdigit()) or int(port_text) > 65535:
+    if (
+        "://" in address
+        or not colon
+        or not (port_text.isascii() and port_text.isdigit())
+        or int(port_text) > 65535
+    ):
         raise ConfigError(
             "transport.address_invalid", f"{address!r} is not HOST:PORT", fix='write it as "127.0.0.1:7070"'
         )

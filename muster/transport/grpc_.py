@@ -156,9 +156,7 @@ class GrpcChannel:
             return UnreachableError(
                 "transport.unreachable",
                 f"{self._address} does not answer",
-                cause="nothing listens there: connection refused"
-                if "Connection refused" in details
-                else details,
+                cause=_in_words(details),
                 fix="check that it runs, and that the address is right",
             )
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -218,3 +216,12 @@ def _this_task_is_cancelled() -> bool:
     """Tells our own cancellation from gRPC's, which raises the same exception when the other side cancels."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def _in_words(details: str) -> str:
+    """Why there is no connection, where gRPC's own words would have to be known to be understood."""
+    if "Connection refused" in details:
+        return "nothing listens there: connection refused"
+    if "Failed parsing HTTP/2" in details:
+        return "something listens there that is no coordinator: it does not speak HTTP/2"
+    return details

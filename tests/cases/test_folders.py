@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.server import RunningCoordinator
+from coordinator.store import Store
 from coordinator.store.database import parse_url
 from muster.config import CoordinatorConfig
 from muster.disk import make_folder
@@ -99,3 +100,18 @@ def test_what_the_system_refuses_is_told_in_words(
     with pytest.raises(StorageError) as caught:
         make_folder(tmp_path / "new", "peer.data_dir")
     assert cause in caught.value.cause
+
+
+async def test_a_full_disk_is_told_as_one_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("coordinator.store.store.take_folder", full)
+    monkeypatch.setattr("peer.store.FolderLock.take", full)
+    with pytest.raises(StorageError) as coordinator:
+        await Store.open(f"sqlite:///{tmp_path}/c/muster.db")
+    with pytest.raises(StorageError) as peer:
+        PeerStore(tmp_path / "p")
+    assert {coordinator.value.id, peer.value.id} == {"storage.disk_full"}

@@ -458,3 +458,37 @@ def test_the_manual_names_every_command_and_exit_status() -> None:
 
     for code in {0, 130, *(each.exit_code for each in ERROR_CLASSES.values())}:
         assert f"\n| {code} | " in manual
+
+
+@pytest.mark.parametrize(
+    ("verb", "meant"),
+    [("watch", "'muster run watch'"), ("drain", "'muster peer drain'"), ("pull", "'muster model pull'")],
+)
+def test_a_verb_without_its_noun_is_told_the_noun(muster: Callable[..., Any], verb: str, meant: str) -> None:
+    said = muster(verb, "digits")
+    assert said.code == 2
+    assert f"Did you mean {meant}?" in said.err
+
+
+def test_a_verb_that_several_nouns_have_is_told_them_all(muster: Callable[..., Any]) -> None:
+    assert "'muster run list' or 'muster round list' or 'muster peer list'" in muster("list").err
+    assert "Did you mean" not in muster("zzz").err
+
+
+def test_an_address_that_is_a_url_or_no_musters_is_told_so(muster: Callable[..., Any]) -> None:
+    import http.server
+    import threading
+
+    class Quiet(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    assert "is not HOST:PORT" in muster("status", "--address", "http://127.0.0.1:7070").err
+    with http.server.HTTPServer(("127.0.0.1", 0), Quiet) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        said = muster("status", "--address", f"127.0.0.1:{server.server_port}", "--timeout", "5")
+        server.shutdown()
+        thread.join()
+    assert said.code == 5
+    assert "something listens there that is no coordinator" in said.err
