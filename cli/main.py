@@ -19,7 +19,7 @@ import typer
 
 from cli.commands import aggregators as aggregator
 from cli.commands import compressors as compressor
-from cli.commands import configs, federation, follow, machine, models, peers, rounds, runs
+from cli.commands import configs, federation, follow, machine, models, peers, rounds, runs, tasks
 from cli.output import print_error
 from cli.settings import group, root
 from muster.errors import InternalError, MusterError, UsageError
@@ -50,6 +50,7 @@ def build() -> typer.Typer:
     rounds.register(group(app, "round", help="Rounds: who took part, with what weight, and why."))
     peers.register(group(app, "peer", help="Peers: who is there; send away, set aside, let back."))
     models.register(group(app, "model", help="Model versions: list, and pull as plain PyTorch weights."))
+    tasks.register(group(app, "task", help="Tasks on this machine: try one out before a run does."))
     aggregator.register(
         group(app, "aggregator", help="Aggregation rules and attacks: what there is, what it bears.")
     )

@@ -65,6 +65,11 @@ def lies_in(reference: str, folders: Iterable[Path | str]) -> bool | None:
     return bool(homes) and all(str(home.resolve()) in searched for home in homes)
 
 
+def check_name(reference: str) -> None:
+    """Raises `ConfigError` "task.malformed"."""
+    _names(reference)
+
+
 def _names(reference: str) -> tuple[str, str]:
     module_name, _, class_name = reference.partition(":")
     if not (class_name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):

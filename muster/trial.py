@@ -9,11 +9,9 @@ generators of random numbers that the data carry. (The global ones are seeded an
 from __future__ import annotations
 
 import random
-import sysconfig
 import traceback
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn, TypeGuard, TypeVar, cast
 
 import numpy as np
@@ -25,13 +23,11 @@ from muster.errors import MusterError, TaskError
 from muster.evaluation import to_device
 from muster.task import Task
 from muster.tasks import is_map_style
+from muster.tracebacks import own_frame
 
 # What the local algorithms of Muster itself ask of a task's loss: a gradient, or the loss alone. Others may not use it.
 _ASKS_GRADIENT = {"sgd": True, "spsa": False}
 _PLAIN = (bool, int, float, complex, str, bytes)  # attributes that a trial may change and that are put back
-_ROOT = Path(__file__).parents[1]
-_OURS = ("muster", "peer", "coordinator", "cli")
-_STDLIB = Path(sysconfig.get_path("stdlib"))
 _VALUES_TOLD = 6
 _NODES_MAX = 10_000
 _PARTS_MAX = 100  # a longer list holds examples
@@ -47,6 +43,16 @@ def tries_loss(task: Task, algorithm: str) -> bool:
 def has_examples(data: Dataset[Any] | None) -> TypeGuard[Dataset[Any]]:
     """Whether there are some that can be read without using them up."""
     return data is not None and is_map_style(data) and len(cast(Any, data)) > 0
+
+
+def run(what: str, work: Callable[[], T]) -> T:
+    """What a method of the task gives. Raises `TaskError` "task.failed" naming the user's own line."""
+    try:
+        return work()
+    except MusterError:
+        raise
+    except Exception as error:
+        _failed(what, error, "")
 
 
 def loaded(what: str, load: Callable[[], T]) -> T:
@@ -74,7 +80,7 @@ def first_batch(data: Dataset[Any], size: int) -> Any:
                 "task.bad_examples",
                 f"the examples cannot be put together to a batch: the first is {form(examples[0])}"
                 + (f", the second {form(examples[1])}" if len(examples) > 1 else ""),
-                cause=f"{type(error).__name__}: {error}{_place(error)}",
+                cause=f"{type(error).__name__}: {error}",
                 fix="give every example as a tuple (input, target) of numbers or of tensors of the same shape",
                 traceback="".join(traceback.format_exception(error)),
             ) from error
@@ -154,39 +160,17 @@ def form(value: Any) -> str:
     return "a string" if isinstance(value, str) else f"a {type(value).__name__}"
 
 
-def own_line(error: BaseException) -> str:
-    """The newest line of the traceback that is the user's own, "FILE, line N, in NAME: CODE"; "" if none is."""
-    frames = [each for each in traceback.extract_tb(error.__traceback__) if _may_be_own(Path(each.filename))]
-    # A task may be installed itself: what it calls of other packages is not its own.
-    own = [each for each in frames if "site-packages" not in Path(each.filename).parts]
-    own = own or [each for each in frames if each.filename == frames[0].filename]
-    if not own:
-        return ""
-    newest = own[-1]
-    return f"{newest.filename}, line {newest.lineno}, in {newest.name}: {newest.line or ''}".rstrip(": ")
-
-
-def _may_be_own(path: Path) -> bool:
-    ours = path.is_relative_to(_ROOT) and path.relative_to(_ROOT).parts[0] in _OURS
-    library = path.is_relative_to(_STDLIB) and "site-packages" not in path.parts
-    return not (ours or library or path.name.startswith("<") or {"torch", "numpy"} & {*path.parts})
-
-
 # -- inside ----------------------------------------------------------------------------------------------
 
 
-def _place(error: BaseException) -> str:
-    line = own_line(error)
-    return f" ({line})" if line else ""
-
-
 def _failed(what: str, error: Exception, seen: str, *, error_id: str = "task.failed") -> NoReturn:
+    told = "".join(traceback.format_exception(error))
     raise TaskError(
         error_id,
         f"{what} raised {type(error).__name__}: {error}{seen}",
-        cause=own_line(error) or "see the traceback",
+        cause=own_frame(told) or "see the traceback",
         fix="mend the task; muster task check TASK --data KEY=VALUE tries it out on this machine",
-        traceback="".join(traceback.format_exception(error)),
+        traceback=told,
     ) from error
 
 

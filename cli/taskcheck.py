@@ -1,0 +1,188 @@
+"""`muster task check`: what a site would do with a task, done here once and told step by step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from muster.errors import TaskError
+from muster.spec.model import RunSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from muster.task import FitContext, Site, Task
+
+T = TypeVar("T")
+
+
+@dataclass(kw_only=True)
+class Seen:
+    """What was seen so far; `seconds` by step, in their order."""
+
+    task: str
+    facts: dict[str, Any] = field(default_factory=dict[str, Any])
+    warnings: list[str] = field(default_factory=list[str])
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+
+    def to_json(self) -> dict[str, Any]:
+        rounded = {name: round(value, 3) for name, value in self.seconds.items()}
+        return {"task": self.task, **self.facts, "warnings": self.warnings, "seconds": rounded}
+
+
+@dataclass(kw_only=True)
+class _Check:
+    spec: RunSpec
+    site: Site
+    seen: Seen
+    on_step: Callable[[str], None]
+
+    def step(self, name: str, work: Callable[[], T]) -> T:
+        self.on_step(name)
+        began = time.monotonic()
+        try:
+            return work()
+        finally:
+            self.seen.seconds[name] = time.monotonic() - began
+
+    def model(self, task: Task) -> nn.Module:
+        from muster.initial import draw
+        from muster.modelfile import layout_of
+        from muster.seeds import initial_seed
+
+        model: nn.Module = self.step(
+            "model", lambda: trial().run("model", lambda: draw(task, initial_seed(self.spec.seed)))
+        )
+        layout_of(model)
+        parameters = list(model.parameters())
+        trained = sum(each.numel() for each in parameters if each.requires_grad)
+        self.seen.facts["parameters_trained"] = trained
+        self.seen.facts["parameters_frozen"] = sum(each.numel() for each in parameters) - trained
+        return model
+
+    def train(self, task: Task, model: nn.Module) -> None:
+        """One step of the run's own algorithm where it takes steps by gradients; else the loss alone."""
+        from muster.initial import seed_generators
+        from muster.seeds import derive_seed
+        from peer.training import build
+        from peer.training.batches import size_of
+
+        train, facts = self.spec.train, self.seen.facts
+        seed_generators(derive_seed(self.spec.seed, "data", self.site.name))
+        data = self.step(
+            "train_data", lambda: trial().loaded("train_data", lambda: task.train_data(self.site))
+        )
+        facts["examples"] = size_of(data)
+        batch = self.step(
+            "batch", lambda: trial().first_batch(data, min(facts["examples"], train.batch_size))
+        )
+        facts["batch"] = trial().form(batch)
+        seed_generators(self.spec.seed)
+        facts["loss_before"] = self.step(
+            "forward and backward", lambda: trial().try_loss(task, model, batch, algorithm=train.algorithm)
+        )
+        if train.algorithm != "sgd":
+            return
+        algorithm = build(train.algorithm, train.options)
+        self.step(
+            "one step",
+            lambda: trial().run("the step", lambda: algorithm.fit(task, model, data, self._context())),
+        )
+        seed_generators(self.spec.seed)
+        after = facts["loss_after"] = trial().try_loss(task, model, batch, finite=False)
+        if not math.isfinite(after):
+            self.seen.warnings.append(
+                f"the loss is {after} after one step; train.lr is {train.lr:g}: try less"
+            )
+
+    def fit(self, task: Task, model: nn.Module) -> None:
+        """The task's own loop, whole: there is no step of it that could be taken alone."""
+        from muster.initial import seed_generators
+        from muster.task import FitReport
+
+        seed_generators(self.spec.seed)
+        report: Any = self.step("fit", lambda: trial().run("fit", lambda: task.fit(model, self._context())))
+        if report is None:
+            algorithm = self.spec.train.algorithm
+            told = f"nothing was trained: fit gave None, and {algorithm} is not tried out here"
+            self.seen.warnings.append(told)
+        elif isinstance(report, FitReport) and report.examples >= 0 and report.steps >= 0:
+            self.seen.facts |= {"examples": report.examples, "steps": report.steps}
+        else:
+            raise TaskError(
+                "task.bad_report",
+                f"{self.spec.task}.fit gave {report!r}",
+                cause="it has to give a FitReport with counts of at least 0, or None",
+                fix="return muster.FitReport(examples=..., steps=...)",
+            )
+
+    def evaluate(self, task: Task, model: nn.Module) -> None:
+        import torch
+
+        from muster.metrics import measured, plain
+
+        data: Any = self.step(
+            "test_data", lambda: trial().loaded("test_data", lambda: task.test_data(self.site))
+        )
+        self.seen.facts["test_examples"] = len(data) if trial().has_examples(data) else None
+        model.eval()
+        with torch.no_grad():
+            found = self.step(
+                "evaluate", lambda: trial().run("evaluate", lambda: task.evaluate(model, self.site))
+            )
+        told = measured(found, f"{self.spec.task}.evaluate")
+        self.seen.facts["metrics"] = {name: plain(value) for name, value in told.values.items()}
+        self.seen.warnings += told.warnings
+        if not found:
+            nothing = (
+                "nothing is evaluated on this site: test_data gives no examples, and evaluate no metrics"
+            )
+            self.seen.warnings.append(nothing)
+
+    def _context(self) -> FitContext:
+        import torch
+
+        from muster.task import FitContext
+
+        train = {**self.spec.train.model_dump(mode="json"), "steps": 1, "epochs": None}
+        return FitContext(
+            site=self.site,
+            device=torch.device("cpu"),
+            seed=self.spec.seed,
+            train=train,
+            progress=lambda _share: None,
+        )
+
+
+def check(
+    spec: RunSpec, *, data: Mapping[str, Any], folders: Sequence[Path], on_step: Callable[[str], None]
+) -> Seen:
+    """Loads the site's data, takes one step and evaluates, on the CPU. Raises `ConfigError` or `TaskError` at the first
+    thing that fails, as a peer would report it."""
+    from muster.defaults import code_of
+    from muster.task import Site
+    from muster.tasks import keep_test_data, load_task
+
+    site = Site(name="check", data=data, options=spec.task_options, seed=spec.seed)
+    made = _Check(spec=spec, site=site, seen=Seen(task=spec.task), on_step=on_step)
+    task = made.step("import", lambda: load_task(spec.task, folders, spec.task_options))
+    keep_test_data(task)
+    model = made.model(task)
+    with code_of(task):
+        if trial().tries_loss(task, spec.train.algorithm):
+            made.train(task, model)
+        else:
+            made.fit(task, model)
+        made.evaluate(task, model)
+    return made.seen
+
+
+def trial() -> Any:
+    """The module, which imports torch, at its first use."""
+    import muster.trial
+
+    return muster.trial
