@@ -76,7 +76,7 @@ class _Step:
             if file is not None:
                 stack.callback(file.close)
         width = min(CHUNK_COORDINATES, layout.columns_size)
-        self._faults = spec.aggregation.faults_of(job.cohort)
+        self._faults = spec.faults_of(job.cohort)
         self._delta, self._moved = torch.empty(width), torch.empty(width)
         self._following = torch.empty(len(source.kept) * width)
 

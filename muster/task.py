@@ -103,6 +103,11 @@ class Task(ABC):
     def evaluate(self, model: nn.Module, site: Site) -> dict[str, float]:
         """Metrics of a model on this site; empty if it has nothing to evaluate on.
 
+        A metric is one number, of Python, NumPy or PyTorch, and may be NaN; at most 100 are kept, with names of at most
+        100 characters. Whatever else is among them is left out, and the run is warned of it by name. "examples" is how
+        many the metrics are of, and their weight in the mean over peers; a peer that leaves it out counts like the
+        median of those that do not.
+
         The default: loss and accuracy over `test_data`, with `examples` the number of them.
         """
         from muster.evaluation import evaluate_classifier

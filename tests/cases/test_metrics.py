@@ -18,8 +18,17 @@ from hypothesis import strategies as st
 
 from cli.json_form import to_json
 from cli.render import metrics_line
+from coordinator.engine.decide import decide, new_run
 from coordinator.engine.means import peers_mean
-from coordinator.engine.state import AssignmentState, AssignmentStatus
+from coordinator.engine.state import (
+    AssignmentState,
+    AssignmentStatus,
+    ModelReady,
+    ModelVersion,
+    RunSubmitted,
+    Transition,
+)
+from coordinator.store import Store
 from muster import metrics
 from muster.metrics import METRICS_MAX, as_number, measured
 from muster.spec.model import RunSpec
@@ -169,6 +178,35 @@ def test_names_without_end_are_bounded_to_those_that_most_report() -> None:
     mean = peers_mean(noisy, None)
     assert len(mean.metrics) == METRICS_MAX and mean.metrics["peers/zz"] == 0.5
     assert mean.warnings[0][0] == "metrics.too_many"
+
+
+async def test_not_finite_is_kept_in_both_databases(database_url: str) -> None:
+    spec = RunSpec.model_validate({"task": "digits:Digits", "rounds": 1})
+    submitted = new_run(RunSubmitted(run_id="r", spec=spec, spec_toml="", request_id="q"), "r", 1.0)
+    model = ModelVersion(version=0, round=0, digest="0", size_bytes=4, layout_digest="1")
+    started = decide(submitted.state, ModelReady(run_id="r", model=model), 2.0, {})
+    found = {"auc": math.nan, "loss": math.inf, "least": -math.inf, "accuracy": 0.5}
+    evaluated = Transition(
+        kind="evaluation.finished",
+        entity="evaluation",
+        key={"run_id": "r", "version": 0},
+        before=None,
+        values={"round": 0, "state": "FINISHED", "deadline_at": 9.0, "metrics_json": metrics.to_json(found)},
+        reason="it is complete",
+        at=3.0,
+        run_id="r",
+        data={"metrics": metrics.plain_all(found)},
+    )
+    store = await Store.open(database_url)
+    await store.commit([*submitted.transitions, *started.transitions, evaluated])
+    await store.close()
+    store = await Store.open(database_url)
+    row = await store.run("r")
+    assert row is not None
+    assert row.metrics == pytest.approx(found, nan_ok=True)
+    told = (await store.events())[-1].data["metrics"]
+    assert told == {"auc": "NaN", "loss": "Infinity", "least": "-Infinity", "accuracy": 0.5}
+    await store.close()
 
 
 # -- shown ----------------------------------------------------------------------------------------------
