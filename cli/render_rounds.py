@@ -81,11 +81,13 @@ def round_view(round: pb.Round) -> RenderableType:
 
 
 def _sources(assignments: Sequence[pb.RoundAssignment]) -> str:
-    """Which source code of the task was at work, and who had another than most."""
+    """Which source code of the task was at work, and where which, if it was not the same everywhere."""
     peers = {each.peer_id: each.source_digest for each in assignments if each.source_digest}
-    usual, *others = [digest for digest, _ in Counter(sorted(peers.values())).most_common()] or [""]
-    told = [(digest, ", ".join(sorted(peer for peer in peers if peers[peer] == digest))) for digest in others]
-    return "; ".join([usual, *(f"{digest[:12]} at {where}" for digest, where in told)])
+    counted = Counter(sorted(peers.values())).most_common()
+    if len(counted) < 2:
+        return "".join(digest for digest, _ in counted)
+    where = {found: ", ".join(sorted(peer for peer in peers if peers[peer] == found)) for found, _ in counted}
+    return "not the same everywhere: " + "; ".join(f"{found[:12]} at {who}" for found, who in where.items())
 
 
 def _round_bytes(round: pb.Round) -> str:

@@ -174,12 +174,12 @@ class ProcessFederation:
             self._channel = GrpcTransport().connect(self.address)
         return await self._channel.unary(METHODS[method], request, timeout_seconds=timeout_seconds)
 
-    async def call_patiently(self, method: str, request: Any) -> Any:
+    async def call_patiently(self, method: str, request: Any, *, timeout_seconds: float = 10.0) -> Any:
         """The same, waiting while the coordinator is away."""
         deadline = time.monotonic() + START_SECONDS_MAX
         while True:
             try:
-                return await self.call(method, request)
+                return await self.call(method, request, timeout_seconds=timeout_seconds)
             except MusterError as error:
                 away = isinstance(error, UnreachableError) or error.status == "DEADLINE_EXCEEDED"
                 if not away or time.monotonic() > deadline:
@@ -191,7 +191,9 @@ class ProcessFederation:
         request = pb.SubmitRunRequest(
             spec_json=spec.canonical_json(), request_id=request_id or uuid.uuid4().hex
         )
-        return str((await self.call_patiently("SubmitRun", request)).run.run_id)
+        # The coordinator imports the task first.
+        answer = await self.call_patiently("SubmitRun", request, timeout_seconds=START_SECONDS_MAX)
+        return str(answer.run.run_id)
 
     async def run(self, run_id: str) -> pb.Run:
         """The run as it stands."""

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from cli.main import execute
 from cli.render import runs_table
-from cli.render_rounds import round_view
+from cli.render_rounds import _sources, round_view
 from protos.v1 import admin_pb2 as pb
 
 SPEC = 'task = "examples.digits:Digits"\nrounds = 3\nname = "{}"\n'
@@ -454,3 +454,14 @@ def test_a_column_holds_one_line_and_no_traceback() -> None:
         console.print(runs_table(runs, {}))
     ends = [line.rstrip().split("  ")[-1].strip() for line in shown.get().splitlines()[1:]]
     assert ends == ["ward failed", "a b c", "x" * 196 + " ...", "short"]
+
+
+def test_a_round_tells_which_source_code_was_at_work_and_where_another() -> None:
+    work = [
+        pb.RoundAssignment(peer_id=peer, source_digest=digest * 64)
+        for peer, digest in zip("abc", "112", strict=True)
+    ]
+    work.append(pb.RoundAssignment(peer_id="silent"))
+    assert _sources(work[:2]) == "1" * 64
+    assert _sources(work) == f"not the same everywhere: {'1' * 12} at a, b; {'2' * 12} at c"
+    assert _sources(work[3:]) == ""
