@@ -146,7 +146,7 @@ class ProcessFederation:
                 stdout=log,
                 stderr=log,
                 # All share this machine's cores: with a pool of threads each, they would only wait for each other.
-                env={"OMP_NUM_THREADS": "1", **os.environ, **(env or {})},
+                env={"OMP_NUM_THREADS": "1", **_own_environment(), **(env or {})},
             )
 
     def _write(self, name: str, table: str, settings: Mapping[str, Any]) -> None:
@@ -249,3 +249,9 @@ def _toml(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(each) for each in value) + "]"
     return json.dumps(value)
+
+
+def _own_environment() -> dict[str, str]:
+    """Without this machine's settings of Muster, which would go before those of the files here: each has its own."""
+    theirs = ("MUSTER_COORDINATOR__", "MUSTER_PEER__")
+    return {name: value for name, value in os.environ.items() if not name.startswith(theirs)}

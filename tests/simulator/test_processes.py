@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+import pytest
+
+from simulator import processes
+
+
+def test_this_machines_settings_stay_out_of_a_federation_with_files_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("MUSTER_COORDINATOR__ADDRESS", "MUSTER_PEER__COORDINATOR", "MUSTER_FAILPOINTS"):
+        monkeypatch.setenv(name, "x")
+    given = processes._own_environment()
+    assert {name for name in given if name.startswith("MUSTER_")} == {"MUSTER_FAILPOINTS"}
+    assert "PATH" in given
