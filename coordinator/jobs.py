@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from muster import trial
 from muster.defaults import code_of
 from muster.initial import draw, draw_version, seed_generators
 from muster.metrics import measured
-from muster.modelfile import ModelFile, load_into
+from muster.modelfile import ModelFile, check_takes, check_unchanged, load_into
 from muster.seeds import derive_seed, initial_seed
 from muster.sources import source_digest
 from muster.task import Site, Task
@@ -62,6 +63,7 @@ def check_task(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # n
 def init_model(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: ARG001  # one step
     """Writes the initial model, drawn from the run's seed, to `args["path"]`."""
     drawn = draw_version(_task(args), initial_seed(args["seed"]), Path(args["path"]))
+    check_takes(drawn.model)
     return {
         "digest": drawn.info.digest,
         "size_bytes": drawn.info.size_bytes,
@@ -88,9 +90,11 @@ def get_ready(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # no
     if not (trial.has_examples(data) and trial.tries_loss(task, args["algorithm"])):
         return {}
     model = _model(task, args)
-    with code_of(task):
+    base = ModelFile(Path(args["path"]))
+    with closing(base), code_of(task):
         batch = trial.first_batch(data, BATCH_SIZE)
         trial.try_loss(task, model, batch, algorithm=args["algorithm"])
+        check_unchanged(model, base)
     return {}
 
 

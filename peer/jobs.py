@@ -12,7 +12,7 @@ import gc
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from muster.initial import draw as draw_model
 from muster.initial import draw_version, seed_generators
 from muster.layout import ParameterLayout
 from muster.metrics import EXAMPLES_MAX, Measured, in_words, measured
-from muster.modelfile import ModelFile, load_into
+from muster.modelfile import ModelFile, check_unchanged, load_into
 from muster.seeds import derive_seed, initial_seed
 from muster.sources import source_digest
 from muster.task import FitContext, FitReport, Site, Task
@@ -154,18 +154,19 @@ def get_ready(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # no
     order = PrepareOrder(**args)
     device = _prepare(order)
     place = _place(order)
-    base = ModelFile(Path(order.base))
-    try:
+    with ExitStack() as stack:
+        base = ModelFile(Path(order.base))
+        stack.callback(base.close)
         model = place.module(base, device)
-    finally:
-        base.close()
-    with code_of(place.task):
+        stack.enter_context(code_of(place.task))
         if order.role == "train":
             _try_training(order, place, model)
+            check_unchanged(model, base)
             place.ready.add("train")
         if order.role == "evaluate" or order.evaluates:
             try:
-                _try_evaluation(place, model)
+                with _copied(place, model) as scored:
+                    _try_evaluation(place, scored)
                 place.ready.add("evaluate")
             except Exception:
                 if order.role == "evaluate":

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compressors import integers
+from coordinator.untrained import Chunk, move_buffers, ordered
+from muster.errors import TaskError, UpdateRejected
+from muster.layout import TensorSpec, Vector
+from muster.payload import PayloadReader, PayloadWriter
 
 Rounds = Callable[..., Any]
 
@@ -99,3 +108,107 @@ def test_buffers_move_by_the_plain_aggregate_counters_and_flags_by_their_order(
         if number == 1:
             assert int(state["2.steps"]) == 2 * examples
             assert int(state["1.num_batches_tracked"]) == 2 * -(-examples // 32)
+
+
+def _with_body(change: Callable[[bytes, int], bytes]) -> Callable[[str, Path], Path]:
+    """What makes of the update of the first site another one, with another body of its counters."""
+
+    def changed(peer: str, path: Path) -> Path:
+        if peer != "site-0":
+            return path
+        reader = PayloadReader(path)
+        target = path.with_suffix(".lie")
+        writer = PayloadWriter(target, reader.manifest)
+        for group in reader.manifest.groups:
+            body = bytes(reader.chunk(group.name, 0))
+            writer.append(group.name, change(body, group.size) if group.name == "counters" else body)
+        writer.finish()
+        writer.close()
+        reader.close()
+        return target
+
+    return changed
+
+
+def _with_counters(values: list[int]) -> Callable[[str, Path], Path]:
+    return _with_body(lambda _body, _size: integers.encode(torch.tensor(values)))
+
+
+def test_a_liar_cannot_raise_a_counter_or_set_a_flag(rounds: Rounds) -> None:
+    run = rounds(TASK, peers=4, aggregation={"rule": "trimmed-mean", "faults": 1})
+
+    # num_batches_tracked, seen, never, steps: as they stand in the layout
+    run.round(_with_counters([2**63 - 1, 1, 1, 2**31 - 1]))
+    state = run.model()
+    assert int(state["1.num_batches_tracked"]) == 3
+    assert int(state["2.steps"]) == 64 + 8 * 3
+    assert bool(state["2.seen"])
+    assert not bool(state["2.never"])
+
+
+@pytest.mark.parametrize(
+    "values", [[0, 2, 0, 0], [0, -1, 0, 0], [0, 1, 0, 2**31], [0, 1, 0, -(2**31) - 1]], ids=str
+)
+def test_what_a_dtype_cannot_have_is_rejected_by_name(rounds: Rounds, values: list[int]) -> None:
+    run = rounds(TASK, peers=1, aggregation={"rule": "mean"})
+    with pytest.raises(UpdateRejected) as caught:
+        run.round(_with_counters(values))
+    assert caught.value.id == "update.out_of_range"
+
+
+@pytest.mark.parametrize("body", [b"", b"\2", b"\0" * 9, b"\1" + b"\0" * 9])
+def test_counters_that_cannot_be_decoded_are_rejected(rounds: Rounds, body: bytes) -> None:
+    run = rounds(TASK, peers=1, aggregation={"rule": "mean"})
+    with pytest.raises(UpdateRejected) as caught:
+        run.round(_with_body(lambda _body, _size: body))
+    assert caught.value.id == "update.undecodable"
+
+
+def test_a_buffer_that_becomes_nan_is_refused_by_name(rounds: Rounds) -> None:
+    source = TASK.replace("self.steps.add_(len(x))", "self.mask.fill_(float('nan'))")
+    with pytest.raises(TaskError, match=r"not finite in '2\.mask'") as caught:
+        rounds(source, peers=1).round()
+    assert caught.value.id == "task.not_finite"
+
+
+def test_the_task_says_how_its_buffers_move(rounds: Rounds) -> None:
+    said = 'buffers = {"1.*": "keep", "*.steps": "min", "*.seen": "keep", "*.least": "max"}'
+    run = rounds(TASK.replace('buffers = {"*.least": "min"}', said), peers=3, aggregation={"rule": "mean"})
+    run.round()
+    state = run.model()
+    assert torch.equal(state["1.running_var"], torch.ones(16))
+    assert int(state["1.num_batches_tracked"]) == 0
+    assert int(state["2.steps"]) == 64
+    assert not bool(state["2.seen"])
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    base=st.lists(st.floats(0, 100, width=32), min_size=3, max_size=3),
+    trained=st.lists(st.lists(st.floats(0, 100, width=32), min_size=3, max_size=3), min_size=1, max_size=5),
+    aggregate=st.lists(st.floats(-1e6, 1e6, width=32), min_size=3, max_size=3),
+)
+def test_no_aggregate_leads_a_variance_below_zero(
+    base: list[float], trained: list[list[float]], aggregate: list[float]
+) -> None:
+    vector = Vector(tensors=(TensorSpec(name="v", shape=(3,), dtype="F32", move="mean"),))
+    before = torch.tensor(base)
+    updates = torch.tensor(trained) - before
+    out = torch.empty(3)
+    move_buffers(Chunk(vector, 0, 0), before, updates, torch.tensor(aggregate), out)
+    assert out.ge(0).all()
+    both = torch.cat([before[None], before + updates])
+    assert (out >= both.amin(0)).all()
+    assert (out <= both.amax(0)).all()
+
+
+@given(
+    honest=st.lists(st.integers(-(2**62), 2**62), min_size=2, max_size=6),
+    lies=st.lists(st.integers(-(2**63), 2**63 - 1), max_size=2),
+)
+def test_liars_move_a_counter_only_where_honest_peers_are(honest: list[int], lies: list[int]) -> None:
+    values = torch.tensor([*honest, *lies])[:, None]
+    if 2 * len(lies) >= len(values):
+        return
+    for move in ("max", "min", "any"):
+        assert min(honest) <= int(ordered(values, move, len(lies))) <= max(honest)
