@@ -90,8 +90,8 @@ def set_aside(run: RunState, peer_id: str = "") -> list[pb.SetAside]:
             run_id=run.run_id,
             peer_id=standing.peer_id,
             round=whole(standing.round, 32),
-            cause=text(standing.cause),
-            error_id=text(standing.error_id),
+            cause=one_line(standing.cause),
+            error_id=one_line(standing.error_id),
         )
         for standing in run.standings.values()
         if standing.aside and peer_id in ("", standing.peer_id)
