@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import platformdirs
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from muster import plugins
 from muster.layers import Layers
@@ -48,17 +48,6 @@ def _in_url(path: Path) -> str:
     return str(path).replace("%", "%25").replace("?", "%3F").replace("#", "%23")
 
 
-def _at_home(path: Path) -> Path:
-    """`~` is the home folder, as in a shell, which a file's value never passes through."""
-    try:
-        return path.expanduser()
-    except RuntimeError:  # of a user that there is not
-        return path
-
-
-Place = Annotated[Path, AfterValidator(_at_home)]
-
-
 class CoordinatorConfig(Table):
     """The coordinator on this machine."""
 
@@ -66,7 +55,7 @@ class CoordinatorConfig(Table):
         default="127.0.0.1:7070",
         description="HOST:PORT to listen on; port 0 takes any free one. Only loopback until peers have identities",
     )
-    data_dir: Place = Field(
+    data_dir: Path = Field(
         default_factory=lambda: platformdirs.user_data_path("muster") / "coordinator",
         description="folder of database, models and updates; give it a disk that can hold spool_bytes_max",
     )
@@ -137,7 +126,7 @@ class CoordinatorConfig(Table):
         description="ended runs, the newest, that keep what models_keep and updates_keep_rounds allow; older ones keep "
         "their last version only, until `muster run remove`. Higher: more disk",
     )
-    task_folders: tuple[Place, ...] = Field(
+    task_folders: tuple[Path, ...] = Field(
         default=(),
         description="folders whose tasks a run may name. Default: none; what allow names is then searched for in the "
         "working directory, after the installed packages",
@@ -185,7 +174,7 @@ class PeerConfig(Table):
         description="what others call this peer: at most 64 letters, digits and . _ -; default: the host's name",
     )
     coordinator: str = Field(default="127.0.0.1:7070", description="HOST:PORT of the coordinator")
-    data_dir: Place = Field(
+    data_dir: Path = Field(
         default_factory=lambda data: platformdirs.user_data_path("muster") / "peers" / data["name"],
         description="folder of what outlives a round: identity, held assignments, residuals. One per peer",
     )
@@ -207,7 +196,7 @@ class PeerConfig(Table):
         description="threads that training computes on. Default: this machine's cores, shared with the other peers of "
         "this user on it. Updates may differ in their last bits with another number",
     )
-    policy: Place = Field(
+    policy: Path = Field(
         default_factory=lambda: platformdirs.user_config_path("muster") / "policy.toml",
         description="file that says which tasks may run here and on which data; without it none may",
     )
@@ -217,7 +206,7 @@ class PeerConfig(Table):
     data: dict[str, Any] = Field(
         default_factory=dict, description="handed to allowed tasks as site.data; never leaves this machine"
     )
-    task_folders: tuple[Place, ...] = Field(
+    task_folders: tuple[Path, ...] = Field(
         default=(Path(),), description="folders searched for tasks, after the installed packages"
     )
     attack: AttackTable | None = Field(default=None, description="a drill: lie on purpose")

@@ -241,17 +241,3 @@ def test_an_empty_section_in_a_higher_layer_says_nothing(tmp_path: Path) -> None
     high.write_text("[coordinator]\n")
     loaded = load_config(file=high, files=[low], environment={}, flags={"coordinator": {}})
     assert loaded.coordinator.address == "127.0.0.1:7171"
-
-
-def test_a_tilde_is_the_home_folder_in_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    file = tmp_path / "muster.toml"
-    file.write_text(
-        "[coordinator]\ndata_dir = '~/data'\ntask_folders = ['~/tasks', '~nobody-there/x']\n"
-        "[peer]\npolicy = '~/policy.toml'\n"
-    )
-    config = load_config(file=file, files=(), environment={})
-    assert config.coordinator.data_dir == tmp_path / "data"
-    assert config.coordinator.database_url == f"sqlite:///{tmp_path}/data/muster.db"
-    assert config.coordinator.task_folders == (tmp_path / "tasks", Path("~nobody-there/x"))
-    assert config.peer.policy == tmp_path / "policy.toml"
