@@ -295,6 +295,9 @@ class FakeWorker:
         self.started = asyncio.Event()
         self.forgotten: list[str] = []
         self.is_ready = False
+        self.preparations = 0
+        self.preparation_errors: list[Exception] = []
+        self.stopped = asyncio.Event()  # set when a preparation is cancelled
         self.preparing = asyncio.Event()  # set when it begins to
         self.prepares = asyncio.Event()  # it is done with that when this is set
         self.prepares.set()
@@ -308,8 +311,15 @@ class FakeWorker:
         if job == "is_ready":
             return {"ready": self.is_ready}
         if job == "get_ready":
+            self.preparations += 1
             self.preparing.set()
-            await self.prepares.wait()
+            try:
+                await self.prepares.wait()
+            except asyncio.CancelledError:
+                self.stopped.set()
+                raise
+            if self.preparation_errors:
+                raise self.preparation_errors.pop(0)
             self.is_ready = True
             return {}
         self.orders.append({"job": job, "timeout_seconds": timeout_seconds, **args})

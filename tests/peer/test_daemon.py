@@ -429,3 +429,56 @@ async def test_a_receipt_in_answer_to_begin_is_enough(bench: Any) -> None:
     await committed(bench, 1)
     assert bytes(bench.coordinator.bodies[FIRST]) == b""
     await bench.stop(task)
+
+
+async def test_loading_goes_on_when_its_assignment_is_cancelled_and_the_next_one_finds_it_done(
+    bench: Any,
+) -> None:
+    bench.worker.prepares.clear()
+    task = bench.start()
+    session = await bench.coordinator.session()
+    session.send(offer=bench.offer())
+    await bench.worker.preparing.wait()
+    session.send(cancel=pb.Cancel(assignment_id=FIRST, reason="the round has closed"))
+    session.send(offer=bench.offer(2))
+    await bench.coordinator.told("r.2.ada.1", PREPARING)
+    bench.worker.prepares.set()
+    assert await delivered(bench, 2) == b"update 2 after 0"
+    assert bench.worker.preparations == 1
+    await bench.stop(task)
+
+
+async def test_loading_ends_with_its_run(bench: Any) -> None:
+    bench.worker.prepares.clear()
+    task = bench.start()
+    session = await bench.coordinator.session()
+    session.send(offer=bench.offer())
+    await bench.worker.preparing.wait()
+    session.send(run_ended=pb.RunEnded(run_id="r"))
+    await bench.worker.stopped.wait()
+    await idle(bench, session)
+    await bench.stop(task)
+
+
+async def test_what_preparing_takes_is_not_taken_from_the_deadline(bench: Any) -> None:
+    task = bench.start()
+    session = await bench.coordinator.session()
+    session.send(offer=bench.offer(deadline_seconds=0.5))
+    await delivered(bench)
+    assert (
+        50.0 < bench.worker.orders[0]["timeout_seconds"] <= 58.0
+    )  # of the spec's 60, from when it was prepared
+    await bench.stop(task)
+
+
+async def test_a_worker_that_does_not_prepare_in_its_time_is_told_by_name(bench: Any) -> None:
+    bench.worker.preparation_errors.append(
+        TaskError("worker.timeout", "it was killed", stack="in train_data")
+    )
+    task = bench.start()
+    session = await bench.coordinator.session()
+    session.send(offer=bench.offer())
+    report = await bench.coordinator.told(FIRST, FAILED)
+    assert (report.failure.error_id, report.failure.retry) == ("task.not_prepared", False)
+    assert "raise [round] prepare_seconds" in report.failure.message
+    await bench.stop(task)
