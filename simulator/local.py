@@ -175,7 +175,7 @@ async def _end(daemons: Sequence[asyncio.Task[None]]) -> None:
 async def _shared(folder: Path, peers: int, workers: int | None, stack: AsyncExitStack) -> WorkerPool | None:
     """The workers that the peers share; None where each has its own."""
     cores = usable_cores()
-    count = max(cores, WORKERS_MIN) if workers is None else workers
+    count = max(cores, WORKERS_MIN) if workers is None else max(1, workers)
     if peers <= count:
         return None
     threads = said_threads(os.environ) or share(cores, count)

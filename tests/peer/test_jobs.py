@@ -458,7 +458,10 @@ def test_evaluation_gives_metrics_and_their_weight(
     assert again == found
 
 
-def test_only_one_module_is_kept_in_memory(order: Callable[..., TrainOrder], initial_model: Initial) -> None:
+def test_only_one_module_is_kept_in_memory(
+    order: Callable[..., TrainOrder], initial_model: Initial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "PLACES_MAX", 4)
     jobs._places.clear()
     for width in range(4, 4 + jobs.PLACES_MAX + 2):
         train(order(spec={"task_options": {"width": width}}))
