@@ -163,6 +163,15 @@ async def test_an_exception_comes_with_its_traceback_and_what_was_printed(host: 
     assert "about to fail" in error.fields["log"]
 
 
+async def test_texts_that_are_no_text_cross_as_what_can_be_stored(host: WorkerHost) -> None:
+    """A file name in Latin-1 is a lone surrogate in Python, which nothing else takes."""
+    with pytest.raises(TaskError) as caught:
+        await host.run("stumble", {}, timeout_seconds=60)
+    for told in (caught.value.cause, caught.value.fields["traceback"]):
+        assert "bad row in donn\\xe9es.csv\ufffd" in told
+    assert await host.run("name", {}, timeout_seconds=60) == {"\\xff": ["\\xfe\ufffd"]}
+
+
 async def test_an_error_of_muster_crosses_whole_and_the_process_stays(host: WorkerHost) -> None:
     with pytest.raises(ConfigError) as caught:
         await host.run("refuse", {}, timeout_seconds=30)

@@ -46,6 +46,14 @@ def fail(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     raise ValueError("no such column")
 
 
+def stumble(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    raise ValueError("bad row in " + os.fsdecode(b"donn\xe9es.csv") + "\0")
+
+
+def name(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    return {os.fsdecode(b"\xff"): [os.fsdecode(b"\xfe\x00")]}
+
+
 def refuse(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     raise ConfigError("task.not_found", "no such task", cause="because", fix="name it", task="digits")
 
@@ -122,6 +130,6 @@ JOBS = {
     job.__name__: job
     for job in (
         echo, look, fetch, rest, tell_rests, steps, speak, fail, refuse, leave, vanish, die, touch_null, hang,
-        sleep_with_child, leave_child, eat, bad_result,
+        sleep_with_child, leave_child, eat, bad_result, stumble, name,
     )
 }  # fmt: skip
