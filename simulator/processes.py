@@ -207,11 +207,11 @@ class ProcessFederation:
         return await self.run(run_id)
 
     async def watch(self, run_id: str, every_seconds: float = 0.1) -> AsyncIterator[pb.Run]:
-        """The run as it stands, again and again until it has ended."""
+        """The run as it stands, again and again until it has ended or has paused itself."""
         while True:
             run = await self.run(run_id)
             yield run
-            if run.state in ENDED:
+            if run.state in ENDED or run.needs_resume:
                 return
             await asyncio.sleep(every_seconds)
 
