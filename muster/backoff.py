@@ -36,3 +36,7 @@ class Backoff:
     def reset(self) -> None:
         """After a success, or any progress."""
         self._attempt = 0
+
+    def ease(self) -> None:
+        """After a little progress: the next wait is short, if not the shortest."""
+        self._attempt = min(self._attempt, 2)

@@ -117,6 +117,8 @@ class Line:
             self._session = None
             if self.clock.now() - began >= STEADY_SECONDS:
                 self._backoff.reset()
+            elif session.heard:
+                self._backoff.ease()
         log.info("session.ended", reason=end.reason, reconnect=end.reconnect)
         if not end.reconnect and not self._leaving:
             raise NotAllowedError(

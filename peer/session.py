@@ -70,6 +70,7 @@ class Session:
         self._on_welcome = on_welcome
         self._outbox: asyncio.Queue[pb.SessionRequest | None] = asyncio.Queue(OUTBOX_MAX)
         self._outbox.put_nowait(pb.SessionRequest(hello=hello))
+        self.heard = 0  # messages after the welcome
         self._sequence = 0
         self._unsettled: deque[tuple[int, Settled]] = deque()
 
@@ -101,6 +102,7 @@ class Session:
                 response = await _next(responses, SILENT_HEARTBEATS_MAX * interval)
                 if response is None or response.HasField("closing"):
                     return _end(response)
+                self.heard += 1
                 await self._dispatch(response)
         finally:
             if beating is not None:

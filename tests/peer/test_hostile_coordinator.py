@@ -192,8 +192,12 @@ async def test_a_coordinator_that_welcomes_and_hangs_up_is_not_hammered(bench: A
     for _ in range(7):
         session = await bench.coordinator.session()
         session.end()
-    await bench.coordinator.session()
+    last = await bench.coordinator.session()
     assert clock.waits[:7] == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    last.send(run_ended=pb.RunEnded(run_id="gone"))  # it has something to say: it is asked again soon
+    last.end()
+    await bench.coordinator.session()
+    assert clock.waits[7] <= 2.0
     await bench.stop(task)
 
 
