@@ -4,7 +4,8 @@ it."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,14 @@ class Toy(muster.Task):
 
 
 @pytest.fixture
-def toy_folder(tmp_path: Path) -> Path:
-    """A folder with the module `toy_task`, whose class `Toy` is a task."""
+def toy_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder with the module `toy_task`, whose class `Toy` is a task; the next test's is another."""
     folder = tmp_path / "tasks"
     folder.mkdir()
     (folder / "toy_task.py").write_text(TOY)
-    return folder
+    yield folder
+    sys.path[:] = [place for place in sys.path if place != str(folder.resolve())]
+    sys.modules.pop("toy_task", None)
 
 
 @pytest.fixture
