@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,9 +96,12 @@ class ModelsServicer:
                 offset=request.offset,
             )
         )
-        async for chunk in read_chunks(path, request.offset, request.chunk_bytes_max):
-            coordinator.journal.count_bytes(model.run_id, model.round + 1, peer_id, "down", chunk.size)
-            yield chunk
+        async with aclosing(read_chunks(path, request.offset, request.chunk_bytes_max)) as chunks:
+            async for chunk in chunks:
+                if 0 < request.stop <= chunk.offset:
+                    break
+                coordinator.journal.count_bytes(model.run_id, model.round + 1, peer_id, "down", chunk.size)
+                yield chunk
 
     async def _found(self, request: pb.FetchModelRequest) -> tuple[ModelRow, Path]:
         """The version that is asked for, or the one that goes with what is asked for, and the file. Raises

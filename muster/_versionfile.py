@@ -26,6 +26,7 @@ from muster.layout import (
     BUFFERS,
     COUNTERS,
     KEEP,
+    LAYOUT_KEY,
     MAX,
     MEAN,
     MIN,
@@ -48,8 +49,6 @@ from muster.safetensors_header import (
     parse_json_strictly,
     render,
 )
-
-LAYOUT_KEY = "muster.layout"
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

@@ -25,6 +25,8 @@ from muster.digests import digest_bytes
 CHUNK_COORDINATES = 1 << 18  # 1 MiB of float32
 PARAMS, BUFFERS, COUNTERS = "params", "buffers", "counters"  # the groups of an update
 
+LAYOUT_KEY = "muster.layout"  # of the layout among a version's metadata
+
 MEAN, MAX, MIN, ANY, KEEP = "mean", "max", "min", "any", "keep"
 MOVES = (MEAN, MAX, MIN, ANY, KEEP)
 

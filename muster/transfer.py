@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ from muster.errors import (
 from muster.partial import PartialBody
 from muster.transport.base import Channel, Encoded, Method
 from muster.wire import BEGIN_UPDATE, COMMIT_UPDATE, UPLOAD_UPDATE
+from protos.v1.models_pb2 import FetchModelResponse
 from protos.v1.tensors_pb2 import BlobHeader
 from protos.v1.updates_pb2 import (
     BeginUpdateRequest,
@@ -37,7 +39,7 @@ from protos.v1.updates_pb2 import (
     UploadUpdateRequest,
 )
 
-__all__ = ["PartialBody", "fetch", "read_chunks", "upload"]
+__all__ = ["PartialBody", "Tail", "fetch", "read_chunks", "upload"]
 
 Request = TypeVar("Request", bound=Message)
 Result = TypeVar("Result")
@@ -83,6 +85,7 @@ async def fetch(
     durable: bool = True,
     backoff: Backoff | None = None,
     on_progress: OnProgress | None = None,
+    tail: Tail | None = None,
 ) -> BlobHeader:
     """Brings a body to `target`: whole, verified and durable, or not at all.
 
@@ -92,18 +95,23 @@ async def fetch(
     `method` streams messages with a `header`, then `chunk`s; `request_at` asks for them from an offset. What
     has come lies in `target.partial` meanwhile, and a later call goes on from there. `digest` is the body
     that is wanted and `size` has the bytes that it may have, where the caller knows them: another one is refused
-    ("transfer.unexpected_body"). No more than the header announces is ever written.
+    ("transfer.unexpected_body"). No more than the header announces is ever written. `tail` is how the body ends if
+    it is as long as another that is here: the first attempt takes that from there; the digest tells if it was so.
 
     Raises `DeadlineError` "transfer.deadline" (its cause is the last attempt's error), `StorageError`, and
     whatever the other side refuses with.
     """
     partial = target.with_name(target.name + ".partial")
     stride = Stride()
+    tails = [] if tail is None else [tail]
 
     async def attempt(progress: Callable[[int, int], None], seconds_left: float) -> BlobHeader:
+        known = tails.pop() if tails else None
         held = await _on_disk(_held, partial)
         request = request_at(held)
         stride.ask(request)
+        if known is not None:
+            known.ask(request)
         async with aclosing(channel.stream(method, _only(request), timeout_seconds=seconds_left)) as stream:
             header: BlobHeader = (await _next_within(stream, CALL_SECONDS_MAX, waits=True)).header
             _check_wanted(header, digest, size)
@@ -112,9 +120,14 @@ async def fetch(
                 if header.offset != body.offset:
                     body.remove()  # of another body, or the other side cannot start there: from nothing then
                     raise OffsetError("transfer.offset", f"asked for offset {held}, got {header.offset}")
+                starts = header.size_bytes if known is None else known.start(header.size_bytes)
                 while (message := await _next_within(stream, CALL_SECONDS_MAX)) is not None:
                     await body.write(message.chunk)
                     progress(body.offset, header.size_bytes)
+                    if starts < header.size_bytes and body.offset >= starts:
+                        break
+                if known is not None and starts <= body.offset < header.size_bytes:
+                    await _append(body, known.path)
                 await body.complete()
             finally:
                 body.close()
@@ -130,6 +143,30 @@ async def fetch(
         transient=_TRANSIENT,
         stride=stride,
     )
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The last `size` bytes of a file that is here."""
+
+    path: Path
+    size: int
+
+    def ask(self, request: Message) -> None:
+        """That no more is sent than what they do not have, where the request has a field for it."""
+        if "stop" in request.DESCRIPTOR.fields_by_name:
+            setattr(request, "stop", self.start(self.path.stat().st_size))  # noqa: B010  # a field of some messages
+
+    def start(self, whole: int) -> int:
+        """Where they begin in a body of so many bytes, which is another length's end if the file is not as long."""
+        return whole - self.size if self.path.stat().st_size == whole else whole
+
+
+async def _append(body: PartialBody, path: Path) -> None:
+    """What the body still lacks, as it stands in the file."""
+    async with aclosing(read_chunks(path, body.offset)) as chunks:
+        async for chunk in chunks:
+            await body.write(FetchModelResponse.FromString(chunk.SerializeToString()).chunk)
 
 
 async def upload(

@@ -22,9 +22,10 @@ from muster.errors import (
     UnreachableError,
 )
 from muster.failpoints import failpoint
-from muster.transfer import fetch, read_chunks, upload
+from muster.transfer import Tail, fetch, read_chunks, upload
 from muster.transport.base import Encoded
 from muster.wire import FETCH_MODEL, GET_UPDATE_STATUS, PLAN_MODEL, RESTORE_MODEL
+from peer.fixed import fixed_tail
 from peer.line import Line
 from peer.models import DeadlineAt, ModelCache
 from peer.reports import worth_retrying
@@ -189,7 +190,9 @@ class Courier:
                 target.unlink(missing_ok=True)
         if not made:
             whole = _exactly(offer.base_size_bytes)
-            await self._fetch_blob(offer.run_id, offer.base_digest, target, deadline_at, whole)
+            async with self._models.newest(offer.run_id) as held:
+                tail = None if held is None else await asyncio.to_thread(fixed_tail, held)
+                await self._fetch_blob(offer.run_id, offer.base_digest, target, deadline_at, whole, tail=tail)
 
     def _draws(self, offer: Assignment) -> bool:
         return offer.run_id not in self._undrawn
@@ -303,7 +306,14 @@ class Courier:
         await self._fetch_blob(offer.run_id, digest, target, deadline_at, range(most + 1))
 
     async def _fetch_blob(
-        self, run_id: str, digest: str, target: Path, deadline_at: DeadlineAt, size: range
+        self,
+        run_id: str,
+        digest: str,
+        target: Path,
+        deadline_at: DeadlineAt,
+        size: range,
+        *,
+        tail: Tail | None = None,
     ) -> None:
         def request_at(offset: int) -> FetchModelRequest:
             return FetchModelRequest(
@@ -321,6 +331,7 @@ class Courier:
                 size=size,
                 durable=False,
                 backoff=Backoff(self._line.random),
+                tail=tail,
             ),
             deadline_at,
         )

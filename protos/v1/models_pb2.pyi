@@ -122,12 +122,15 @@ class FetchModelRequest(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     CREDENTIALS_FIELD_NUMBER: _builtins.int
     CHUNK_BYTES_MAX_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     digest: _builtins.str
     """of a version, or of what a plan names"""
     offset: _builtins.int
     chunk_bytes_max: _builtins.int
     """for a slow line; 0: as the sender likes"""
+    stop: _builtins.int
+    """no chunk that begins there or later is wanted; 0: all are"""
     @_builtins.property
     def credentials(self) -> _membership_pb2.Credentials: ...
     def __init__(
@@ -138,10 +141,11 @@ class FetchModelRequest(_message.Message):
         offset: _builtins.int = ...,
         credentials: _membership_pb2.Credentials | None = ...,
         chunk_bytes_max: _builtins.int = ...,
+        stop: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes_max", b"chunk_bytes_max", "credentials", b"credentials", "digest", b"digest", "offset", b"offset", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes_max", b"chunk_bytes_max", "credentials", b"credentials", "digest", b"digest", "offset", b"offset", "run_id", b"run_id", "stop", b"stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

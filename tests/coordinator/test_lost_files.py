@@ -103,6 +103,18 @@ async def test_bytes_that_are_not_the_version_are_refused_and_the_round_says_wha
         )
 
 
+async def test_no_more_of_a_version_is_served_than_is_asked_for(offered: Any) -> None:
+    _, peer, offer = offered
+    request = FetchModelRequest(
+        run_id=offer.run_id, digest=offer.base_digest, offset=10, stop=10, credentials=peer.credentials
+    )
+    parts = [part async for part in peer.channel.stream(FETCH_MODEL, only(request), timeout_seconds=10)]
+    assert [part.WhichOneof("part") for part in parts] == ["header"]
+    request.stop = 11
+    parts = [part async for part in peer.channel.stream(FETCH_MODEL, only(request), timeout_seconds=10)]
+    assert [part.WhichOneof("part") for part in parts] == ["header", "chunk"]
+
+
 async def test_a_lost_version_is_not_served_and_a_kept_copy_is_left_for_people(
     offered: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,7 @@ from muster.errors import (
 )
 from muster.partial import PartialBody
 from muster.seeds import derive_random
-from muster.transfer import fetch, read_chunks, upload
+from muster.transfer import Tail, fetch, read_chunks, upload
 from muster.transport import Channel, GrpcTransport, MemoryTransport, Route
 from muster.transport.faults import SeededFaults
 from muster.transport.memory import MemoryHub
@@ -47,6 +47,7 @@ class Coordinator:
         self.model.write_bytes(BODY)
         self.held = folder / "held"
         self.asked: list[int] = []  # offsets that were asked for, or uploaded from
+        self.stops: list[int] = []
         self.commits = 0
         self.receipt: updates_pb2.Receipt | None = None
         self.refusals: list[MusterError] = []  # raised by the next calls, first of all
@@ -69,6 +70,7 @@ class Coordinator:
     async def fetch_model(self, requests: Any, context: Any) -> AsyncGenerator[models_pb2.FetchModelResponse]:
         request = await anext(requests)
         self.asked.append(request.offset)
+        self.stops.append(request.stop)
         self.refuse()
         header = BlobHeader(size_bytes=len(BODY), digest=DIGEST, offset=request.offset)
         yield models_pb2.FetchModelResponse(header=header)
@@ -214,6 +216,25 @@ async def test_upload_and_again(channel, coordinator, begin, body_path):
 
 
 # -- resumed -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", [0, 1], ids=["as here", "otherwise"])
+async def test_fetch_takes_from_here_what_is_here(channel, coordinator, tmp_path, damage):
+    """All but two chunks; where it proves another, they are fetched after all."""
+    here = tmp_path / "older"
+    here.write_bytes(bytes(len(BODY)) if damage else BODY)
+    target = tmp_path / "target"
+    await fetch_to(channel, target, tail=Tail(here, len(BODY) - 2 * CHUNK_BYTES))
+    assert target.read_bytes() == BODY
+    assert coordinator.asked == [0] * (1 + damage)
+    assert coordinator.stops == [2 * CHUNK_BYTES] + [0] * damage
+
+
+async def test_fetch_leaves_a_tail_of_another_length_alone(channel, coordinator, tmp_path):
+    here = tmp_path / "older"
+    here.write_bytes(bytes(len(BODY) - 1))
+    await fetch_to(channel, tmp_path / "target", tail=Tail(here, len(BODY) - 1))
+    assert (tmp_path / "target").read_bytes() == BODY
 
 
 async def test_fetch_goes_on_after_a_restart(channel, coordinator, tmp_path):

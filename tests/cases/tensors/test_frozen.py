@@ -10,6 +10,7 @@ import torch
 
 from muster.errors import TaskError
 from muster.payload import PayloadReader
+from peer.fixed import fixed_tail
 
 Rounds = Callable[..., Any]
 
@@ -83,3 +84,14 @@ def test_a_frozen_parameter_that_the_task_sets_itself_is_named_until_it_says_how
     kept = rounds(said.replace('"mean"', '"keep"'))
     kept.round()
     assert torch.equal(kept.model()["0.weight"], torch.full((300, 8), 0.25))
+
+
+def test_a_version_that_is_fetched_whole_comes_without_what_is_frozen(rounds: Rounds) -> None:
+    run = rounds(TASK)
+    first = run.base
+    run.round()
+    tail = fixed_tail(first)
+    assert tail is not None
+    assert tail.size == 4 * (300 * 8 + 300)
+    assert first.read_bytes()[-tail.size :] == run.base.read_bytes()[-tail.size :]
+    assert fixed_tail(rounds(TASK.replace("net[0].requires_grad_(False)", "")).base) is None
