@@ -85,3 +85,11 @@ def test_a_folder_that_is_shared_on_purpose_is_left_and_told(tmp_path: Path, sha
     with PeerStore(folder) as store:
         store.secret("ward")
     assert open_to_others(folder)[1:] == []
+
+
+def test_a_file_in_the_folders_place_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.touch(mode=0o644)
+    with pytest.raises(FileExistsError):
+        private_folder(path)
+    assert mode(path) == 0o644
