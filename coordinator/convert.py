@@ -79,9 +79,8 @@ def run(row: rows.RunRow) -> pb.Run:
 
 
 def _needs_resume(row: rows.RunRow) -> bool:
-    """Whether it has paused itself, and no person did."""
-    limit = _table(_loaded(row.spec_json), "round").get("skips_max")
-    return row.state == "PAUSED" and isinstance(limit, int) and row.skipped_in_row >= limit
+    """Whether it is paused after a skipped round: by itself, or by somebody who will hardly have it go on like that."""
+    return row.state == "PAUSED" and row.skipped_in_row > 0
 
 
 def set_aside(run: RunState, peer_id: str = "") -> list[pb.SetAside]:

@@ -89,7 +89,7 @@ class Run(_message.Message):
     source_digest: _builtins.str
     """of the task's source code at the coordinator"""
     needs_resume: _builtins.bool
-    """it has paused itself after too many skipped rounds, and waits for a person"""
+    """it is paused after skipped rounds, and waits for a person"""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """of the newest evaluation"""

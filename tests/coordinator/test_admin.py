@@ -119,7 +119,7 @@ async def test_below_the_rules_bound_rounds_are_skipped_and_the_run_pauses_with_
             offers = [await peer.offer() for peer in peers]
     await stage.until(run_id, "run.paused")
     run = (await stage.call("GetRun", pb.GetRunRequest(run_id=run_id))).run
-    assert (run.state, run.rounds_skipped) == ("PAUSED", 2)
+    assert (run.state, run.rounds_skipped, run.needs_resume) == ("PAUSED", 2, True)
     assert run.reason.startswith("peer-0: ")
     assert "update.not_finite" in run.reason
     assert run.reason.endswith("the run is paused, since 2 rounds in a row were skipped (round.skips_max)")
@@ -136,7 +136,8 @@ async def test_pause_lets_the_round_end_resume_opens_the_next_and_stop_cancels(s
     for peer, offer in zip(peers, offers, strict=True):
         await deliver(peer, offer)
     await stage.until(run_id, "round.committed")
-    assert (await stage.call("GetRun", pb.GetRunRequest(run_id=run_id))).run.state == "PAUSED"
+    run = (await stage.call("GetRun", pb.GetRunRequest(run_id=run_id))).run
+    assert (run.state, run.needs_resume) == ("PAUSED", False)  # nobody has to mend anything
     await stage.call("ResumeRun", pb.ResumeRunRequest(run_id=run_id))
     second = await peers[0].offer()
     stopped = (await stage.call("StopRun", pb.StopRunRequest(run_id=run_id, reason="enough"))).run
