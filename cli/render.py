@@ -186,11 +186,12 @@ def warning_lines(run: pb.Run) -> list[Text]:
 
 
 def repeated(warning: pb.RunWarning) -> str:
-    """ "5 times, rounds 1 to 5"; empty for what came once."""
+    """ "5 times, rounds 1 to 5", or "until round 5" if it was known before the first; empty for what came once."""
     if warning.times < 2:
         return ""
     first, last = warning.first_round, warning.last_round
     where = f", rounds {first} to {last}" if first != last else f", round {last}" if last else ""
+    where = f", until round {last}" if last and not first else where
     return f"{warning.times} times{where}"
 
 

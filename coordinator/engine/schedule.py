@@ -115,8 +115,8 @@ def defenceless(spec: RunSpec, cohort: int) -> str:
     if spec.aggregation.faults is not None or cohort < 2 or spec.faults_of(cohort):
         return ""
     return (
-        f"f is 0 with {cohort} peers asked: of the updates that make a quorum no rule could tell one that is faulty, "
-        "and it would spoil the model; let more take part (round.peers_min, sampling.count, round.quorum), or set "
+        f"f is 0 with {cohort} peers asked, so one faulty update can spoil the model: among as few as make a quorum no "
+        "rule can tell it; let three or more take part (round.peers_min, sampling.count, round.quorum), or set "
         "aggregation.faults = 0 to say that it is meant"
     )
 

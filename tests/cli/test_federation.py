@@ -435,11 +435,11 @@ def test_a_warning_is_told_once_as_it_comes_and_is_kept(
     assert "warning: it is risky" in watched.err
     shown = ask("run", "show", run_id).out
     assert "warnings" in shown
-    assert "it is risky (3 times, rounds 0 to 2)" in shown
+    assert "it is risky (3 times, until round 2)" in shown
     (kept,) = ask_json("run", "show", run_id)["warnings"]
     assert (kept["cause"], kept["times"]) == ("compression.up", 3)
     logs = ask("run", "logs", run_id)
-    assert "it is risky (3 times, rounds 0 to 2)" in logs.out
+    assert "it is risky (3 times, until round 2)" in logs.out
     assert "nothing went wrong" not in logs.err
     (entry,) = ask_json("run", "logs", run_id)
     assert (entry["kind"], entry["cause"], entry["times"]) == ("run.warned", "compression.up", 3)
