@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -109,20 +108,14 @@ async def test_while_nothing_happens_the_reason_is_told_when_it_changes(
     ]
 
 
-def test_ctrl_c_says_what_goes_on_and_how_to_come_back(federation: Any, at_home: Path) -> None:
+def test_what_a_run_waits_for_is_told_without_a_terminal(federation: Any, at_home: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "cli.main", "run", "watch", "text", "--address", federation.address],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert process.stdout is not None
-    assert "the run is RUNNING: waiting for 2 of 4 peers" in process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert (out, err) == (
-        "",
-        "the run goes on at the coordinator; to see it again: muster run watch text-99\n",
-    )
+    assert "  the run is RUNNING: " in process.stdout.readline()
+    process.kill()
+    process.communicate()

@@ -46,7 +46,10 @@ def test_the_grammar() -> None:
             *("demo", "serve", "join", "status", "doctor", "version", "completion", "why"),
             *(
                 f"run {verb}"
-                for verb in ["submit", "list", "show", "watch", "logs", "pause", "resume", "stop", "export"]
+                for verb in (
+                    *("submit", "list", "show", "watch", "logs", "export"),
+                    *("pause", "resume", "stop", "remove"),
+                )
             ),
             *("round list", "round show", "round replay", "aggregator list", "aggregator show"),
             *("compressor list", "compressor show"),
@@ -398,7 +401,8 @@ def test_ctrl_c_is_exit_130(federation: Any, at_home: Path) -> None:
     assert json.loads(process.stdout.readline())["kind"] == "run.submitted"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
-    assert (process.returncode, err) == (130, b"")
+    told = b"the run goes on at the coordinator; to see it again: muster run watch text-99\n"
+    assert (process.returncode, err) == (130, told)
 
 
 def test_a_reader_that_leaves_is_no_error(federation: Any, at_home: Path) -> None:
