@@ -2,7 +2,7 @@
 
 It has a time of its own, `round.prepare_seconds`. What it takes is not taken from the round: whoever has prepared has
 `round.deadline_seconds` from then on, and below its quorum a round waits for those who are still at it. With its quorum
-a round closes as always.
+a round closes as always; one of few peers has the patience to wait for the last of them here too.
 """
 
 from __future__ import annotations

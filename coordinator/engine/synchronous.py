@@ -15,7 +15,7 @@ round does not close before it has delivered, and is skipped without it. A peer 
 lost is asked again while attempts are left and it is there; the attempt changes nothing in what it computes.
 
 Of four and fewer peers a quorum that the spec leaves open does without one. That is meant for one that has
-failed or is away: while the last one works it is waited for, as it would be if all were the quorum.
+failed or is away: while the last one prepares or works it is waited for, as it would be if all were the quorum.
 """
 
 from __future__ import annotations
@@ -179,8 +179,9 @@ class Synchronous:
         have = f"{standing.delivered} of {round_.needed} updates are delivered, {round_.quorum} are a quorum"
         enough = standing.delivered >= round_.quorum and standing.trusted is True
         reachable = standing.delivered + standing.outstanding >= round_.quorum
-        # Below its quorum it waits for those who prepare, and for nobody else.
-        waits = bool(standing.preparing) and reachable and not enough
+        # For those who prepare it waits below its quorum; and of a few peers also above, where it has the patience.
+        patient = not enough or self._patient(round_, standing)
+        waits = bool(standing.preparing) and reachable and patient
         due = math.inf if waits else preparing.round_due(round_, self._spec.round)
         missing = self._trusted_missing(round_, standing, is_due=now >= due)
         if missing is not None:

@@ -12,33 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 FRAMEWORKS = frozenset(
-    {
-        *(
-            "PIL",
-            "accelerate",
-            "cv2",
-            "datasets",
-            "joblib",
-            "lightning",
-            "matplotlib",
-            "monai",
-            "mpmath",
-            "networkx",
-        ),
-        *(
-            "numpy",
-            "pandas",
-            "pyarrow",
-            "safetensors",
-            "scipy",
-            "sklearn",
-            "sympy",
-            "timm",
-            "tokenizers",
-            "torch",
-        ),
-        *("torchaudio", "torchvision", "transformers"),
-    }
+    "PIL accelerate cv2 datasets joblib lightning matplotlib monai mpmath networkx numpy pandas pyarrow safetensors "
+    "scipy sklearn sympy timm tokenizers torch torchaudio torchvision transformers".split()
 )
 
 

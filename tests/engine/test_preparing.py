@@ -57,6 +57,17 @@ def test_a_round_below_its_quorum_waits_for_who_prepares_and_gives_it_the_whole_
     assert slow.kinds() == ["assignment.delivered", "round.aggregating"]
 
 
+def test_a_few_peers_wait_for_the_last_to_prepare_though_their_quorum_is_there(make_world: Any) -> None:
+    world = make_world(peers="abc", round={**ROUND, "quorum": None})
+    said(world, "TRAINING", "a", "b")
+    said(world, "PREPARING", "c")
+    world.deliver("ab")  # a quorum of three peers, of which one may fail
+    world.tick(90)
+    assert world.kinds() == []
+    world.tick(10)
+    assert world.kinds()[:2] == ["assignment.expired", "round.aggregating"]
+
+
 def test_who_has_prepared_and_is_late_costs_the_round_after_its_own_deadline(slow: Any) -> None:
     slow.deliver("ab")
     slow.now += 40
@@ -146,7 +157,7 @@ def test_an_evaluation_waits_for_who_prepares(make_world: Any) -> None:
     world.tick(9)
     assert world.kinds() == []
     world.tick(1)
-    assert world.kinds() == ["assignment.expired", "evaluation.finished", "run.finished"]
+    assert world.kinds() == ["run.warned", "assignment.expired", "evaluation.finished", "run.finished"]
 
 
 def test_the_coordinators_own_loading_is_not_taken_from_the_evaluation(make_world: Any) -> None:
