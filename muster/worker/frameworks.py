@@ -12,8 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 FRAMEWORKS = frozenset(
-    "PIL accelerate cv2 datasets joblib lightning matplotlib monai mpmath networkx numpy pandas pyarrow safetensors "
-    "scipy sklearn sympy timm tokenizers torch torchaudio torchvision transformers".split()
+    ["PIL", "accelerate", "cv2", "datasets", "joblib", "lightning", "matplotlib", "monai", "mpmath", "networkx", "numpy", "pandas", "pyarrow", "safetensors", "scipy", "sklearn", "sympy", "timm", "tokenizers", "torch", "torchaudio", "torchvision", "transformers"]
 )
 
 
