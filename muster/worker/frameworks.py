@@ -11,9 +11,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-FRAMEWORKS = frozenset(
-    ["PIL", "accelerate", "cv2", "datasets", "joblib", "lightning", "matplotlib", "monai", "mpmath", "networkx", "numpy", "pandas", "pyarrow", "safetensors", "scipy", "sklearn", "sympy", "timm", "tokenizers", "torch", "torchaudio", "torchvision", "transformers"]
-)
+FRAMEWORKS = frozenset({
+    "PIL", "accelerate", "cv2", "datasets", "joblib", "lightning", "matplotlib", "monai", "mpmath", "networkx",
+    "numpy", "pandas", "pyarrow", "safetensors", "scipy", "sklearn", "sympy", "timm", "tokenizers", "torch",
+    "torchaudio", "torchvision", "transformers",
+})  # fmt: skip
 
 
 def frameworks(args: dict[str, Any], progress: Callable[[float], None]) -> dict[str, Any]:  # noqa: ARG001  # every job's form
