@@ -125,7 +125,9 @@ def _overlapping() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("make", "name"), [(_Copies, "scale"), (_Rebuilt, "doubled"), (_overlapping, "weight")], ids=str
+    ("make", "name"),
+    [(_Copies, "scale"), (_Rebuilt, "doubled"), (_overlapping, "weight")],
+    ids=["copies", "rebuilt", "overlapping"],
 )
 def test_what_a_module_does_not_take_is_named(make: Callable[[], nn.Module], name: str) -> None:
     with pytest.raises(ConfigError, match=f"does not take its '{name}'") as caught:
