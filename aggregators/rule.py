@@ -175,6 +175,7 @@ class Sampling:
 @dataclass(frozen=True, kw_only=True)
 class Rule(_Plugin):
     score: ClassVar[str]  # what its score of an update means, with its unit
+    has_length: ClassVar[bool] = True  # False: its result tells directions, in a unit of its own
 
     @property
     def sampling(self) -> Sampling | None:

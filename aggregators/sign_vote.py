@@ -26,6 +26,7 @@ class SignMajority(Rule):
     source: ClassVar[str] = "Bernstein et al., signSGD with majority vote, ICLR 2019"
     breakdown: ClassVar[str] = "n > 2f"
     needs: ClassVar[Needs] = Needs.NOTHING
+    has_length: ClassVar[bool] = False
     score: ClassVar[str] = "none: it judges coordinates, not updates"
 
     def mix(self, geometry: Geometry) -> Mix:

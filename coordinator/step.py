@@ -10,7 +10,7 @@ from torch import Tensor
 
 import aggregators
 from compressors.replay import TERMS_MAX
-from coordinator import downlink, links, optimizers, untrained
+from coordinator import downlink, links, optimizers, recipe, untrained
 from coordinator.decoded import Decoded
 from coordinator.factors import NextFactor
 from coordinator.recipe import AggregationRefused
@@ -77,6 +77,7 @@ class _Step:
                 stack.callback(file.close)
         width = min(CHUNK_COORDINATES, layout.columns_size)
         self._faults = spec.faults_of(job.cohort)
+        self._measures = recipe.pipeline(spec, job.cohort).rule.has_length
         self._delta, self._moved = torch.empty(width), torch.empty(width)
         self._following = torch.empty(len(source.kept) * width)
 
@@ -111,9 +112,12 @@ class _Step:
         at, width = start - self._base.layout.size, chunk.shape[1]
         base = self._base.buffers[at : at + width]
         delta, new = self._delta[:width], self._moved[:width]
-        self._plan.reduce(chunk, delta)
-        place = untrained.Chunk(self._base.layout.groups[BUFFERS], at // CHUNK_COORDINATES, self._faults)
         updates = chunk[: len(chunk) - len(self._source.kept)]
+        if self._measures:
+            self._plan.reduce(chunk, delta)
+        else:  # a statistic does not move by a unit in a direction
+            delta.copy_(updates.median(0).values)
+        place = untrained.Chunk(self._base.layout.groups[BUFFERS], at // CHUNK_COORDINATES, self._faults)
         untrained.move_buffers(place, base, updates, delta, new)
         if bool((~new.isfinite() & base.isfinite()).any()):
             raise AggregationRefused("the aggregate gives buffers that are not finite")

@@ -3,7 +3,8 @@
 No optimizer, codec or momentum touches them. Of n updates of which f may lie:
 
     mean    base and the rule's aggregate of what changed, held within what the base and the updates themselves span: a
-            variance stays one, whatever the rule has scaled, remembered or rounded
+            variance stays one, whatever the rule has scaled, remembered or rounded. Of a rule that tells directions
+            only (sign-vote), the median of what changed
     max     the (f + 1)-th greatest of the updates' values: f liars that say the greatest of all are passed over. With
             f = 0 the maximum
     min     the (f + 1)-th least

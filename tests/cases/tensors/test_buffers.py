@@ -110,6 +110,15 @@ def test_buffers_move_by_the_plain_aggregate_counters_and_flags_by_their_order(
             assert int(state["1.num_batches_tracked"]) == 2 * -(-examples // 32)
 
 
+def test_buffers_of_a_vote_on_signs_take_the_median(rounds: Rounds) -> None:
+    voted = rounds(TASK, peers=5, aggregation={"rule": "sign-vote"}, server={"lr": 0.001})
+    median = rounds(TASK, peers=5, aggregation={"rule": "median"})
+    for run in (voted, median):
+        run.round()
+    name = "1.running_var"
+    assert torch.equal(voted.model()[name], median.model()[name])
+
+
 def _with_body(change: Callable[[bytes, int], bytes]) -> Callable[[str, Path], Path]:
     """What makes of the update of the first site another one, with another body of its counters."""
 
