@@ -1,6 +1,6 @@
 """What the coordinator asks of a task, in a worker process: its code may crash or hang there and nowhere else.
 
-A task and its test data are kept from job to job of a run.
+A task, its test data and its module are kept from job to job of a run; the module is filled anew for each.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from coordinator.permits import load_permitted
 from muster import trial
+from muster.copies import copied
 from muster.defaults import code_of
 from muster.initial import draw, draw_version, seed_generators
 from muster.metrics import measured
@@ -31,6 +33,7 @@ Progress = Callable[[float], None]
 
 _tasks: OrderedDict[str, Task] = OrderedDict()
 _ready: set[str] = set()
+_modules: dict[str, nn.Module] = {}  # of the task that was at work last
 
 
 def _site(args: dict[str, Any]) -> Site:
@@ -62,8 +65,11 @@ def check_task(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # n
 
 def init_model(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: ARG001  # one step
     """Writes the initial model, drawn from the run's seed, to `args["path"]`."""
-    drawn = draw_version(_task(args), initial_seed(args["seed"]), Path(args["path"]))
+    task = _task(args)
+    _modules.clear()  # never two at once
+    drawn = draw_version(task, initial_seed(args["seed"]), Path(args["path"]))
     check_takes(drawn.model)
+    _modules[_key(args)] = drawn.model
     return {
         "digest": drawn.info.digest,
         "size_bytes": drawn.info.size_bytes,
@@ -103,9 +109,12 @@ def evaluate(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noq
     torch.set_num_threads(args.get("threads") or torch.get_num_threads())
     task = _task(args)
     model = _model(task, args)
-    model.eval()
+    scored = copied(model)
+    if scored is None:
+        scored = _modules.pop(_key(args))
+    scored.eval()
     with code_of(task):
-        found = measured(task.evaluate(model, _site(args)), f"{args['task']}.evaluate")
+        found = measured(task.evaluate(scored, _site(args)), f"{args['task']}.evaluate")
     return {
         "metrics": found.values,
         "warnings": found.warnings,
@@ -113,15 +122,17 @@ def evaluate(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noq
     }
 
 
-def _model(task: Task, args: dict[str, Any]) -> Any:
-    # Seeded as on the peers: what a model draws and no version holds must be the same for every version.
-    model = draw(task, initial_seed(args["seed"]))
+def _model(task: Task, args: dict[str, Any]) -> nn.Module:
+    """Holding the version in `args["path"]`."""
+    key = _key(args)
+    if key not in _modules:
+        _modules.clear()
+        # Seeded as on the peers: what a model draws and no version holds must be the same for every version.
+        _modules[key] = draw(task, initial_seed(args["seed"]))
     file = ModelFile(Path(args["path"]))
-    try:
-        load_into(model, file)
-    finally:
-        file.close()
-    return model
+    with closing(file):
+        load_into(_modules[key], file)
+    return _modules[key]
 
 
 JOBS = {

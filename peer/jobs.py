@@ -7,7 +7,6 @@ module is filled anew from the base before each job, so what a task wants to las
 
 from __future__ import annotations
 
-import copy
 import gc
 import os
 from collections import OrderedDict
@@ -21,11 +20,12 @@ from typing import Any
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
 from compressors import build_feedback
 from muster import trial
+from muster.copies import copied
 from muster.defaults import code_of
 from muster.errors import ConfigError, TaskError
 from muster.initial import draw as draw_model
@@ -165,7 +165,7 @@ def get_ready(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # no
             place.ready.add("train")
         if order.role == "evaluate" or order.evaluates:
             try:
-                with _copied(place, model) as scored:
+                with _scored(place, model) as scored:
                     _try_evaluation(place, scored)
                 place.ready.add("evaluate")
             except Exception:
@@ -319,7 +319,7 @@ def evaluate(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     finally:
         base.close()
     seed_generators(order.seed)
-    with _copied(place, model) as scored, code_of(place.task), torch.no_grad():
+    with _scored(place, model) as scored, code_of(place.task), torch.no_grad():
         scored.eval()
         found = measured(place.task.evaluate(scored, place.site), f"{order.task}.evaluate")
     progress(1.0)
@@ -343,24 +343,14 @@ def _counted(order: EvaluateOrder, found: Measured) -> Evaluated:
 
 
 @contextmanager
-def _copied(place: Place, model: nn.Module) -> Generator[nn.Module]:
-    """What evaluation may do with as it likes: what it keeps in the module is made without gradients, in another mode
-    or for other examples, and training would take it for its own.
-
-    A copy, and so what the module keeps outside its `state_dict` stays too. A module that cannot be copied, or for
-    which there is no room twice, is evaluated itself and drawn anew for the next training.
-    """
-    # What training left with a graph behind it cannot be copied, and evaluation needs no graph.
-    kept = (value for module in model.modules() for value in vars(module).values())
-    memo = {id(value): value.detach() for value in kept if isinstance(value, Tensor) and not value.is_leaf}
+def _scored(place: Place, model: nn.Module) -> Generator[nn.Module]:
+    """A copy of the module, to be evaluated; one that cannot be copied is evaluated itself, and drawn anew for the next
+    training."""
+    copy = copied(model)
     try:
-        scored = copy.deepcopy(model, memo)
-    except (RuntimeError, MemoryError, TypeError, NotImplementedError):
-        scored = model
-    try:
-        yield scored
+        yield model if copy is None else copy
     finally:
-        if scored is model:
+        if copy is None:
             place.drop_module()
 
 
