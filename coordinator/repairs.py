@@ -26,18 +26,19 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 ANSWER_SECONDS_MAX = 10.0  # a peer that holds the version has begun to send it within this
-CHUNK_SECONDS_MAX = 30.0  # a sender that gives no chunk for so long is given up, and the others are asked
-SENDERS_MAX = 3  # that are tried one after the other
+BYTES_A_SECOND_MIN = 1 << 20  # at which the whole version has come in time, from whomever
+SENDERS_MAX = 3  # at once, so that one which lies or drips holds up nobody
 PAUSE_SECONDS = 60.0  # a version that nobody could give is not asked for again so soon
 
 
 @dataclass
 class _Wanted:
-    """A version that somebody waits for. `moved` is set when a sender begins and when one ends."""
+    """A version that somebody waits for, until `due`. `moved` is set when a sender begins and when one ends."""
 
     size_bytes: int
+    due: float  # on the loop's clock
     moved: asyncio.Event = field(default_factory=asyncio.Event)
-    sender: str = ""
+    senders: set[str] = field(default_factory=set[str])
     tried: set[str] = field(default_factory=set[str])
 
 
@@ -73,29 +74,42 @@ class Repairs:
     async def receive(
         self, peer_id: str, header: BlobHeader, requests: AsyncIterator[models_pb2.RestoreModelRequest]
     ) -> None:
-        """Takes a version that was asked for. Raises `StateError` "model.not_wanted" for any other, and while another
-        peer is sending it."""
+        """Takes a version that was asked for. Raises `StateError` "model.not_wanted" for any other, from a peer that
+        has tried before, and while `SENDERS_MAX` others are sending it."""
         wanted = self._wanted.get(header.digest)
-        if wanted is None or wanted.sender or header.size_bytes != wanted.size_bytes:
-            raise StateError("model.not_wanted", "this version is not (or no longer) asked for")
-        wanted.sender = peer_id
+        if wanted is None or peer_id in wanted.tried or header.size_bytes != wanted.size_bytes:
+            raise _not_wanted()
+        if len(wanted.senders) >= SENDERS_MAX:
+            raise _not_wanted()
+        wanted.senders.add(peer_id)
         wanted.tried.add(peer_id)
         wanted.moved.set()
-        path = self._coordinator.blobs.temporary()
         try:
-            body = await asyncio.to_thread(PartialBody.open, path, header)
-            try:
-                while (message := await _next(requests)) is not None:
-                    await body.write(message.chunk)
-                await body.complete()
-                await body.flush()
-                await self._coordinator.blobs.adopt(path, header.digest)
-            finally:
-                body.remove()
+            async with asyncio.timeout_at(wanted.due):
+                await self._take(header, requests)
             log.info("blob.restored", digest=header.digest, peer_id=peer_id)
+        except TimeoutError:
+            raise TransferError("transfer.stalled", "the version did not come in time") from None
         finally:
-            wanted.sender = ""
+            wanted.senders.discard(peer_id)
             wanted.moved.set()
+
+    async def _take(
+        self, header: BlobHeader, requests: AsyncIterator[models_pb2.RestoreModelRequest]
+    ) -> None:
+        blobs = self._coordinator.blobs
+        path = blobs.temporary()
+        body = await asyncio.to_thread(PartialBody.open, path, header)
+        try:
+            while (message := await anext(requests, None)) is not None:
+                if blobs.has(header.digest):  # another peer was quicker
+                    raise _not_wanted()
+                await body.write(message.chunk)
+            await body.complete()
+            await body.flush()
+            await blobs.adopt(path, header.digest)
+        finally:
+            body.remove()
 
     async def _fetched(self, run_id: str, digest: str, size_bytes: int) -> None:
         """Returns when the version is there or nobody can be found who gives it. One search serves all who wait."""
@@ -109,24 +123,24 @@ class Repairs:
         await asyncio.shield(task)
 
     async def _search(self, run_id: str, digest: str, size_bytes: int) -> None:
-        wanted = self._wanted[digest] = _Wanted(size_bytes=size_bytes)
+        clock = asyncio.get_running_loop().time
+        due = clock() + ANSWER_SECONDS_MAX + size_bytes / BYTES_A_SECOND_MIN
+        wanted = self._wanted[digest] = _Wanted(size_bytes=size_bytes, due=due)
         restore = membership_pb2.Restore(run_id=run_id, digest=digest, size_bytes=size_bytes)
+        message = membership_pb2.SessionResponse(restore=restore)
         try:
-            while len(wanted.tried) < SENDERS_MAX:
+            while not self._coordinator.blobs.has(digest) and (left := due - clock()) > 0:
                 wanted.moved.clear()
-                asked = self._coordinator.sessions.ask(
-                    membership_pb2.SessionResponse(restore=restore), but=wanted.tried
-                )
-                if not asked or not await _within(wanted.moved, ANSWER_SECONDS_MAX):
-                    break
-                while wanted.sender:
-                    wanted.moved.clear()
-                    await wanted.moved.wait()
-                if self._coordinator.blobs.has(digest):
-                    return
+                seconds = left if wanted.senders else min(left, ANSWER_SECONDS_MAX)
+                sessions = self._coordinator.sessions
+                if not wanted.senders and not sessions.ask(message, but=wanted.tried):
+                    break  # nobody is left
+                if not await _within(wanted.moved, seconds) and not wanted.senders:
+                    break  # nobody who was asked holds it
         finally:
             del self._wanted[digest]
-        self._refused_until[digest] = self._coordinator.clock.now() + PAUSE_SECONDS
+        if not self._coordinator.blobs.has(digest):
+            self._refused_until[digest] = self._coordinator.clock.now() + PAUSE_SECONDS
 
 
 async def _within(event: asyncio.Event, seconds: float) -> bool:
@@ -137,10 +151,5 @@ async def _within(event: asyncio.Event, seconds: float) -> bool:
     return True
 
 
-async def _next(
-    requests: AsyncIterator[models_pb2.RestoreModelRequest],
-) -> models_pb2.RestoreModelRequest | None:
-    try:
-        return await asyncio.wait_for(anext(requests, None), CHUNK_SECONDS_MAX)
-    except TimeoutError:
-        raise TransferError("transfer.stalled", f"no chunk came for {CHUNK_SECONDS_MAX:.0f} s") from None
+def _not_wanted() -> StateError:
+    return StateError("model.not_wanted", "this version is not (or no longer) asked for")

@@ -168,3 +168,33 @@ async def test_a_disk_that_refuses_is_told_and_not_waited_for_without_end(
 
 async def only(request: Any) -> AsyncIterator[Any]:
     yield request
+
+
+async def test_a_peer_that_drips_holds_up_nobody_who_holds_the_version(stage: Any) -> None:
+    liar, honest = await stage.peer("liar"), await stage.peer("honest")
+    spec = {**ONE_PEER, "peers_min": 2}
+    await stage.submit(rounds=2, round=spec, aggregation={"rule": "mean"})
+    first, offer = await liar.offer(), await honest.offer()
+    right = stage.running.coordinator.blobs.path(offer.base_digest).read_bytes()
+    await liar.deliver(first, liar.write(first, torch.zeros(5)))
+    Disk(stage).flip(offer.base_digest)
+    delivery = asyncio.create_task(honest.deliver(offer, honest.write(offer, torch.zeros(5))))
+    wanted = (await liar.hear("restore")).restore
+
+    async def begun() -> AsyncIterator[RestoreModelRequest]:
+        header = BlobHeader(size_bytes=wanted.size_bytes, digest=wanted.digest)
+        yield RestoreModelRequest(begin=RestoreModelBegin(credentials=liar.credentials, header=header))
+        await asyncio.Event().wait()
+
+    async def drip() -> None:
+        _ = [each async for each in liar.channel.stream(RESTORE_MODEL, begun(), timeout_seconds=30)]
+
+    dripping = asyncio.create_task(drip())
+    await honest.hear("restore")
+    while not stage.running.coordinator.repairs._wanted[wanted.digest].senders:  # noqa: ASYNC110  # it tells nobody else
+        await asyncio.sleep(0.01)
+    await give_back(stage, honest, offer.base_digest, right)
+    await delivery
+    assert (await honest.offer()).base_digest == offer.base_digest
+    dripping.cancel()
+    await asyncio.wait({dripping})
