@@ -61,8 +61,11 @@ def check_takes(model: nn.Module) -> None:
 
 
 def check_unchanged(model: nn.Module, base: ModelFile) -> None:
-    """That the module still has the tensors of the version which training began with, and its frozen parameters their
-    values. Raises `TaskError` "task.model_changed", "task.frozen_changed"."""
+    """That the module still has the tensors of the version which training began with, and the parameters that were
+    frozen then their values, whatever requires a gradient by now.
+
+    Raises `TaskError` "task.model_changed", "task.frozen_changed".
+    """
     try:
         state = check_same(model, base.layout)
     except (TransferError, ConfigError) as error:
@@ -72,14 +75,17 @@ def check_unchanged(model: nn.Module, base: ModelFile) -> None:
             cause="the module made, dropped, grew or tied tensors while it was trained or called",
             fix="give the model all its tensors in Task.model, in their final shapes, and set them in place",
         ) from error
-    frozen = {memory_of(p) for p in model.parameters() if not p.requires_grad}
+    parameters = {memory_of(parameter) for parameter in model.parameters()}
     fixed = base.fixed
     for spec in base.layout.fixed:
         tensor = state[spec.name]
-        if not spec.move and memory_of(tensor) in frozen and not _equal(tensor, fixed[spec.name]):
+        # Fixed and without a move are frozen parameters, and in the layouts of old versions integers of any kind.
+        frozen = not spec.move and (tensor.is_floating_point() or memory_of(tensor) in parameters)
+        if frozen and not _equal(tensor, fixed[spec.name]):
             raise TaskError(
                 "task.frozen_changed",
-                f"training changed the parameter {spec.name!r}, which requires no gradient and so does not travel",
+                f"training changed the parameter {spec.name!r}, which requires no gradient in Task.model and so "
+                "does not travel",
                 cause="what was frozen when Task.model gave the model stays as it is in every version",
                 fix="let it require a gradient in Task.model; or, if the task sets it itself, say how it moves: "
                 f"buffers = {{{spec.name!r}: 'mean'}} in the task, or 'keep' for its first value in every round",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,14 @@ def test_what_training_makes_of_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"'1\.weight', which requires no gradient") as caught:
         check_unchanged(module, file)
     assert caught.value.id == "task.frozen_changed"
+    module[1].weight.requires_grad_(True)  # thawed for training: it does not travel all the same
+    with pytest.raises(TaskError, match=r"'1\.weight', which requires no gradient in Task\.model"):
+        check_unchanged(module, file)
+    values = module[1].weight.detach()
+    del module[1].weight
+    module[1].register_buffer("weight", values)
+    with pytest.raises(TaskError, match=r"'1\.weight', which requires no gradient in Task\.model"):
+        check_unchanged(module, file)
     for change in (
         lambda: setattr(module[1], "bias", module[0].bias),
         lambda: setattr(module[1], "bias", nn.Parameter(torch.ones(4))),
@@ -216,4 +225,16 @@ def test_what_training_makes_of_a_model_is_named(tmp_path: Path) -> None:
         with pytest.raises(TaskError, match="changed what the model is made of") as caught:
             check_unchanged(module, file)
         assert caught.value.id == "task.model_changed"
+    file.close()
+
+
+def test_integers_of_a_version_of_old_may_change_where_they_are_no_parameters(tmp_path: Path) -> None:
+    """Such versions hold every integer as fixed, and say of none how it moves."""
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    layout = layout_of(module)
+    old = replace(layout, counters=(), fixed=tuple(replace(spec, move="") for spec in layout.counters))
+    write_initial(tmp_path / "v", old, module)
+    file = ModelFile(tmp_path / "v")
+    module(torch.randn(4, 2))
+    check_unchanged(module, file)
     file.close()
