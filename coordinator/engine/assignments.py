@@ -29,8 +29,6 @@ from muster import metrics
 MESSAGE_CHARACTERS_MAX = 1_000  # a peer's word, kept in every event that tells of it
 TRACEBACK_CHARACTERS_MAX = 16_000  # the end of a traceback is what tells
 
-LATE = "assignment.late"
-
 _ORDER = (
     AssignmentStatus.OFFERED,
     AssignmentStatus.ACCEPTED,
@@ -106,8 +104,8 @@ def offer(draft: Draft, assignment: AssignmentState, deadline_at: float) -> None
 
 
 def expire(draft: Draft, assignment: AssignmentState, reason: str) -> None:
-    """Its peer is told; where its time is over and it was not there, its error id is `LATE`."""
-    late = {"error_id": LATE} if draft.now >= _due(draft.state, assignment) else {}
+    """Its peer is told; where its time is over and it was not there, its error id is `standings.LATE`."""
+    late = {"error_id": standings.LATE} if draft.now >= due(draft.state, assignment) else {}
     _end(draft, "assignment.expired", assignment, AssignmentStatus.EXPIRED, reason, values=late, data=late)
     draft.order(
         Cancel(
@@ -341,7 +339,8 @@ def _compare_sources(draft: Draft, assignment: AssignmentState, found: str) -> N
     )
 
 
-def _due(state: RunState, assignment: AssignmentState) -> float:
+def due(state: RunState, assignment: AssignmentState) -> float:
+    """Until when it has time."""
     table = state.spec.round
     if assignment.role == "evaluate":
         return preparing.work_due(assignment, state.evaluations[assignment.base_version].deadline_at, table)

@@ -137,6 +137,7 @@ def commit(draft: Draft, event: Aggregated) -> str | None:
         )
     _treat(draft, round_, event)
     standings.settle(draft, round_)
+    standings.pardon_late(draft)
     for cause, sentence in event.warnings:
         draft.warn(cause, sentence, round=round_.number)
     _expire_rest(draft, round_.number, f"round {round_.number} is committed")
@@ -189,11 +190,17 @@ def create_model(draft: Draft, model: ModelVersion) -> None:
 def skip(draft: Draft, number: int, reason: str) -> None:
     """The model stays."""
     round_ = draft.state.rounds[number]
+    late = [
+        each
+        for each in round_.assignments.values()
+        if not each.status.ended and draft.now >= assignments.due(draft.state, each)
+    ]
     _expire_rest(draft, number, f"round {number} is skipped")
     _move(draft, "round.skipped", draft.state.rounds[number], reason, status=RoundStatus.SKIPPED)
     state = draft.state
     draft.change(skipped=state.skipped + 1, skipped_in_row=state.skipped_in_row + 1, reason=reason)
     standings.settle(draft, round_)
+    standings.settle_late(draft, round_, late)
     standings.rest(draft, round_)
 
 

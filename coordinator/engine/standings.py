@@ -9,7 +9,9 @@ kept with the run, so that a restart of the coordinator changes nothing.
   after `REFUSALS_IN_ROW`, with the same error id each time. A round counts only where at least as many others delivered
   as failed: where most fail it is the task, the spec or the model that all were given. So a liar, who can spoil the
   model for everybody, gets nobody set aside with it.
-* A peer that is lost, late or killed and has attempts left has no fault.
+* Whose work is not done at the deadline is set aside after `LATENESS_IN_ROW` rounds in a row that were skipped for want
+  of it and of which at least as many others delivered as were late. Who misses rounds that are committed costs nothing.
+* A peer that is lost or killed and has attempts left has no fault.
 """
 
 from __future__ import annotations
@@ -56,7 +58,10 @@ OWN_FAULTS = TRIAL_FAULTS | frozenset(
         "task.shadowed",
     }
 )
+LATE = "assignment.late"  # not done at the deadline
+_OUT_OF_TIME = (LATE, "worker.timeout")  # whether its site or the coordinator was first to give the work up
 FAILURES_IN_ROW = 2
+LATENESS_IN_ROW = 2
 REFUSALS_IN_ROW = 3
 CAUSE_CHARS_MAX = 500
 CAUSES_TOLD = 3
@@ -114,20 +119,10 @@ def note(draft: Draft, assignment: AssignmentState, error_id: str, cause: str) -
     """A training assignment has failed, or its update was refused."""
     if assignment.role != "train":
         return
-    peer_id = assignment.peer_id
-    held = draft.state.standings.get(peer_id)
+    held = draft.state.standings.get(assignment.peer_id)
     if held is not None and held.aside:
         return
-    peer = draft.peers.get(peer_id)
-    standing = PeerStanding(
-        peer_id=peer_id,
-        error_id=error_id,
-        cause=one_line(cause, CAUSE_CHARS_MAX),
-        round=assignment.round,
-        in_row=held.in_row if held is not None and held.error_id == error_id else 0,
-        instance=peer.instance if peer is not None else "",
-        times=held.times if held is not None else 0,
-    )
+    standing = _noted(draft, assignment, error_id, cause)
     if error_id in OWN_FAULTS:
         set_aside(draft, replace(standing, in_row=standing.in_row + 1))
     else:
@@ -147,9 +142,7 @@ def set_aside(draft: Draft, standing: PeerStanding) -> None:
 def settle(draft: Draft, round_: RoundState) -> None:
     """At a round's end: whose updates came is well again, and whose failure was the last of a row is set aside."""
     for assignment in round_.delivered:
-        held = draft.state.standings.get(assignment.peer_id)
-        if held is not None and held.round and not held.aside:
-            _put(draft, replace(held, in_row=0, round=0))
+        _forget(draft, assignment.peer_id)
     counts = not unclear(draft.state, round_)
     for standing in _failed(draft.state, round_):
         if standing.aside or not counts:
@@ -160,6 +153,37 @@ def settle(draft: Draft, round_: RoundState) -> None:
             set_aside(draft, counted)
         else:
             _put(draft, counted)
+
+
+def settle_late(draft: Draft, round_: RoundState, late: Sequence[AssignmentState]) -> None:
+    """A round was skipped at its deadline, at which these of its training assignments were not done."""
+    delivered = len(round_.delivered)
+    # With its quorum a round is skipped for want of its trusted peer alone, which no other can stand in for.
+    if delivered >= round_.quorum or len(late) > delivered:
+        return
+    seconds = draft.state.spec.round.deadline_seconds
+    cause = (
+        f"not done within round.deadline_seconds, {seconds:g} s, in {LATENESS_IN_ROW} rounds in a row that were "
+        "skipped for want of it: give this peer more time (less other work, a faster device), or the next run a "
+        "longer deadline"
+    )
+    for assignment in late:
+        if is_aside(draft.state, assignment.peer_id):
+            continue
+        standing = _noted(draft, assignment, LATE, f"not done within round.deadline_seconds, {seconds:g} s")
+        counted = replace(standing, in_row=standing.in_row + 1)
+        trusted = assignment.peer_id == draft.state.spec.aggregation.trusted_peer
+        if counted.in_row >= LATENESS_IN_ROW and not trusted:
+            set_aside(draft, replace(counted, cause=cause))
+        else:
+            _put(draft, counted)
+
+
+def pardon_late(draft: Draft) -> None:
+    """A round is committed: it has done without those who were late, and a row of skipped ones ends with it."""
+    for standing in tuple(draft.state.standings.values()):
+        if standing.error_id == LATE:
+            _forget(draft, standing.peer_id)
 
 
 def take_back(draft: Draft) -> None:
@@ -214,6 +238,30 @@ def wake(draft: Draft) -> None:
 
 
 # -- inside ----------------------------------------------------------------------------------------------
+
+
+def _noted(draft: Draft, assignment: AssignmentState, error_id: str, cause: str) -> PeerStanding:
+    """What goes on a row of the same error, if there is one, and counts nothing yet."""
+    held = draft.state.standings.get(assignment.peer_id)
+    peer = draft.peers.get(assignment.peer_id)
+    again = held is not None and (
+        held.error_id == error_id or (held.error_id in _OUT_OF_TIME and error_id in _OUT_OF_TIME)
+    )
+    return PeerStanding(
+        peer_id=assignment.peer_id,
+        error_id=error_id,
+        cause=one_line(cause, CAUSE_CHARS_MAX),
+        round=assignment.round,
+        in_row=held.in_row if held is not None and again else 0,
+        instance=peer.instance if peer is not None else "",
+        times=held.times if held is not None else 0,
+    )
+
+
+def _forget(draft: Draft, peer_id: str) -> None:
+    held = draft.state.standings.get(peer_id)
+    if held is not None and held.round and not held.aside:
+        _put(draft, replace(held, in_row=0, round=0))
 
 
 def _failed(state: RunState, round_: RoundState) -> list[PeerStanding]:

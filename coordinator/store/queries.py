@@ -24,7 +24,7 @@ from sqlalchemy import (
     select,
 )
 
-from coordinator.engine.assignments import LATE
+from coordinator.engine.standings import LATE
 from coordinator.store import tables
 from coordinator.store.rows import (
     AssignmentRow,

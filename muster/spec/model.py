@@ -220,7 +220,8 @@ class RoundTable(Table):
         gt=0,
         le=1,
         description="share of the cohort whose updates make a round complete; 1: one missing peer skips the round; "
-        "if absent 0.8, and of four and fewer all but one, with the last one waited for while it works",
+        "if absent 0.8, and of four and fewer all but one, with the last one waited for while it works; "
+        "never fewer than the rule needs, which with f = 1 is three",
     )
     grace_seconds: float = Field(
         5.0,

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.engine.standings import FAILURES_IN_ROW, REFUSALS_IN_ROW, REST_SECONDS_MAX
+from coordinator.engine import schedule as plan
+from coordinator.engine.standings import (
+    FAILURES_IN_ROW,
+    LATENESS_IN_ROW,
+    REFUSALS_IN_ROW,
+    REST_SECONDS_MAX,
+)
 from coordinator.engine.state import (
     AggregationSkipped,
     AssignmentFailed,
@@ -182,6 +188,83 @@ def test_who_is_lost_late_or_killed_is_not_set_aside(make_world: Any) -> None:
         world.join("b", tick=False)
         world.aggregated()
     assert world.reasons("standing.set_aside") == []
+
+
+def never_done(make_world: Any, peers: str = "abc", **tables: Any) -> Any:
+    """A run with the rule that it has where its spec names none; its last peer is at work and never done."""
+    world = make_world(peers=peers, started=False, aggregation={}, rounds=9, round=OPEN, **tables)
+    world.schedule = plan.build(world.state.spec)
+    world.start()
+    return world
+
+
+def test_one_of_three_that_is_never_done_does_not_stop_a_run(make_world: Any) -> None:
+    world = never_done(make_world)
+    for number in range(1, LATENESS_IN_ROW + 1):
+        assert (world.state.rounds[number].cohort, world.state.rounds[number].quorum) == (("a", "b", "c"), 3)
+        assert world.reasons("standing.set_aside") == []
+        world.deliver("ab")
+        world.tick(60)
+    assert world.reasons("standing.set_aside") == [
+        "c is set aside and asked no more: not done within round.deadline_seconds, 60 s, in 2 rounds in a row that "
+        "were skipped for want of it: give this peer more time (less other work, a faster device), or the next run "
+        "a longer deadline; once that is mended, start this peer anew, or: muster run resume run"
+    ]
+    assert world.state.rounds[3].cohort == ("a", "b")
+    assert world.state.warnings["faults.none"].reason.startswith("f is 0 with 2 peers asked")
+    for _ in range(9):
+        world.play_round("ab")
+    assert (world.state.status, world.state.skipped) == (RunStatus.FINISHED, 2)
+    assert world.state.reason.startswith("c is set aside: not done within round.deadline_seconds, 60 s")
+
+
+def test_who_gives_up_late_work_itself_in_between_is_as_late(make_world: Any) -> None:
+    world = never_done(make_world)
+    world.deliver("ab")
+    world.tick(60)
+    break_down(world, "c", "worker.timeout", "job 'train' was not done after 60 s")
+    world.deliver("ab")
+    assert world.state.rounds[3].cohort == ("a", "b")
+
+
+def test_who_was_late_and_then_delivers_begins_anew(make_world: Any) -> None:
+    world = never_done(make_world)
+    for _ in range(3):
+        world.deliver("ab")
+        world.tick(60)
+        world.play_round("abc")
+    assert world.reasons("standing.set_aside") == []
+
+
+def test_who_is_late_in_rounds_that_are_committed_is_not_set_aside(make_world: Any) -> None:
+    world = make_world(peers="abcd", rounds=20, round={"quorum": 0.75})
+    for _ in range(3):
+        for late in ("d", "cd", "d"):  # of which only the second round is skipped
+            world.deliver("".join(peer_id for peer_id in "abcd" if peer_id not in late))
+            world.tick(60)
+            if late == "d":
+                world.aggregated()
+    assert (world.state.committed, world.state.skipped) == (6, 3)
+    assert world.reasons("standing.set_aside") == []
+
+
+def test_where_most_are_late_nobody_is_set_aside_and_the_pause_names_them(make_world: Any) -> None:
+    world = make_world(peers="abc", round={"skips_max": 2})
+    for _ in range(2):
+        world.deliver("a")
+        world.tick(60)
+    assert world.reasons("standing.set_aside") == []
+    assert world.state.status is RunStatus.PAUSED
+
+
+def test_the_trusted_peer_is_not_set_aside_for_being_late(make_world: Any) -> None:
+    trusting = {"rule": "fltrust", "trusted_peer": "c"}
+    world = make_world(peers="abcd", aggregation=trusting, round={"quorum": 1.0, "skips_max": 3})
+    for _ in range(3):
+        world.deliver("abd")
+        world.tick(60)
+    assert world.reasons("standing.set_aside") == []
+    assert world.state.reason.startswith("c: not done within round.deadline_seconds, 60 s; mend that")
 
 
 def test_who_is_set_aside_is_not_asked_to_evaluate(make_world: Any) -> None:
