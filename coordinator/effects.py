@@ -35,12 +35,15 @@ from coordinator.engine.state import (
 from coordinator.permits import task_args
 from muster import cores
 from muster.blobs import LOST
+from muster.config import CoordinatorConfig
 from muster.errors import MusterError, StorageError, TransferError
 from muster.spec.model import RunSpec
 from muster.texts import many_lines, one_line
 from muster.tracebacks import own_frame
 from muster.worker.environment import worker_environment
+from muster.worker.handover import Handover
 from muster.worker.host import WorkerHost
+from muster.worker.user import check_reach, find_user
 
 if TYPE_CHECKING:
     from coordinator.aggregation import AggregationResult
@@ -56,6 +59,7 @@ IMPORT_SECONDS_MAX = 120.0  # importing a task's module, on a cold machine with 
 STORAGE_RETRY_SECONDS = 2.0
 STORAGE_SECONDS_MAX = 600.0  # a round that the disk does not let aggregate for so long is skipped
 _SPOOL_SUFFIX = re.compile(r"\.part(\.header(\.tmp)?)?$")
+WORKER_USER = "coordinator.worker_user"  # the setting
 PRUNE_SECONDS = 2.0  # rounds that end within it share one look at what may go
 
 
@@ -65,6 +69,7 @@ class EffectRunner:
         self._under_way: set[tuple[object, ...]] = set()
         self._layouts: dict[str, ParameterLayout] = {}
         self._neighbours = cores.Slots()
+        self._handover = _handover(coordinator.config)
         self._worker = self._make_worker("coordinator")
         self._worker_turn = asyncio.Lock()
         # Held from a file's adoption until its row is committed, and while files are dropped: equal bytes of two runs
@@ -86,12 +91,20 @@ class EffectRunner:
             environment=lambda: worker_environment(
                 os.environ, more=config.worker_environment, threads=self._threads()
             ),
+            user=None if self._handover is None else self._handover.user,
         )
 
     def _threads(self) -> int:
         """What the peers on this machine leave it: no more than each of them has."""
         said = cores.said_threads(os.environ)
         return said or cores.share(cores.usable_cores(), self._neighbours.count())
+
+    async def open(self) -> None:
+        """Before the first job. Raises `ConfigError` where workers of another user could do nothing."""
+        if self._handover is not None:
+            await asyncio.to_thread(self._handover.open)
+            folders = (*self._coordinator.config.task_folders, self._handover.folder / "any")
+            await asyncio.to_thread(check_reach, self._handover.user, folders, WORKER_USER)
 
     async def close(self) -> None:
         await self._worker.close()
@@ -168,9 +181,20 @@ class EffectRunner:
         self, job: str, run: RunState, *, seconds: float = TASK_SECONDS_MAX, **args: Any
     ) -> dict[str, Any]:
         async with self._worker_turn:
-            return await self._worker.run(
-                job, {**self._task_args(run.spec), **args}, timeout_seconds=seconds, scope=run.run_id
-            )
+            if self._handover is None or "path" not in args:
+                return await self._work(job, run, seconds, args)
+            with self._handover.exchange() as exchange:
+                makes = job == "init_model"
+                path = exchange.place(args["path"]) if makes else exchange.lend(args["path"])
+                made = await self._work(job, run, seconds, {**args, "path": path})
+                if makes:
+                    await exchange.take(args["path"])
+                return made
+
+    async def _work(self, job: str, run: RunState, seconds: float, args: Mapping[str, Any]) -> dict[str, Any]:
+        return await self._worker.run(
+            job, {**self._task_args(run.spec), **args}, timeout_seconds=seconds, scope=run.run_id
+        )
 
     def _task_args(self, spec: RunSpec) -> dict[str, Any]:
         return {
@@ -398,6 +422,12 @@ class EffectRunner:
         for path in coordinator.spool.iterdir():
             if _SPOOL_SUFFIX.sub("", path.name) not in live:
                 path.unlink(missing_ok=True)
+
+
+def _handover(config: CoordinatorConfig) -> Handover | None:
+    if config.worker_user is None:
+        return None
+    return Handover(Path(config.data_dir), find_user(config.worker_user, WORKER_USER))
 
 
 def _layout(path: Path) -> ParameterLayout | None:

@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from coordinator.admin import AdminServicer
+from coordinator.effects import WORKER_USER
 from coordinator.models import ModelsServicer
 from coordinator.service import Coordinator
 from coordinator.sessions import MembershipServicer
@@ -25,6 +26,7 @@ from muster.errors import InternalError
 from muster.folderlock import FolderLock
 from muster.folders import write_private
 from muster.transport.base import Server, Transport
+from muster.worker.user import find_user
 
 log = structlog.get_logger()
 
@@ -49,6 +51,10 @@ class RunningCoordinator:
     ) -> RunningCoordinator:
         """Raises `ConfigError` for an address that is taken or not allowed, `StateError` "store.in_use" if another
         coordinator has one of its folders, `StorageError` and `VersionError` of the store."""
+        if config.worker_user is not None:
+            find_user(
+                config.worker_user, WORKER_USER
+            )  # before anything is opened that would have to be closed
         folder = Path(config.data_dir)
         blobs, spool = folder / "blobs", folder / "spool"
         for each in (folder, blobs, spool):

@@ -107,6 +107,7 @@ class Coordinator:
                 unread[run.run_id] = f"it was accepted by another version, or with other plug-ins: {told}"
         for run_id, reason in unread.items():
             self._set_aside(run_id, reason)
+        await self.effects.open()
         await self.effects.sweep()
         for loop in (self.journal.run, self._wake_loop, self._membership_loop):
             self.spawn(loop()).add_done_callback(self._vital_ended)

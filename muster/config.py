@@ -136,6 +136,12 @@ class CoordinatorConfig(Table):
         description="environment variables, or patterns, that tasks get beside those that Python, torch and data "
         "loaders need; names that sound like secrets only in full",
     )
+    worker_user: str | int | None = Field(
+        default=None,
+        description="name or uid of another user, as whom tasks run: they then cannot open what is in data_dir. Only "
+        "where this daemon is root; the user must be able to read Python, Muster, task_folders and the data. Default: "
+        "the daemon's own user",
+    )
     log_level: LogLevel = Field(default="info", description="least important log line that is written")
 
     @property
@@ -214,6 +220,12 @@ class PeerConfig(Table):
         default=(),
         description="environment variables, or patterns, that tasks get beside those that Python, torch and data "
         "loaders need; names that sound like secrets only in full",
+    )
+    worker_user: str | int | None = Field(
+        default=None,
+        description="name or uid of another user, as whom tasks run: they then cannot open what is in data_dir. Only "
+        "where this daemon is root; the user must be able to read Python, Muster, task_folders and the data. Default: "
+        "the daemon's own user",
     )
     log_level: LogLevel = Field(default="info", description="least important log line that is written")
 

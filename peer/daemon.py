@@ -14,6 +14,8 @@ from muster.cores import Slots
 from muster.transport import GrpcTransport
 from muster.transport.base import Transport
 from muster.worker.environment import worker_environment
+from muster.worker.handover import Handover
+from muster.worker.user import check_reach, find_user
 from peer.assignments import Assignments
 from peer.courier import Courier
 from peer.devices import MakeWorker, WorkerPool, choose_devices, worker_maker
@@ -36,9 +38,9 @@ class Peer:
     """`await Peer(config, transport).run()` takes part until it is cancelled or sent away.
 
     Raises `NotAllowedError` `peer.sent_away` if the coordinator closes the session for good, `ConfigError` on
-    a wrong policy or address, `StateError` `peer.in_use`, `AuthenticationError` if the name is another's,
+    a wrong policy, address or worker_user, `StateError` `peer.in_use`, `AuthenticationError` if the name is another's,
     `VersionError` if the two sides speak different protocols. `workers` that it is given may serve other peers too, and
-    are not started or closed here.
+    are not started or closed here; they run as whom they were made to.
     """
 
     def __init__(
@@ -114,19 +116,31 @@ class Peer:
 
 
 async def _start_workers(config: PeerConfig, make: MakeWorker | None, stack: AsyncExitStack) -> WorkerPool:
+    handover = None if config.worker_user is None else await _open_handover(config, config.worker_user)
     slots = Slots().take()
     stack.callback(slots.release)
     threads = Threads(threads=config.threads, slots=slots)
     make = make or worker_maker(
         config.data_dir / "logs",
         lambda: worker_environment(os.environ, more=config.worker_environment, threads=threads.now()),
+        None if handover is None else handover.user,
     )
     devices = await choose_devices(config.device, make)
     threads.workers = len(devices)
-    workers = WorkerPool(devices, make, threads.of)
+    workers = WorkerPool(devices, make, threads.of, handover)
     stack.push_async_callback(workers.close)
     await workers.start()
     return workers
+
+
+async def _open_handover(config: PeerConfig, said: str | int) -> Handover:
+    user = find_user(said, "peer.worker_user")
+    handover = Handover(config.data_dir, user)
+    await asyncio.to_thread(handover.open)
+    await asyncio.to_thread(
+        check_reach, user, (*config.task_folders, handover.folder / "any"), "peer.worker_user"
+    )
+    return handover
 
 
 def _site(config: PeerConfig) -> Site:

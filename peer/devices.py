@@ -13,7 +13,10 @@ from typing import Any, Protocol
 import structlog
 
 from muster.errors import TaskError
+from muster.worker.handover import Handover
 from muster.worker.host import WorkerHost
+from muster.worker.user import WorkerUser
+from peer.lending import lent, taken
 from peer.orders import Order
 
 log = structlog.get_logger()
@@ -51,8 +54,10 @@ MakeWorker = Callable[[str], Worker]  # given a device
 CountThreads = Callable[[Order], int]  # of a job; 0 leaves it to torch
 
 
-def worker_maker(log_folder: Path, environment: Callable[[], Mapping[str, str]]) -> MakeWorker:
-    """Real worker processes, each with its own log file in `log_folder`; `environment` is theirs."""
+def worker_maker(
+    log_folder: Path, environment: Callable[[], Mapping[str, str]], user: WorkerUser | None = None
+) -> MakeWorker:
+    """Real worker processes, each with its own log file in `log_folder`; `environment` and `user` are theirs."""
 
     def make(device: str) -> Worker:
         label = f"worker-{device.replace(':', '')}"
@@ -63,6 +68,7 @@ def worker_maker(log_folder: Path, environment: Callable[[], Mapping[str, str]])
             log_path=log_folder / f"{label}.log",
             rest_job=REST_JOB,
             environment=environment,
+            user=user,
         )
 
     return make
@@ -101,12 +107,44 @@ class Desk:
     device: str
     worker: Worker
     threads: CountThreads
+    handover: Handover | None = None  # where the worker is another user's
 
     async def run(self, job: str, order: Order, *, seconds_left: float) -> dict[str, Any]:
         """A job of an assignment whose deadline is so far away. Raises what `WorkerHost.run` raises."""
         seconds = max(1.0, seconds_left - min(HANG_MARGIN_SECONDS, 0.1 * seconds_left))
         order = replace(order, threads=self.threads(order))
-        return await self.worker.run(job, asdict(order), timeout_seconds=seconds, scope=order.run_id)
+        if self.handover is None:
+            return await self.worker.run(job, asdict(order), timeout_seconds=seconds, scope=order.run_id)
+        with self.handover.exchange() as exchange:
+            args = asdict(lent(order, exchange))
+            made = await self.worker.run(job, args, timeout_seconds=seconds, scope=order.run_id)
+            return await taken(order, made, exchange)
+
+    async def rebuild(self, base: Path, deltas: Sequence[Path], target: Path, scale: Path | None) -> str:
+        """As `WorkerPool.rebuild`."""
+        if self.handover is None:
+            return await self._rebuild(base, deltas, target, scale)
+        with self.handover.exchange() as exchange:
+            digest = await self._rebuild(
+                exchange.lend(base),
+                [exchange.lend(path) for path in deltas],
+                exchange.place(target),
+                None if scale is None else exchange.lend(scale),
+            )
+            await exchange.take(target)
+        return digest
+
+    async def _rebuild(
+        self, base: Path | str, deltas: Sequence[Path | str], target: Path | str, scale: Path | str | None
+    ) -> str:
+        order = {
+            "base": str(base),
+            "deltas": [str(path) for path in deltas],
+            "target": str(target),
+            "scale": None if scale is None else str(scale),
+        }
+        made = await self.worker.run("rebuild", order, timeout_seconds=REBUILD_SECONDS_MAX)
+        return str(made["digest"])
 
 
 class WorkerPool:
@@ -114,10 +152,16 @@ class WorkerPool:
     order of arrival."""
 
     def __init__(
-        self, devices: Sequence[str], make: MakeWorker, threads: CountThreads = lambda _order: 0
+        self,
+        devices: Sequence[str],
+        make: MakeWorker,
+        threads: CountThreads = lambda _order: 0,
+        handover: Handover | None = None,
     ) -> None:
         self.devices = tuple(devices)
-        self._desks = [Desk(device=device, worker=make(device), threads=threads) for device in devices]
+        self._desks = [
+            Desk(device=device, worker=make(device), threads=threads, handover=handover) for device in devices
+        ]
         self._idle = list(reversed(self._desks))  # the one that worked last at the end
         self._free = asyncio.Semaphore(len(self._desks))
         self._kept: dict[str, Desk] = {}  # who worked where last, and may find there what it has loaded
@@ -166,15 +210,8 @@ class WorkerPool:
 
         Raises `MusterError`: the version has to be fetched whole then.
         """
-        order = {
-            "base": str(base),
-            "deltas": [str(path) for path in deltas],
-            "target": str(target),
-            "scale": None if scale is None else str(scale),
-        }
         async with self.desk() as desk:
-            made = await desk.worker.run("rebuild", order, timeout_seconds=REBUILD_SECONDS_MAX)
-        return str(made["digest"])
+            return await desk.rebuild(base, deltas, target, scale)
 
     def forget(self, run_id: str) -> None:
         """The run is over: what workers have loaded for it, code and data, serves no other run."""

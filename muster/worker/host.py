@@ -19,6 +19,7 @@ from muster.worker.child import FRAMEWORKS_JOB, PRELOAD_JOB, TRACEBACK_CHARS_MAX
 from muster.worker.environment import worker_environment
 from muster.worker.logfile import LogFile
 from muster.worker.process import WorkerProcess, start_process
+from muster.worker.user import WorkerUser
 
 log = structlog.get_logger()
 
@@ -47,7 +48,7 @@ class WorkerHost:
 
     `module` has a dict `JOBS`; `rest_job`, one of them, is run in a process that has to wait for another scope's
     job. `device` is given to every job as `args["device"]` unless the caller sets that; `log_path` takes what the
-    jobs print; `environment` is asked for a process's variables when one starts.
+    jobs print; `environment` is asked for a process's variables when one starts; `user` is whose the processes are.
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class WorkerHost:
         log_path: Path,
         rest_job: str | None = None,
         environment: Callable[[], Mapping[str, str]] = lambda: worker_environment(os.environ),
+        user: WorkerUser | None = None,
     ) -> None:
         self._module = module
         self._label = label
         self._device = device
         self._rest_job = rest_job
         self._environment = environment
+        self._user = user
         self._log = LogFile(log_path)
         self._turn = asyncio.Lock()
         self._processes: OrderedDict[str, WorkerProcess] = (
@@ -180,7 +183,7 @@ class WorkerHost:
     async def _start_fresh(self) -> None:
         self._log.forget()
         self._processes[_FRESH] = await start_process(
-            self._module, self._label, self._log, self._environment()
+            self._module, self._label, self._log, self._environment(), self._user
         )
         self._processes.move_to_end(_FRESH, last=False)
 

@@ -19,6 +19,7 @@ import muster.worker
 from muster.errors import TaskError
 from muster.worker.child import MESSAGE_BYTES_MAX
 from muster.worker.logfile import LogFile
+from muster.worker.user import WorkerUser
 
 LAST_WORDS_SECONDS = (
     1.0  # for what a process wrote before it ended, should a process it left behind hold the pipe
@@ -138,10 +139,12 @@ class WorkerProcess:
 
 
 async def start_process(
-    module: str, label: str, log: LogFile, environment: Mapping[str, str]
+    module: str, label: str, log: LogFile, environment: Mapping[str, str], user: WorkerUser | None = None
 ) -> WorkerProcess:
     """Spawns `python -m muster.worker MODULE`: a new interpreter that shares nothing with this one but four
-    files."""
+    files, and not the user if it is given another."""
+    if user is not None:
+        environment = user.environment(environment)
     command_end, commands = os.pipe()
     events, event_end = os.pipe()
     output, output_end = os.pipe()
@@ -160,6 +163,7 @@ async def start_process(
             pass_fds=(command_end, event_end, stacks.fileno()),
             env=_with_our_root(environment),
             start_new_session=True,
+            **({} if user is None else user.start_options()),
         )
     except BaseException:
         for fd in (commands, events, output):
