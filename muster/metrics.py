@@ -9,8 +9,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, SupportsFloat, cast
+
+from muster.texts import one_line
 
 METRICS_MAX = 100  # of one report; a task with more classes than that says their mean
 NAME_CHARACTERS_MAX = 100
@@ -31,9 +35,17 @@ class Measured:
 def measured(found: object, who: str) -> Measured:
     """What `who` ("my.task:Task.evaluate") gave: the numbers in it, and in words what else was there.
 
-    Numbers are those of Python, NumPy and PyTorch, the latter also as arrays of one element. Nothing raises here: what
-    is no number is left out by name.
+    Numbers are those of Python, NumPy and PyTorch, the latter also as arrays of one element. What is no number is left
+    out by name, and so is what raises when it is read. Nothing raises here.
     """
+    try:
+        return _measured(found, who)
+    except Exception as error:  # a mapping of the task's own may raise anything when it is read
+        told = f"{who} returned what cannot be read ({type(error).__name__}): return a dict of numbers"
+        return Measured(values={}, warnings=(told,))
+
+
+def _measured(found: object, who: str) -> Measured:
     if not isinstance(found, Mapping):
         told = f"{who} returned {_kind(found)}, which holds no metrics for Muster: return {_instead(found)}"
         return Measured(values={}, warnings=(told,))
@@ -41,7 +53,7 @@ def measured(found: object, who: str) -> Measured:
     wrong: list[str] = []
     given: Mapping[Any, Any] = found
     for key, value in given.items():
-        name = str(key) if isinstance(key, str | int) else ""  # classes are often counted
+        name = _name_of(key)
         number = as_number(value)
         if not _is_name(name):
             told = (
@@ -50,6 +62,8 @@ def measured(found: object, who: str) -> Measured:
             wrong.append(told)
         elif number is None:
             wrong.append(f"{name!r} is {_kind(value)}")
+        elif name in values:
+            wrong.append(f"a second {name!r}, by another key that reads the same")
         else:
             values[name] = number
     kept, more = bounded(values)
@@ -68,17 +82,22 @@ def measured(found: object, who: str) -> Measured:
 def as_number(value: object) -> float | None:
     """A number as Python's float; None for what is none. Too large for a float is infinite."""
     try:
-        if hasattr(value, "shape"):  # NumPy's and PyTorch's, scalars too
-            if math.prod(cast("Any", value).shape) != 1:
-                return None
-            value = cast("object", cast("Any", value).item())
-        if isinstance(value, str | bytes | bytearray) or not hasattr(value, "__float__"):
+        return _as_float(value)
+    except Exception:  # whatever a class of the task's own raises, it gives no number
+        return None
+
+
+def _as_float(value: object) -> float | None:
+    if hasattr(value, "shape"):  # NumPy's and PyTorch's, scalars too
+        if math.prod(cast("Any", value).shape) != 1:
             return None
+        value = cast("object", cast("Any", value).item())
+    if isinstance(value, str | bytes | bytearray) or not hasattr(value, "__float__"):
+        return None
+    try:
         number = float(cast("SupportsFloat", value))
     except OverflowError:  # an int beyond a float's range
         return math.inf if cast("int", value) > 0 else -math.inf
-    except (TypeError, ValueError, RuntimeError):  # a tensor without memory, a Decimal that signals
-        return None
     return math.nan if math.isnan(number) else number
 
 
@@ -146,16 +165,23 @@ def _is_name(name: str) -> bool:
     return 0 < len(name) <= NAME_CHARACTERS_MAX and name.isprintable()
 
 
+def _name_of(key: object) -> str:
+    """ "" for what is no name. Classes are often counted, by NumPy too."""
+    try:
+        return str(key) if isinstance(key, str | Integral) else ""
+    except Exception:  # as of values
+        return ""
+
+
 def _kind(value: object) -> str:
-    shape = getattr(value, "shape", None)
-    if shape is not None:
-        return f"a {type(value).__name__} of shape {tuple(shape)}"
+    name = one_line(type(value).__name__, NAME_CHARACTERS_MAX)
     if isinstance(value, str):
         return f"the text {value[:_TEXT_SHOWN]!r}" + ("..." if len(value) > _TEXT_SHOWN else "")
+    with suppress(Exception):  # no shape, or one of the task's own
+        return f"a {name} of shape {tuple(int(size) for size in cast('Any', value).shape)}"
     if isinstance(value, dict | list | tuple | set | frozenset):
-        name = type(cast("object", value)).__name__
         return f"a {name} of {len(cast('Sequence[object]', value))}"
-    return "None" if value is None else f"a {type(value).__name__}"
+    return "None" if value is None else f"a {name}"
 
 
 def _instead(found: object) -> str:

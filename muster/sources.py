@@ -18,10 +18,10 @@ from types import ModuleType
 from blake3 import blake3
 
 from muster.installation import PACKAGES
+from muster.installed import LIBRARY_FOLDERS
 
 FILES_MAX = 20_000  # of a package; what lies beyond is not looked at
 DIGEST = re.compile(r"[0-9a-f]{64}")
-_INSTALLED = frozenset({"site-packages", "dist-packages"})
 
 
 def source_digest(reference: str, folders: Iterable[Path | str] = ()) -> str:
@@ -81,7 +81,7 @@ def _package(module_name: str) -> Iterator[tuple[str, Path]]:
 def _lies_in(file: str, folders: tuple[str, ...]) -> bool:
     path = Path(file).resolve()
     return path.suffix == ".py" and any(
-        path.is_relative_to(folder) and not _INSTALLED & {*path.relative_to(folder).parts}
+        path.is_relative_to(folder) and not LIBRARY_FOLDERS & {*path.relative_to(folder).parts}
         for folder in folders
     )
 

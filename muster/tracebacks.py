@@ -6,12 +6,13 @@ import re
 import sysconfig
 from pathlib import Path
 
+from muster.installation import PACKAGES
+
 _FRAME = re.compile(r'^ *File "(?P<path>.+)", line (?P<line>\d+), in (?P<where>.+)$', re.MULTILINE)
 _LIBRARIES = re.compile(r"[/\\](site|dist)-packages[/\\]|^<")
 _ROOT = Path(__file__).resolve().parents[1]
-_OURS = ("aggregators", "cli", "compressors", "coordinator", "muster", "peer", "protos", "simulator")
 _SKIPPED = (
-    *(str(_ROOT / package) for package in _OURS),
+    *(str(_ROOT / package) for package in PACKAGES),
     *filter(None, (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))),
 )
 

@@ -127,6 +127,77 @@ def test_how_many_and_how_long_is_bounded() -> None:
     assert (len(kept), dropped) == (METRICS_MAX, 22_901)
 
 
+class Raises:
+    """Whose number is not to be had: a share of nothing, say."""
+
+    def __init__(self, error: Exception, shape: object = None) -> None:
+        self.error = error
+        if shape is not None:
+            self.shape = shape
+
+    def __float__(self) -> float:
+        raise self.error
+
+
+class Frame:
+    """As a table of one cell: it has a shape and no item()."""
+
+    shape = (1, 1)
+
+
+class Late(dict[str, float]):
+    """Which only raises when it is read."""
+
+    def items(self) -> Any:
+        raise KeyError("auc")
+
+
+class Key(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        raise ValueError("no name")
+
+
+@pytest.mark.parametrize(
+    ("odd", "told"),
+    [
+        (Frame(), "'odd' is a Frame of shape (1, 1)"),
+        (Raises(ZeroDivisionError("no examples")), "'odd' is a Raises"),
+        (Raises(OverflowError("and no int")), "'odd' is a Raises"),
+        (Raises(LookupError(), shape=3), "'odd' is a Raises"),
+        (Raises(LookupError(), shape=("a", None)), "'odd' is a Raises"),
+        (Raises(LookupError(), shape=()), "'odd' is a Raises of shape ()"),
+        (type("\x1b[31m", (), {})(), "'odd' is a "),
+    ],
+    ids=range(7),
+)
+def test_whatever_a_value_raises_costs_itself_only(odd: object, told: str) -> None:
+    found = measured({"auc": 0.9, "odd": odd}, "Task.evaluate")
+    assert found.values == {"auc": 0.9}
+    assert f"left out: {told}" in found.warnings[0] and found.warnings[0].isprintable()
+
+
+def test_a_mapping_that_cannot_be_read_is_told() -> None:
+    found = measured(Late(auc=0.9), "Task.evaluate")
+    assert found.values == {}
+    assert found.warnings == (
+        "Task.evaluate returned what cannot be read (KeyError): return a dict of numbers",
+    )
+
+
+def test_names_that_read_alike_are_told_and_the_first_is_kept() -> None:
+    found = measured(
+        {1: 0.1, "1": 0.2, np.int64(2): 0.3, "True": 0.4, Key("x"): 0.5, "auc": 0.9}, "Task.evaluate"
+    )
+    assert found.values == {"1": 0.1, "2": 0.3, "True": 0.4, "auc": 0.9}
+    assert (
+        "left out: a second '1', by another key that reads the same; the text 'x' as a name"
+        in found.warnings[0]
+    )
+    assert measured({True: 0.1, "True": 0.2}, "Task.evaluate").values == {"True": 0.1}
+
+
 def test_numbers_of_all_kinds_are_numbers() -> None:
     assert as_number(10**400) == math.inf
     assert as_number(-(10**400)) == -math.inf

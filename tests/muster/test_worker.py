@@ -97,16 +97,24 @@ async def test_a_scope_that_is_over_leaves_a_fresh_process_to_the_next(host: Wor
 async def test_a_fresh_process_has_the_frameworks_of_the_one_before_and_nothing_else_of_it(
     host: WorkerHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "networkx.py").write_text("")  # stands in for a framework
+    installed = tmp_path / "site-packages"
+    installed.mkdir()
+    (installed / "networkx.py").write_text("")  # stands in for a framework, as mpmath does
+    (installed / "mpmath.py").write_text("import helper, helped.deep")
     (tmp_path / "somebodys_own.py").write_text("")
-    monkeypatch.setenv("PYTHONPATH", f"{JOBS}{os.pathsep}{tmp_path}")
-    modules = ["networkx", "somebodys_own"]
+    (tmp_path / "helper.py").write_text("")
+    (tmp_path / "helped").mkdir()
+    (tmp_path / "helped" / "deep.py").write_text("")
+    (tmp_path / "datasets.py").write_text("")  # the user's own, by a framework's name
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (JOBS, tmp_path, installed))))
+    modules = ["networkx", "mpmath", "somebodys_own", "datasets"]
     await host.run("fetch", {"modules": modules}, timeout_seconds=30, scope="a")
     before = host.pid
     host.forget("a")
     await until(lambda: host.pid not in (None, before))
     found = await host.run("look", {}, timeout_seconds=30, scope="b")
-    assert {*modules} & {*found["modules"]} == {"networkx"}
+    looked_for = {*modules, "helper", "helped", "helped.deep"}
+    assert looked_for & {*found["modules"]} == {"networkx", "mpmath"}
 
 
 async def test_the_scope_that_waited_longest_loses_its_process(host: WorkerHost) -> None:
