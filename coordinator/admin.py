@@ -9,6 +9,7 @@ import secrets
 import shutil
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from pydantic import ValidationError
 
@@ -45,7 +46,8 @@ class AdminServicer:
         self._coordinator = coordinator
         self._store = coordinator.store
         self._listing = Listing(coordinator)
-        self._submitting = asyncio.Lock()
+        # By request id: one that comes twice at once finds what it made, and none waits for another's task.
+        self._submitting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def routes(self) -> list[Route]:
         handlers: dict[str, Any] = {
@@ -98,7 +100,7 @@ class AdminServicer:
                 f"a request id is one line of at most {REQUEST_ID_CHARS_MAX} characters",
                 fix="a UUID will do",
             )
-        async with self._submitting:  # so that a request that comes twice at once finds what it made
+        async with self._submitting.setdefault(request_id, asyncio.Lock()):
             known = await self._store.run_by_request(request_id)
             if known is None:
                 run_id = f"{_slug(spec.name or spec.task.split(':')[1])}-{secrets.token_hex(3)}"

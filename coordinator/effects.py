@@ -33,6 +33,7 @@ from coordinator.engine.state import (
     Treatment,
 )
 from coordinator.permits import task_args
+from coordinator.workers import RunWorkers
 from muster import cores
 from muster.blobs import LOST
 from muster.config import CoordinatorConfig
@@ -70,8 +71,7 @@ class EffectRunner:
         self._layouts: dict[str, ParameterLayout] = {}
         self._neighbours = cores.Slots()
         self._handover = _handover(coordinator.config)
-        self._worker = self._make_worker("coordinator")
-        self._worker_turn = asyncio.Lock()
+        self._workers = RunWorkers(self._make_worker)
         # Held from a file's adoption until its row is committed, and while files are dropped: equal bytes of two runs
         # are one blob, which one run must not drop while the other is about to name it.
         self._files = asyncio.Lock()
@@ -81,11 +81,11 @@ class EffectRunner:
         """Why the run's aggregation waits, in one sentence; "" where it does not."""
         return self._obstacles.get(run_id, "")
 
-    def _make_worker(self, label: str) -> WorkerHost:
+    def _make_worker(self) -> WorkerHost:
         config = self._coordinator.config
         return WorkerHost(
             "coordinator.jobs",
-            label=label,
+            label="coordinator",
             device="cpu",
             log_path=Path(config.data_dir) / "worker.log",
             environment=lambda: worker_environment(
@@ -107,7 +107,11 @@ class EffectRunner:
             await asyncio.to_thread(check_reach, self._handover.user, folders, WORKER_USER)
 
     async def close(self) -> None:
-        await self._worker.close()
+        await self._workers.close()
+
+    def forget(self, run_id: str) -> None:
+        """The run has ended, or there is none: its worker goes, whatever it is at."""
+        self._workers.forget(run_id)
 
     def start(self, effect: Effect) -> None:
         match effect:
@@ -180,21 +184,25 @@ class EffectRunner:
     async def _run_job(
         self, job: str, run: RunState, *, seconds: float = TASK_SECONDS_MAX, **args: Any
     ) -> dict[str, Any]:
-        async with self._worker_turn:
-            if self._handover is None or "path" not in args:
-                return await self._work(job, run, seconds, args)
-            with self._handover.exchange() as exchange:
-                makes = job == "init_model"
-                path = exchange.place(args["path"]) if makes else exchange.lend(args["path"])
-                made = await self._work(job, run, seconds, {**args, "path": path})
-                if makes:
-                    await exchange.take(args["path"])
-                return made
+        if self._handover is None or "path" not in args:
+            return await self._work(job, run, seconds, args)
+        with self._handover.exchange() as exchange:
+            makes = job == "init_model"
+            path = exchange.place(args["path"]) if makes else exchange.lend(args["path"])
+            made = await self._work(job, run, seconds, {**args, "path": path})
+            if makes:
+                await exchange.take(args["path"])
+            return made
 
     async def _work(self, job: str, run: RunState, seconds: float, args: Mapping[str, Any]) -> dict[str, Any]:
-        return await self._worker.run(
-            job, {**self._task_args(run.spec), **args}, timeout_seconds=seconds, scope=run.run_id
-        )
+        run_id = run.run_id
+        try:
+            return await self._workers.run(
+                run_id, job, {**self._task_args(run.spec), **args}, timeout_seconds=seconds
+            )
+        finally:
+            if run_id not in self._coordinator.runs:  # it has ended meanwhile
+                self.forget(run_id)
 
     def _task_args(self, spec: RunSpec) -> dict[str, Any]:
         return {
@@ -208,22 +216,13 @@ class EffectRunner:
         """Raises `NotAllowedError`, `ConfigError` or `TaskError` if the spec's task may not be loaded here, or
         cannot be. What is loaded here is what the run then uses."""
         args = self._task_args(spec)
-        if not self._worker_turn.locked():
-            async with self._worker_turn:
-                try:
-                    await self._worker.run(
-                        "check_task", args, timeout_seconds=IMPORT_SECONDS_MAX, scope=run_id
-                    )
-                except MusterError:
-                    self._worker.forget(run_id)
-                    raise
-            return
-        # The worker is at another run's model: whoever submits does not wait for it.
-        worker = self._make_worker("coordinator-check")
         try:
-            await worker.run("check_task", args, timeout_seconds=IMPORT_SECONDS_MAX)
-        finally:
-            await worker.close()
+            await self._workers.run(
+                run_id, "check_task", args, timeout_seconds=IMPORT_SECONDS_MAX, checks=True
+            )
+        except BaseException:  # a cancelled call too: nothing of a run that there never was stays
+            self._workers.forget(run_id)
+            raise
 
     # -- aggregation --------------------------------------------------------------------------------------------------
 
@@ -374,7 +373,7 @@ class EffectRunner:
         """After a commit: drops what no round, replay or restart can ask for again."""
         kinds = {transition.kind for transition in decision.transitions}
         if decision.state.status.ended:
-            self._worker.forget(decision.state.run_id)
+            self.forget(decision.state.run_id)
         if kinds & {"round.committed", "round.skipped", "run.finished", "run.failed", "run.cancelled"}:
             self._once(("prune",), self._prune())
 

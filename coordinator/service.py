@@ -100,7 +100,7 @@ class Coordinator:
         unread: dict[str, str] = {}
         for run in await self.store.load_runs(unread):
             try:
-                await self._schedule(run.run_id, run.spec)
+                self._schedules[run.run_id] = await _schedule(run.spec)
                 self.runs[run.run_id] = run
             except Exception as error:  # of Muster's own checks, or of a plug-in that they import
                 told = error.message if isinstance(error, MusterError) else repr(error)
@@ -171,6 +171,7 @@ class Coordinator:
         """It stands still until the next start, or until an admin ends it; what is stored of it stays."""
         self.runs.pop(run_id, None)
         self._schedules.pop(run_id, None)
+        self.effects.forget(run_id)
         self.set_aside[run_id] = one_line(reason)
         log.error(
             "run.set_aside",
@@ -187,25 +188,23 @@ class Coordinator:
     async def submit_run(self, event: RunSubmitted) -> Committed:
         """Raises `ConfigError` if the spec names what is not installed here or cannot be combined, `NotAllowedError`
         if its task may not be imported here, `TaskError` if importing it fails. What the spec is warned of is kept
-        with the run."""
-        await self._schedule(event.run_id, event.spec)
+        with the run. If the call is cancelled there is either the whole run or nothing of it."""
+        run_id = event.run_id
+        schedule = await _schedule(event.spec)
+        await self.effects.check_task(run_id, event.spec)
         try:
-            await self.effects.check_task(event.run_id, event.spec)
-        except MusterError:
-            self._schedules.pop(event.run_id, None)
-            raise
-        told = await asyncio.to_thread(cautions, event.spec)
-        event = replace(event, warnings=(*event.warnings, *told))
+            told = await asyncio.to_thread(cautions, event.spec)
+            event = replace(event, warnings=(*event.warnings, *told))
 
-        def decide() -> Outcome:
-            decision = engine.new_run(event, event.run_id, self.clock.now())
-            return self._outcome(event.run_id, None, decision)
+            def decide() -> Outcome:
+                decision = engine.new_run(event, run_id, self.clock.now())
+                self._schedules[run_id] = schedule
+                return self._outcome(run_id, None, decision)
 
-        return await self.journal.submit(decide)
-
-    async def _schedule(self, run_id: str, spec: RunSpec) -> None:
-        """In a thread, since a rule's bound comes from its plug-in, which may be slow to import."""
-        self._schedules[run_id] = await asyncio.to_thread(check_spec, spec)
+            return await self.journal.submit(decide)
+        finally:
+            if run_id not in self.runs:
+                self.effects.forget(run_id)
 
     def _decide(self, event: Event) -> Outcome:
         state = self.runs.get(event.run_id)
@@ -227,6 +226,7 @@ class Coordinator:
         def undo() -> None:
             if before is None:
                 self.runs.pop(run_id, None)
+                self._schedules.pop(run_id, None)
             else:
                 self.runs[run_id] = before
 
@@ -346,6 +346,11 @@ class Coordinator:
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.spool).free
+
+
+async def _schedule(spec: RunSpec) -> Schedule:
+    """In a thread, since a rule's bound comes from its plug-in, which may be slow to import."""
+    return await asyncio.to_thread(check_spec, spec)
 
 
 def _broken(event: Event, error: Exception) -> str:

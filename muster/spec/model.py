@@ -14,6 +14,8 @@ from muster.digests import digest_bytes
 # A task "package.module:Class", or a pattern of them.
 TASK_PATTERN = r"^([\w.*?\[\]!-]+:[\w*?\[\]!-]+|\*)$"
 
+DAY_SECONDS = 86_400.0
+MONTH_SECONDS = 30 * DAY_SECONDS  # nothing that a round waits for takes longer
 QUORUM = 0.8  # of the updates wanted, where the spec does not say
 
 
@@ -226,12 +228,16 @@ class RoundTable(Table):
     grace_seconds: float = Field(
         5.0,
         ge=0,
+        le=MONTH_SECONDS,
         description="how long the rest may still deliver after the quorum; a round with all of them closes at once",
     )
-    deadline_seconds: float = Field(60.0, gt=0, description="a round closes with what it has after this long")
+    deadline_seconds: float = Field(
+        60.0, gt=0, le=MONTH_SECONDS, description="a round closes with what it has after this long"
+    )
     prepare_seconds: float = Field(
         1800.0,
         gt=0,
+        le=DAY_SECONDS,
         description="how long a site may load its data and try the task out before it trains; it is not taken from the "
         "deadline, which begins then. Lower: a site that hangs at it is given up sooner",
     )
