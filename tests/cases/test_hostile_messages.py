@@ -169,7 +169,7 @@ async def test_no_message_ends_the_coordinator_or_costs_an_honest_run(stage: Sta
     }
     made = Mallory(20, mallory.credentials, known)
     channel = stage.channel()
-    answered: dict[str, int] = {}
+    answered: set[str] = set()
     last = {
         "RemovePeer",
         "QuarantinePeer",
@@ -184,7 +184,7 @@ async def test_no_message_ends_the_coordinator_or_costs_an_honest_run(stage: Sta
         requests = made.stream(method) if method.client_streams else [made.message(method.request)]
         try:
             await call(channel, method, requests)
-            answered[method.name] = answered.get(method.name, 0) + 1
+            answered.add(method.name)
         except TimeoutError:
             pass
         except InternalError as error:
@@ -193,7 +193,9 @@ async def test_no_message_ends_the_coordinator_or_costs_an_honest_run(stage: Sta
             assert error.id and error.message
         assert stage.running is not None
         assert not stage.running.coordinator.failed.done(), f"{method.name} ends it: {str(requests)[:2000]}"
-    assert len(answered) > len(names) / 2  # it is not all refused at the door
+    # It is not all refused at the door. Streams do not tell: they are left before they are over.
+    single = {name for name in names if not (METHODS[name].client_streams or METHODS[name].server_streams)}
+    assert len(answered & single) > len(single) / 2
     for peer, offer in zip(honest, offers, strict=True):
         await peer.deliver(offer, peer.write(offer, torch.ones(5)))
     assert (await stage.ended(run_id)).state == "FINISHED"
