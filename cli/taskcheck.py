@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from muster.errors import TaskError
 from muster.spec.model import RunSpec
 
 if TYPE_CHECKING:
@@ -101,8 +100,8 @@ class _Check:
 
     def fit(self, task: Task, model: nn.Module) -> None:
         """The task's own loop, whole: there is no step of it that could be taken alone."""
+        from muster.fitreport import checked
         from muster.initial import seed_generators
-        from muster.task import FitReport
 
         seed_generators(self.spec.seed)
         report: Any = self.step("fit", lambda: trial().run("fit", lambda: task.fit(model, self._context())))
@@ -110,15 +109,9 @@ class _Check:
             algorithm = self.spec.train.algorithm
             told = f"nothing was trained: fit gave None, and {algorithm} is not tried out here"
             self.seen.warnings.append(told)
-        elif isinstance(report, FitReport) and report.examples >= 0 and report.steps >= 0:
-            self.seen.facts |= {"examples": report.examples, "steps": report.steps}
-        else:
-            raise TaskError(
-                "task.bad_report",
-                f"{self.spec.task}.fit gave {report!r}",
-                cause="it has to give a FitReport with counts of at least 0, or None",
-                fix="return muster.FitReport(examples=..., steps=...)",
-            )
+            return
+        counted = checked(report, f"{self.spec.task}.fit")
+        self.seen.facts |= {"examples": counted.examples, "steps": counted.steps}
 
     def evaluate(self, task: Task, model: nn.Module) -> None:
         import torch

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from muster.errors import ConfigError, InternalError, TransferError
 from muster.hashedfile import BlobInfo, HashedFile
-from muster.integers import narrow, widen
+from muster.integers import narrow
 from muster.layout import (
     ANY,
     BUFFERS,
@@ -143,16 +143,6 @@ class ModelFile:
         at, width = self._entries[spec.name].start, DTYPE_BYTES[spec.dtype]
         copied = bytearray(self._data()[at + width * start : at + width * stop])
         return _as_tensor(memoryview(copied), spec.dtype)
-
-    def read_counters(self, index: int) -> Tensor:
-        """Chunk `index` of the counters, int64 [c], see `muster.integers`."""
-        vector = self.layout.groups[COUNTERS]
-        start, stop = vector.chunk_bounds(index)
-        out = torch.empty(stop - start, dtype=torch.int64)
-        for piece in chunk_pieces(vector, index):
-            part = self.own_part(piece.spec, piece.start, piece.stop)
-            out[piece.at : piece.at + len(part)] = widen(part)
-        return out
 
     def _data(self) -> memoryview:
         if self._map is None:

@@ -27,7 +27,8 @@ from compressors import build_feedback
 from muster import trial
 from muster.copies import copied
 from muster.defaults import code_of
-from muster.errors import ConfigError, TaskError
+from muster.errors import ConfigError
+from muster.fitreport import checked
 from muster.initial import draw as draw_model
 from muster.initial import draw_version, seed_generators
 from muster.layout import ParameterLayout
@@ -279,15 +280,9 @@ def _fit(
         _check_whole(order, data)
         seed_generators(order.seed)
         with code_of(place.task):
-            return algorithm.fit(place.task, model, data, context)
-    if not isinstance(report, FitReport) or report.examples < 0 or report.steps < 0:
-        raise TaskError(
-            "task.bad_report",
-            f"{order.task}.fit gave {report!r}",
-            cause="it has to give a FitReport with counts of at least 0, or None",
-            fix="return muster.FitReport(examples=..., steps=...)",
-        )
-    return report
+            report = algorithm.fit(place.task, model, data, context)
+        return checked(report, f"the algorithm {order.train['algorithm']!r}")
+    return checked(report, f"{order.task}.fit")
 
 
 def _check_whole(order: TrainOrder, data: Dataset[Any]) -> None:
