@@ -158,12 +158,12 @@ def check(
     thing that fails, as a peer would report it."""
     from muster.defaults import code_of
     from muster.task import Site
-    from muster.tasks import keep_test_data, load_task
+    from muster.tasks import keep_data, load_task
 
     site = Site(name="check", data=data, options=spec.task_options, seed=spec.seed)
     made = _Check(spec=spec, site=site, seen=Seen(task=spec.task), on_step=on_step)
     task = made.step("import", lambda: load_task(spec.task, folders, spec.task_options))
-    keep_test_data(task)
+    keep_data(task)
     model = made.model(task)
     with code_of(task):
         if trial().tries_loss(task, spec.train.algorithm):

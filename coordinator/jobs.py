@@ -24,7 +24,7 @@ from muster.modelfile import ModelFile, check_takes, check_unchanged, load_into
 from muster.seeds import derive_seed, initial_seed
 from muster.sources import source_digest
 from muster.task import Site, Task
-from muster.tasks import keep_test_data
+from muster.tasks import keep_data
 
 TASKS_MAX = 4  # whose data are kept in memory at once
 BATCH_SIZE = 32  # of the trial, on the coordinator's own data
@@ -50,7 +50,7 @@ def _task(args: dict[str, Any]) -> Task:
     if task is None:
         _ready.discard(key)
         task = load_permitted(args)
-        keep_test_data(task)
+        keep_data(task)
     _tasks[key] = task
     while len(_tasks) > TASKS_MAX:
         _tasks.popitem(last=False)

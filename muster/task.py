@@ -59,6 +59,9 @@ class Task(ABC):
 
     A worker keeps one `model()` between rounds and fills it from the round's base version, so whatever a module keeps
     outside its `state_dict` outlives a round. A peer evaluates a copy: what evaluation leaves there is gone.
+    Map-style data are loaded once for a run, before its first round, and kept.
+    What evaluation makes in inference mode and keeps in globals, class attributes or closures is not found, and no
+    training can use it.
     What the task sets for all of torch (`set_default_dtype`, `set_default_device`) holds for its own code.
 
     `options` is the run spec's `[task_options]`, set before anything else is asked (also found as `site.options`).

@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -145,11 +145,16 @@ def is_map_style(data: object) -> bool:
     return hasattr(data, "__len__") and hasattr(data, "__getitem__")
 
 
-def keep_test_data(task: Task) -> None:
-    """Has this instance load its test data once; what can be read only once is loaded anew each time."""
-    load, kept = task.test_data, dict[str, Any]()
+def keep_data(task: Task) -> None:
+    """Has this instance load its data once; what can be read only once is loaded anew each time."""
+    for name in ("train_data", "test_data"):
+        vars(task)[name] = _keeping(getattr(task, name))
 
-    def test_data(site: Any) -> Any:
+
+def _keeping(load: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    kept = dict[str, Any]()
+
+    def load_once(site: Any) -> Any:
         if site.name not in kept:
             data = load(site)
             if not is_map_style(data):
@@ -157,7 +162,7 @@ def keep_test_data(task: Task) -> None:
             kept[site.name] = data
         return kept[site.name]
 
-    vars(task)["test_data"] = test_data
+    return load_once
 
 
 def _is_task(value: object) -> bool:

@@ -2,8 +2,9 @@
 
 It finds in the first seconds what else costs round after round, and says it in a sentence with the user's own file and
 line: no parameters to train, a model that grows, examples that the loss does not take, a loss that is no loss.
-Nothing of it stays: parameters are not stepped, gradients, buffers and plain attributes are put back, and so are the
-generators of random numbers that the data carry. (The global ones are seeded anew before anything that counts.)
+Nothing of it stays where it is done on copies (`muster.copies.spared`). Otherwise parameters are not stepped, and
+gradients, buffers and plain attributes are put back. So are, always, the generators of random numbers that the data
+carry. (The global ones are seeded anew before anything that counts.)
 """
 
 from __future__ import annotations
@@ -263,7 +264,6 @@ def _kept(thing: Any) -> Generator[None]:
     """Puts back what a trial may change: mode, gradients and buffers of a module, plain attributes of the object and of
     its parts, and the random generators found in it."""
     modules = list(thing.modules()) if isinstance(thing, nn.Module) else []
-    tensors = {id(each): _fingerprint(each) for each in modules}
     modes = [(each, each.training) for each in modules]
     buffers = [(each, name, value, value.clone()) for each in modules for name, value in _buffers(each)]
     gradients = [(each, each.grad) for each in (thing.parameters() if modules else ())]
@@ -274,7 +274,6 @@ def _kept(thing: Any) -> Generator[None]:
     try:
         yield
     finally:
-        changed = {id(each) for each in modules if tensors[id(each)] != _fingerprint(each)}
         for module, mode in modes:
             module.training = mode
         with torch.no_grad():
@@ -284,19 +283,9 @@ def _kept(thing: Any) -> Generator[None]:
         for parameter, grad in gradients:
             parameter.grad = grad
         for each, values in plain:
-            # What was built for later calls may stay built, and be known to be; not where it is in the values.
-            stays = id(each) not in changed
-            put = {name: value for name, value in values.items() if not (stays and isinstance(value, bool))}
-            getattr(each, "__dict__", {}).update(put)
+            getattr(each, "__dict__", {}).update(values)
         for put_back in generators:
             put_back()
-
-
-def _fingerprint(module: nn.Module) -> list[tuple[float, float]]:
-    """Of a module's own parameters and buffers, without those of its parts."""
-    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-    floats = [each.detach().float() for each in own if not nn.parameter.is_lazy(each)]
-    return [(float(each.sum()), float(each.norm())) for each in floats]
 
 
 def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:

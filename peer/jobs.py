@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,9 @@ from torch.utils.data import Dataset
 
 from compressors import build_feedback
 from muster import trial
-from muster.copies import copied
+from muster.copies import copied, spared, without_inference
 from muster.defaults import code_of
-from muster.errors import ConfigError
+from muster.errors import ConfigError, TaskError
 from muster.fitreport import checked
 from muster.initial import draw as draw_model
 from muster.initial import draw_version, seed_generators
@@ -37,7 +38,7 @@ from muster.modelfile import ModelFile, check_unchanged, load_into
 from muster.seeds import derive_seed, initial_seed
 from muster.sources import source_digest
 from muster.task import FitContext, FitReport, Site, Task
-from muster.tasks import keep_test_data, load_task
+from muster.tasks import keep_data, load_task
 from peer.drill import Drill, bootstrap
 from peer.orders import DrawOrder, Evaluated, EvaluateOrder, Order, PrepareOrder, Trained, TrainOrder
 from peer.rebuild import rebuild as follow
@@ -47,6 +48,7 @@ from peer.update import write_delta, write_update
 
 PLACES_MAX = 64  # sites whose datasets are kept in memory at once
 ENCODING_SHARE = 0.1  # of a training job's progress
+NOTE_CHARACTERS_MAX = 300
 
 Progress = Callable[[float], None]
 
@@ -62,7 +64,8 @@ class Place:
             name=order.site_name, data=order.site_data, options=order.options, seed=order.site_seed
         )
         self.ready: set[str] = set()  # roles that it is prepared for
-        keep_test_data(self.task)
+        self.notes: list[str] = []  # warnings that go with the next training
+        keep_data(self.task)
         self.model: nn.Module | None = None
         self._data: dict[str, Dataset[Any]] = {}
 
@@ -155,41 +158,68 @@ def get_ready(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # no
     order = PrepareOrder(**args)
     device = _prepare(order)
     place = _place(order)
-    with ExitStack() as stack:
-        base = ModelFile(Path(order.base))
-        stack.callback(base.close)
+    with closing(ModelFile(Path(order.base))) as base:
         model = place.module(base, device)
-        stack.enter_context(code_of(place.task))
         if order.role == "train":
-            _try_training(order, place, model)
-            check_unchanged(model, base)
+            with code_of(place.task):
+                _try_training(order, place, model, base)
             place.ready.add("train")
         if order.role == "evaluate" or order.evaluates:
+            if place.model is None:
+                model = place.module(base, device)
             try:
-                with _scored(place, model) as scored:
-                    _try_evaluation(place, scored)
+                with code_of(place.task):
+                    _try_evaluation(place, model)
                 place.ready.add("evaluate")
-            except Exception:
+            except TaskError as error:
                 if order.role == "evaluate":
-                    raise  # else it is told when this site evaluates, and costs no training
+                    raise
+                # It costs no training, and who evaluates is told again.
+                place.notes.append(
+                    f"the trial of the evaluation failed: {error.message[:NOTE_CHARACTERS_MAX]}"
+                )
     return {}
 
 
-def _try_training(order: PrepareOrder, place: Place, model: nn.Module) -> None:
+def _try_training(order: PrepareOrder, place: Place, model: nn.Module, base: ModelFile) -> None:
     algorithm = order.train["algorithm"]
+    try:
+        data = trial.loaded("train_data", lambda: place.train_data(None, ""))
+    except TaskError as error:
+        if type(place.task).fit is Task.fit:
+            raise
+        # A loop of its own may never ask for them; where it does, it fails there and says so.
+        print(f"train_data of {order.task} was not loaded ahead of its fit: {error.message}", file=sys.stderr)
+        return
     if not trial.tries_loss(place.task, algorithm):
         return
-    data = trial.loaded("train_data", lambda: place.train_data(None, ""))
     batch = trial.first_batch(data, min(size_of(data), order.train["batch_size"]))
-    # A later version may have diverged, which is not the task's fault.
-    trial.try_loss(place.task, model, batch, algorithm=algorithm, finite=order.base_version == 0)
+    # What loading has set in the task is in the copy.
+    with _spared(place, model) as (task, tried):
+        # A later version may have diverged, which is not the task's fault.
+        trial.try_loss(task, tried, batch, algorithm=algorithm, finite=order.base_version == 0)
+        check_unchanged(tried, base)
 
 
 def _try_evaluation(place: Place, model: nn.Module) -> None:
     seed_generators(derive_seed(place.site.seed, "data", place.site.name))
     data = trial.loaded("test_data", lambda: place.task.test_data(place.site))
-    if trial.has_examples(data):
-        trial.try_evaluation(place.task, model, data)
+    if trial.run("the length of test_data", lambda: trial.has_examples(data)):
+        with _spared(place, model) as (task, tried):
+            trial.try_evaluation(task, tried, data)
+
+
+@contextmanager
+def _spared(place: Place, model: nn.Module) -> Generator[tuple[Task, nn.Module]]:
+    """Copies of the task and its module for a trial. Where there can be none, the trial puts back what it can, and the
+    module is drawn anew."""
+    task, tried = spared(place.task, model)
+    try:
+        yield task, tried
+    finally:
+        without_inference(place.task)
+        if tried is model:
+            place.drop_module()
 
 
 def train(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
@@ -224,8 +254,9 @@ def train(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         steps=report.steps,
         staged={key: str(path) for key, path in written.staged.items()},
         metrics=found.values,
-        warnings=found.warnings,
+        warnings=(*found.warnings, *place.notes),
     )
+    place.notes.clear()
     return asdict(trained)
 
 
@@ -345,6 +376,7 @@ def _scored(place: Place, model: nn.Module) -> Generator[nn.Module]:
     try:
         yield model if copy is None else copy
     finally:
+        without_inference(place.task)
         if copy is None:
             place.drop_module()
 

@@ -243,40 +243,6 @@ def test_nothing_of_a_trial_stays() -> None:
     assert torch.equal(data[0][0], drawn)
 
 
-class Built(nn.Module):
-    """Builds something at its first call, which takes its time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(4, 2)
-        self.built = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.built = True
-        return self.linear(x)  # type: ignore[no-any-return]
-
-
-class Initial(nn.Module):
-    """Takes its scale from the first examples that it sees."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(4))
-        self.initialised = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.initialised:
-            self.scale.data.copy_(x.sum(0))
-            self.initialised = True
-        return x * self.scale
-
-
-def test_what_a_model_has_built_stays_built_and_what_it_took_from_the_examples_does_not() -> None:
-    model = nn.Sequential(Initial(), Built())
-    trial.try_loss(Plain(), model, trial.first_batch(pairs(), 4))
-    assert (model[0].initialised, model[1].built) == (False, True)
-
-
 LEAVES = (torch.ones(2, 0), torch.ones((), dtype=torch.bool), np.ones(3), "text", b"", None, 1, 2.5, object())
 
 
