@@ -204,7 +204,7 @@ def _try_training(order: PrepareOrder, place: Place, model: nn.Module, base: Mod
 def _try_evaluation(place: Place, model: nn.Module) -> None:
     seed_generators(derive_seed(place.site.seed, "data", place.site.name))
     data = trial.loaded("test_data", lambda: place.task.test_data(place.site))
-    if trial.run("the length of test_data", lambda: trial.has_examples(data)):
+    if data is not None and trial.run("the length of test_data", lambda: trial.has_examples(data)):
         with _spared(place, model) as (task, tried):
             trial.try_evaluation(task, tried, data)
 
