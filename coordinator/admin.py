@@ -24,7 +24,7 @@ from coordinator.engine.state import (
 )
 from coordinator.listing import Listing
 from coordinator.store import rows
-from muster.errors import ConfigError, MusterError, NotFoundError, StateError, UsageError
+from muster.errors import ConfigError, MusterError, NotFoundError, StateError, UnreachableError, UsageError
 from muster.spec.model import RunSpec
 from muster.texts import one_line
 from muster.transfer import read_chunks
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 SPEC_BYTES_MAX = 1 << 19  # a spec is a page; it goes out with every offer and stands in every list
 REQUEST_ID_CHARS_MAX = 200
+SUBMISSIONS_MAX = 8  # that wait for their check, each with its spec in memory
 
 
 class AdminServicer:
@@ -48,6 +49,7 @@ class AdminServicer:
         self._listing = Listing(coordinator)
         # By request id: one that comes twice at once finds what it made, and none waits for another's task.
         self._submitting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._submissions = 0
 
     def routes(self) -> list[Route]:
         handlers: dict[str, Any] = {
@@ -92,6 +94,20 @@ class AdminServicer:
     # -- runs ---------------------------------------------------------------------------------------------------------
 
     async def submit_run(self, request: pb.SubmitRunRequest, context: CallContext) -> pb.SubmitRunResponse:
+        if self._submissions >= SUBMISSIONS_MAX:
+            raise UnreachableError(
+                "transport.busy",
+                f"the coordinator has {self._submissions} submissions to check, its limit",
+                cause="each has its task loaded and tried, which takes time and memory",
+                fix="submit again in a minute",
+            )
+        self._submissions += 1
+        try:
+            return await self._submit_run(request)
+        finally:
+            self._submissions -= 1
+
+    async def _submit_run(self, request: pb.SubmitRunRequest) -> pb.SubmitRunResponse:
         spec = _spec(request.spec_json, request.spec_toml)
         request_id = request.request_id or secrets.token_hex(8)
         if request_id != one_line(request_id, REQUEST_ID_CHARS_MAX):

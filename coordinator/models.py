@@ -28,10 +28,11 @@ class ModelsServicer:
         self._coordinator = coordinator
 
     def routes(self) -> list[Route]:
+        present = self._coordinator.is_at_work
         return [
             Route(method=PLAN_MODEL, handle=self.plan_model, caller=self._caller),
-            Route(method=FETCH_MODEL, handle=self.fetch_model, caller=self._caller),
-            Route(method=RESTORE_MODEL, handle=self.restore_model, caller=self._restorer),
+            Route(method=FETCH_MODEL, handle=self.fetch_model, caller=self._caller, present=present),
+            Route(method=RESTORE_MODEL, handle=self.restore_model, caller=self._restorer, present=present),
         ]
 
     def _caller(self, first: pb.FetchModelRequest | pb.PlanModelRequest) -> str:

@@ -326,6 +326,10 @@ class Coordinator:
             for offer in live_offers(run, peer_id)
         ]
 
+    def is_at_work(self, peer_id: str) -> bool:
+        """Whether it is connected, or is to be working on something. A name alone is free and says nothing."""
+        return self.sessions.get(peer_id) is not None or bool(self.live_assignments(peer_id))
+
     async def find_assignment(self, assignment_id: str) -> tuple[RunState | None, AssignmentState | None]:
         """An assignment and, if its round is still live, its run."""
         run = self.runs.get(assignment_id.split(".", 1)[0])

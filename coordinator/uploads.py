@@ -54,7 +54,12 @@ class UpdatesServicer:
     def routes(self) -> list[Route]:
         return [
             Route(method=BEGIN_UPDATE, handle=self.begin_update, caller=self._sender),
-            Route(method=UPLOAD_UPDATE, handle=self.upload_update, caller=self._caller),
+            Route(
+                method=UPLOAD_UPDATE,
+                handle=self.upload_update,
+                caller=self._caller,
+                present=self._coordinator.is_at_work,
+            ),
             Route(method=GET_UPDATE_STATUS, handle=self.get_update_status, caller=self._sender),
             Route(method=COMMIT_UPDATE, handle=self.commit_update, caller=self._sender),
         ]

@@ -51,7 +51,7 @@ _DIGEST_ATTEMPTS = 2  # a body that was damaged twice is wrong at its source
 # What the next attempt can mend; any other error is for the caller.
 _TRANSIENT = frozenset({
     "transfer.offset", "transfer.checksum", "transfer.truncated", "transfer.stalled", "transfer.nothing_held",
-    "transfer.digest", "transfer.unanswered", "transport.silent",
+    "transfer.digest", "transfer.unanswered", "transfer.crowded", "transport.silent",
 })  # fmt: skip
 # The other side's disk or spool; a full one here is told at once.
 _TRANSIENT_THERE = _TRANSIENT | {"storage.disk_full", "storage.spool_full"}

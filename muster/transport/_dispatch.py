@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
-from contextlib import AsyncExitStack, aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing
 from typing import Any, Protocol, cast
 from weakref import WeakValueDictionary
 
 from google.protobuf.message import DecodeError, Message
 
-from muster.errors import DeadlineError, MusterError, TransferError, UnreachableError, UsageError
+from muster.errors import DeadlineError, MusterError, TransferError, UsageError
+from muster.transport._counts import Counts
 from muster.transport._entrance import Entrance
 from muster.transport._pace import Pace
+from muster.transport._turns import Turn, Turns
 from muster.transport.base import CallContext, Encoded, Method, Route, StreamHandler, UnaryHandler
 from muster.transport.errors import as_muster_error
 from muster.transport.handshake import refuse_version
@@ -39,24 +41,18 @@ class Dispatcher:
 
     What a call may take grows with what is known of it. At first it has a place at the entrance, where it says what it
     wants; a bulk call then is told apart by its caller (`Route.caller`), waits for one of that caller's turns and for
-    one of all turns, unread, so that flow control holds its sender, and loses it if it falls below the least pace. Bulk
-    calls that name no caller have turns of their own.
+    one of all turns, unread, so that flow control holds its sender, and loses it if it falls below the least pace, or
+    below a fair one while others wait. Bulk calls of who is not at work here have turns of their own, by connection.
     """
 
     def __init__(self, routes: Sequence[Route], *, protocol: int, limits: Limits) -> None:
         self.routes = {route.method.path: route for route in routes}
         self._protocol = protocol
         self._limits = limits
-        self._calls = 0
-        # Of callers that are not known, by whether the call streams.
-        self._strange_calls = {False: 0, True: 0}
-        self._strange_calls_max = {
-            False: max(1, limits.calls_max // 2),
-            True: max(1, limits.calls_max // 8),
-        }
+        self._counts = Counts(limits)
         self._entrance = Entrance(limits)
-        self._turns = asyncio.Semaphore(limits.bulk_calls_max)
-        self._turns_of_strangers = asyncio.Semaphore(max(1, limits.bulk_calls_max // 4))
+        self._turns = Turns(limits.bulk_calls_max, limits)
+        self._turns_of_strangers = Turns(max(1, limits.bulk_calls_max // 4), limits)
         self._turns_of: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def serve(self, route: Route, call: ServerCall) -> None:
@@ -65,21 +61,6 @@ class Dispatcher:
                 await self._answered(route, call, kept)
             except Exception as error:
                 await call.refuse(as_muster_error(error, route.method.path))
-
-    @contextmanager
-    def _counted(self, method: Method[Any, Any], *, known: bool) -> Generator[None]:
-        streams = method.client_streams or method.server_streams
-        if self._calls >= self._limits.calls_max:
-            raise _busy(self._calls, "calls")
-        if not known and self._strange_calls[streams] >= self._strange_calls_max[streams]:
-            raise _busy(self._strange_calls[streams], "calls of callers that it does not know")
-        self._calls += 1
-        self._strange_calls[streams] += not known
-        try:
-            yield
-        finally:
-            self._calls -= 1
-            self._strange_calls[streams] -= not known
 
     async def _answered(self, route: Route, call: ServerCall, kept: AsyncExitStack) -> None:
         method = route.method
@@ -91,13 +72,16 @@ class Dispatcher:
             raise UsageError("transport.no_request", f"{method.path} was called without a request")
         first = None if body is None else decode(method, body)
         caller = route.caller(first) if route.caller is not None and first is not None else ""
-        kept.enter_context(self._counted(method, known=bool(caller)))
+        connection = call.context.address
+        size = 0 if body is None else len(body)
+        kept.enter_context(self._counts.one(method, known=bool(caller), connection=connection, size=size))
         if not method.bulk:
-            await self._carry_out(route, call, first)
+            await self._carry_out(route, call, first, None)
             return
-        await kept.enter_async_context(self._own_turns(caller or call.context.address))
-        async with self._turns if caller else self._turns_of_strangers:
-            await self._carry_out(route, call, first)
+        at_work = bool(caller) and (route.present is None or route.present(caller))
+        await kept.enter_async_context(self._own_turns(caller if at_work else connection))
+        async with (self._turns if at_work else self._turns_of_strangers).one() as turn:
+            await self._carry_out(route, call, first, turn)
 
     def _own_turns(self, caller: str) -> asyncio.Semaphore:
         turns = self._turns_of.get(caller)
@@ -105,14 +89,14 @@ class Dispatcher:
             turns = self._turns_of[caller] = asyncio.Semaphore(self._limits.bulk_calls_of_caller_max)
         return turns
 
-    async def _carry_out(self, route: Route, call: ServerCall, first: Any | None) -> None:
+    async def _carry_out(self, route: Route, call: ServerCall, first: Any | None, turn: Turn | None) -> None:
         method = route.method
-        pace = Pace(self._limits, "reads", whole=not method.bulk)
+        pace = Pace(self._limits, "reads", whole=not method.bulk, turn=turn)
         if not (method.client_streams or method.server_streams):
             await self._write(call, encode(method.response, await self._answer(route, call, first)), pace)
             return
         count = 0
-        async with aclosing(self._requests(method, first, call.bodies)) as requests:
+        async with aclosing(self._requests(method, first, call.bodies, turn)) as requests:
             answers = cast("StreamHandler", route.handle)(requests, call.context)
             async with aclosing(cast("AsyncGenerator[Any, None]", answers)) as responses:
                 async for response in responses:
@@ -140,14 +124,14 @@ class Dispatcher:
         return await pace.wait(call.write(body))
 
     async def _requests(
-        self, method: Method[Any, Any], first: Any | None, bodies: AsyncIterator[bytes]
+        self, method: Method[Any, Any], first: Any | None, bodies: AsyncIterator[bytes], turn: Turn | None
     ) -> AsyncGenerator[Any, None]:
         if first is None:
             return
         yield first
         if not method.client_streams:
             return
-        pace = Pace(self._limits, "sends")
+        pace = Pace(self._limits, "sends", turn=turn)
         while True:
             step = anext(bodies, None)
             body = await (pace.wait(step) if method.bulk else step)  # a session may have nothing to say
@@ -155,14 +139,6 @@ class Dispatcher:
                 return
             pace.count(len(body))
             yield decode(method, body)
-
-
-def _busy(count: int, what: str) -> UnreachableError:
-    return UnreachableError(
-        "transport.busy",
-        f"the server has {count} {what} under way, its limit",
-        fix="it goes on by itself; if it lasts, run fewer peers per coordinator",
-    )
 
 
 def decode(method: Method[Any, Any], body: bytes) -> Any:

@@ -26,7 +26,8 @@ STATUS_HEADER = "grpc-status-details-bin"
 class GrpcServer:
     """See `muster.transport.base.Server`; made by `GrpcTransport.serve`."""
 
-    def __init__(self, server: grpc.aio.Server, health: Health, address: str) -> None:
+    def __init__(self, server: grpc.aio.Server, dispatcher: Dispatcher, health: Health, address: str) -> None:
+        self.dispatcher = dispatcher
         self._server = server
         self._health = health
         self._address = address
@@ -55,7 +56,7 @@ async def start_server(
     except RuntimeError as error:
         raise _bind_error(host, port, error) from None
     await server.start()
-    return GrpcServer(server, health, join_address(host, bound))
+    return GrpcServer(server, dispatcher, health, join_address(host, bound))
 
 
 def _handler(dispatcher: Dispatcher, route: Route) -> grpc.RpcMethodHandler[Any, Any]:

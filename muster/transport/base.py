@@ -78,12 +78,14 @@ class Route:
     `handle` is a `UnaryHandler` for a method that streams neither way, else a `StreamHandler` (an async
     generator; where only one side streams it is given, or gives, exactly one message). It raises
     `MusterError` to refuse. `caller` tells from the first request who calls, "" for somebody who is not known; it
-    raises what such a request is refused with. Known callers have room that strangers cannot take from them.
+    raises what such a request is refused with. Known callers have room that strangers cannot take from them; `present`
+    tells of a known caller whether it is at work here, and only then has it turns of its own for bulk calls.
     """
 
     method: Method[Any, Any]
     handle: UnaryHandler | StreamHandler
     caller: Callable[[Any], str] | None = None
+    present: Callable[[str], bool] | None = None
 
 
 class Channel(Protocol):

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """`calls_max`: calls under way at once; more are refused. Higher: more memory, some 100 KiB a call. Callers that
-    are not known (`Route.caller`) have half of them, and an eighth for what streams, which may last for ever.
+    are not known (`Route.caller`) have half of them, and an eighth for each method that streams, which may last for
+    ever. `strange_calls_of_connection_max`: theirs over one connection, of each such method and of all others.
+    `strange_bytes_max`: of their requests that are being answered. `probes_max`: health checks, beside all these.
 
     `bulk_calls_max`: bulk calls at once, of known callers, and a quarter as many of strangers; more wait, unread, so
-    that flow control holds them. Each costs some MiB. `bulk_calls_of_caller_max`: of one caller, so that none takes
-    every turn.
+    that flow control holds them. Each costs some MiB. A known caller that is not at work (`Route.present`) is a
+    stranger here. `bulk_calls_of_caller_max`: of one caller, and of one connection of strangers. While others wait for
+    a turn, who was waited for `turn_seconds` loses its own below `turn_bytes_per_second`, the slowest first; it resumes
+    where it stood. Higher: whose line is slow is sent to the end of the queue more often.
 
     `first_reads_max`: calls whose first message is read at once: before it is here nobody knows who calls or what for.
     With the largest message of any method it bounds the memory of strangers. `first_reads_of_connection_max`: of one
@@ -27,8 +31,13 @@ class Limits:
     """
 
     calls_max: int = 8192
+    strange_calls_of_connection_max: int = 64
+    strange_bytes_max: int = 32 << 20
+    probes_max: int = 64
     bulk_calls_max: int = 64
     bulk_calls_of_caller_max: int = 8
+    turn_seconds: float = 30.0
+    turn_bytes_per_second: float = 65536.0
     first_reads_max: int = 64
     first_reads_of_connection_max: int = 16
     first_waiting_max: int = 4096

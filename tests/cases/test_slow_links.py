@@ -13,7 +13,8 @@ from muster.backoff import Backoff
 from muster.digests import CHUNK_BYTES, digest_file
 from muster.partial import PartialBody
 from muster.transfer import fetch, read_chunks, upload
-from muster.transport import GrpcTransport, Route
+from muster.transport import GrpcTransport, MemoryTransport, Route
+from muster.transport._turns import Turn
 from muster.transport.limits import Limits
 from muster.wire import BEGIN_UPDATE, COMMIT_UPDATE, FETCH_MODEL, UPLOAD_UPDATE
 from protos.v1.models_pb2 import FetchModelRequest, FetchModelResponse
@@ -117,3 +118,33 @@ async def test_a_fetch_does_too(tmp_path: Path, body: Path, monkeypatch: pytest.
     assert target.read_bytes() == body.read_bytes()
     assert asked[0] == 0
     assert 0 < asked[-1] < CHUNK_BYTES
+
+
+async def test_who_loses_its_turn_to_others_goes_on_where_it_stood(tmp_path: Path, body: Path) -> None:
+    asked: list[int] = []
+
+    async def serve_body(requests: Any, context: Any) -> Any:
+        request = await anext(requests)
+        asked.append(request.offset)
+        size, digest = body.stat().st_size, digest_file(body)
+        yield FetchModelResponse(header=BlobHeader(size_bytes=size, digest=digest, offset=request.offset))
+        async for chunk in read_chunks(body, request.offset, size // 4):
+            yield chunk
+            if len(asked) == 1 and chunk.offset > 0:
+                raise Turn().crowded(LIMITS, "reads")
+
+    transport = MemoryTransport()
+    server = await transport.serve("c:1", [Route(method=FETCH_MODEL, handle=serve_body)])
+    channel = transport.connect("c:1")
+    await fetch(
+        channel,
+        FETCH_MODEL,
+        lambda offset: FetchModelRequest(offset=offset),
+        tmp_path / "target",
+        timeout_seconds=60,
+        backoff=Backoff(delay_seconds_max=0.1),
+    )
+    await channel.close()
+    await server.stop(0)
+    assert (tmp_path / "target").read_bytes() == body.read_bytes()
+    assert asked == [0, 2 * (body.stat().st_size // 4)]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from coordinator.admin import SUBMISSIONS_MAX
 from coordinator.engine.schedule import build
 from muster.errors import (
     ConfigError,
@@ -15,6 +16,7 @@ from muster.errors import (
     NotFoundError,
     StateError,
     StorageError,
+    UnreachableError,
 )
 from muster.wire import BEGIN_UPDATE, METHODS
 from protos.v1 import admin_pb2 as pb
@@ -43,6 +45,34 @@ async def test_the_same_request_submits_once(stage: Any) -> None:
     request = pb.SubmitRunRequest(spec_json=row.spec_json, request_id="abc")
     runs = await asyncio.gather(*(stage.call("SubmitRun", request) for _ in range(3)))
     assert len({answer.run.run_id for answer in runs}) == 1
+
+
+async def test_few_submissions_wait_and_the_others_are_told(
+    stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = await stage.store.run(await stage.submit())
+    going, begun = asyncio.Event(), asyncio.Event()
+    submit_run = stage.running.coordinator.submit_run
+
+    async def slowly(event: Any) -> Any:
+        begun.set()
+        await going.wait()
+        return await submit_run(event)
+
+    monkeypatch.setattr(stage.running.coordinator, "submit_run", slowly)
+    calls = [
+        asyncio.create_task(stage.call("SubmitRun", pb.SubmitRunRequest(spec_json=row.spec_json)))
+        for _ in range(SUBMISSIONS_MAX)
+    ]
+    await asyncio.wait_for(begun.wait(), 10)
+    await stage.call("GetStatus", pb.GetStatusRequest())  # behind all those
+    with pytest.raises(UnreachableError) as caught:
+        await stage.call("SubmitRun", pb.SubmitRunRequest(spec_json=row.spec_json))
+    assert caught.value.id == "transport.busy"
+    going.set()
+    runs = await asyncio.gather(*calls)
+    assert len({answer.run.run_id for answer in runs}) == SUBMISSIONS_MAX
+    await stage.call("SubmitRun", pb.SubmitRunRequest(spec_json=row.spec_json))
 
 
 async def test_what_a_spec_names_must_be_installed(stage: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -71,18 +71,27 @@ class Caller:
         await asyncio.gather(self.task, return_exceptions=True)
 
 
-async def settled() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0.005)
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  # what a server counts tells no event
+            await asyncio.sleep(0.005)
+
+
+def being_read(server: Any) -> int:
+    return sum(server.dispatcher._entrance._reading.values())
+
+
+def under_way(server: Any) -> int:
+    return server.dispatcher._counts._calls
 
 
 async def test_the_silent_and_the_unknown_hold_no_turn(make_transport, serve, echo, send, collect):
     limits = Limits(bulk_calls_max=1)
-    _, channel = await serve(
+    server, channel = await serve(
         Route(method=echo.bulk, handle=mirror, caller=caller), transport=make_transport(limits=limits)
     )
     silent = [Caller(channel, echo.bulk, says()) for _ in range(8)]
-    await settled()
+    await until(lambda: being_read(server) == 8)
     for _ in range(3):
         with pytest.raises(AuthenticationError):
             await collect(channel.stream(echo.bulk, says(named("stranger"))))
@@ -94,13 +103,13 @@ async def test_the_silent_and_the_unknown_hold_no_turn(make_transport, serve, ec
 
 async def test_one_caller_cannot_take_every_turn(make_transport, serve, echo):
     limits = Limits(bulk_calls_max=2, bulk_calls_of_caller_max=1)
-    _, channel = await serve(
+    server, channel = await serve(
         Route(method=echo.bulk, handle=mirror, caller=caller), transport=make_transport(limits=limits)
     )
     first = Caller(channel, echo.bulk, says(named("greedy")))
     await first.hear()
     more = [Caller(channel, echo.bulk, says(named("greedy"))) for _ in range(4)]
-    await settled()
+    await until(lambda: under_way(server) == 5)
     other = Caller(channel, echo.bulk, says(named("ward")))
     await other.hear()
     assert all(each.heard.empty() for each in more)
@@ -130,13 +139,13 @@ async def test_a_call_says_in_time_what_it_wants(make_transport, serve, echo):
 
 async def test_who_says_nothing_makes_room_for_who_waits(make_transport, serve, echo):
     limits = Limits(first_reads_max=1, first_seconds=600.0, first_seconds_crowded=0.01)
-    _, channel = await serve(
+    server, channel = await serve(
         Route(method=echo.both, handle=mirror),
         Route(method=echo.unary, handle=answer),
         transport=make_transport(limits=limits),
     )
     silent = [Caller(channel, echo.both, says()) for _ in range(3)]
-    await settled()
+    await until(lambda: being_read(server) == 1)
     assert await channel.unary(echo.unary, Chunk(offset=7), timeout_seconds=10) == Chunk(offset=7)
     with pytest.raises(DeadlineError):
         await silent[0].ends()
@@ -145,21 +154,22 @@ async def test_who_says_nothing_makes_room_for_who_waits(make_transport, serve, 
 
 
 async def test_the_connections_take_turns_at_the_entrance(make_transport, serve, echo):
-    limits = Limits(first_reads_max=2, first_seconds=600.0, first_seconds_crowded=0.1, first_waiting_max=40)
+    limits = Limits(first_reads_max=2, first_seconds=600.0, first_seconds_crowded=0.5, first_waiting_max=40)
     server, channel = await serve(
         Route(method=echo.both, handle=mirror),
         Route(method=echo.unary, handle=answer),
         transport=make_transport(limits=limits),
     )
     silent = [Caller(channel, echo.both, says()) for _ in range(60)]  # of one connection: more than may wait
-    await settled()
+
+    def turned_away() -> int:
+        ended = [each.task.exception() for each in silent if each.task.done()]
+        return sum("wait to be read" in str(error) for error in ended)
+
+    await until(lambda: turned_away() >= 10)
     other = make_transport().connect(server.address)
-    # Its turn comes next, not after all of those, which would take two seconds.
-    assert await other.unary(echo.unary, Chunk(offset=7), timeout_seconds=1) == Chunk(offset=7)
-    turned_away = [
-        each for each in silent if each.task.done() and "wait to be read" in str(each.task.exception())
-    ]
-    assert len(turned_away) >= 10
+    # Its turn comes next, not after all of those, which would take ten seconds.
+    assert await other.unary(echo.unary, Chunk(offset=7), timeout_seconds=5) == Chunk(offset=7)
     for each in silent:
         await each.leave()
     await other.close()
@@ -188,6 +198,140 @@ async def answer(request: Chunk, context: Any) -> Chunk:
     return request
 
 
+async def test_strangers_streams_are_bounded_by_method_and_by_connection(make_transport, serve, echo):
+    watch, pull = replace(echo.both, name="Watch"), replace(echo.both, name="Pull")
+    limits = Limits(calls_max=16, strange_calls_of_connection_max=1)  # two of each method
+    server, channel = await serve(
+        Route(method=watch, handle=mirror),
+        Route(method=pull, handle=mirror),
+        transport=make_transport(limits=limits),
+    )
+    others = [make_transport().connect(server.address) for _ in range(2)]
+    held = [Caller(channel, watch, says(Chunk()))]
+    await held[0].hear()
+    with pytest.raises(UnreachableError, match="calls of this connection"):
+        await Caller(channel, watch, says(Chunk())).ends()
+    held += [Caller(others[0], watch, says(Chunk())), Caller(channel, pull, says(Chunk()))]
+    for each in held[1:]:
+        await each.hear()
+    with pytest.raises(UnreachableError, match="calls of callers that it does not know"):
+        await Caller(others[1], watch, says(Chunk())).ends()
+    last = Caller(others[1], pull, says(Chunk()))  # whatever is watched, models are pulled
+    await last.hear()
+    for each in (*held, last):
+        await each.leave()
+    await until(lambda: under_way(server) == 0)
+    assert not server.dispatcher._counts._of_connection
+    for other in others:
+        await other.close()
+
+
+async def test_what_strangers_send_is_bounded_while_it_is_answered(make_transport, serve, echo):
+    slow = replace(echo.unary, name="Slow")
+    arrived, done = asyncio.Event(), asyncio.Event()
+
+    async def hang(request: Chunk, context: Any) -> Chunk:
+        arrived.set()
+        await done.wait()
+        return request
+
+    server, channel = await serve(
+        Route(method=slow, handle=hang),
+        Route(method=echo.unary, handle=answer),
+        Route(method=replace(echo.unary, name="Known"), handle=answer, caller=lambda _: "ward"),
+        transport=make_transport(limits=Limits(strange_bytes_max=1000)),
+    )
+    large = Chunk(data=bytes(800))
+    first = asyncio.create_task(channel.unary(slow, large, timeout_seconds=10))
+    await asyncio.wait_for(arrived.wait(), 10)
+    with pytest.raises(UnreachableError, match="bytes of callers"):
+        await channel.unary(echo.unary, large, timeout_seconds=10)
+    assert await channel.unary(echo.unary, Chunk(offset=7), timeout_seconds=10) == Chunk(offset=7)
+    assert await channel.unary(replace(echo.unary, name="Known"), large, timeout_seconds=10) == large
+    done.set()
+    assert await first == large
+    await until(lambda: under_way(server) == 0)
+    assert await channel.unary(echo.unary, large, timeout_seconds=10) == large
+
+
+async def test_probes_are_answered_whatever_strangers_hold(make_transport, serve, echo):
+    probe = replace(echo.unary, name="Probe", any_caller=True)
+    slow = replace(probe, name="SlowProbe")
+    arrived = asyncio.Event()
+
+    async def hang(request: Chunk, context: Any) -> Chunk:
+        arrived.set()
+        await asyncio.Event().wait()
+        return request
+
+    limits = Limits(calls_max=1, probes_max=1)
+    _, channel = await serve(
+        Route(method=echo.both, handle=mirror),
+        Route(method=probe, handle=answer),
+        Route(method=slow, handle=hang),
+        transport=make_transport(limits=limits),
+    )
+    held = Caller(channel, echo.both, says(Chunk()))
+    await held.hear()
+    with pytest.raises(UnreachableError):
+        await Caller(channel, echo.both, says(Chunk())).ends()
+    assert await channel.unary(probe, Chunk(offset=7), timeout_seconds=10) == Chunk(offset=7)
+    hanging = asyncio.create_task(channel.unary(slow, Chunk(), timeout_seconds=60))
+    await asyncio.wait_for(arrived.wait(), 10)
+    with pytest.raises(UnreachableError, match="probes"):  # and they have their bound too
+        await channel.unary(probe, Chunk(), timeout_seconds=10)
+    hanging.cancel()
+    await asyncio.wait({hanging})
+    await held.leave()
+
+
+async def test_a_name_alone_has_no_turns_of_its_own(make_transport, serve, echo):
+    limits = Limits(bulk_calls_max=4)  # one of strangers
+    server, channel = await serve(
+        Route(method=echo.bulk, handle=mirror, caller=caller, present=lambda name: name == "ward"),
+        transport=make_transport(limits=limits),
+    )
+    names = [Caller(channel, echo.bulk, says(named(f"name-{i}"))) for i in range(6)]
+    await until(lambda: under_way(server) == 6)
+    await until(lambda: sum(not each.heard.empty() for each in names) == 1)
+    ward = Caller(channel, echo.bulk, says(named("ward")))
+    await ward.hear()
+    assert sum(not each.heard.empty() for each in names) == 1
+    for each in (*names, ward):
+        await each.leave()
+
+
+async def drips(name: str, size: int) -> AsyncGenerator[Chunk, None]:
+    yield named(name)
+    while True:
+        await asyncio.sleep(0.02)
+        yield Chunk(data=bytes(size))
+
+
+async def test_the_slowest_loses_its_turn_once_others_wait(make_transport, serve, echo):
+    limits = Limits(
+        bulk_calls_max=2, turn_seconds=0.4, turn_bytes_per_second=5_000.0, bytes_per_second_min=1.0
+    )
+    _, channel = await serve(
+        Route(method=echo.bulk, handle=mirror, caller=caller), transport=make_transport(limits=limits)
+    )
+    slow = Caller(channel, echo.bulk, drips("slow", 5))
+    fast = Caller(channel, echo.bulk, drips("fast", 10_000))
+    await slow.hear()
+    await fast.hear()
+    await asyncio.sleep(2 * limits.turn_seconds)
+    assert not slow.task.done()  # nobody waits
+    ward = Caller(channel, echo.bulk, says(named("ward")))
+    await ward.hear()
+    with pytest.raises(TransferError) as caught:
+        await slow.ends()
+    assert caught.value.id == "transfer.crowded"
+    assert "resume" in caught.value.fix
+    assert not fast.task.done()
+    for each in (fast, ward):
+        await each.leave()
+
+
 async def test_who_sends_slower_than_the_least_pace_loses_its_turn(
     make_transport, serve, echo, send, collect
 ):
@@ -212,27 +356,27 @@ async def test_who_sends_slower_than_the_least_pace_loses_its_turn(
 
 
 async def test_who_keeps_the_least_pace_is_never_cut_off(make_transport, serve, echo, collect):
-    limits = Limits(window_seconds=0.4, bytes_per_second_min=1000)
+    limits = Limits(window_seconds=1.0, bytes_per_second_min=400)
     _, channel = await serve(
         Route(method=echo.bulk, handle=mirror, caller=caller), transport=make_transport(limits=limits)
     )
 
     async def slowly() -> Any:
         yield named("ward")
-        for _ in range(8):
+        for _ in range(12):  # in all longer than a window
             await asyncio.sleep(0.1)
             yield Chunk(data=bytes(400))
 
-    assert len(await collect(channel.stream(echo.bulk, slowly()))) == 9
+    assert len(await collect(channel.stream(echo.bulk, slowly()))) == 13
 
 
 async def test_time_that_the_server_takes_itself_does_not_count(make_transport, serve, echo, send, collect):
     async def busy(requests: Any, context: Any) -> Any:
         async for request in requests:
-            await asyncio.sleep(0.08)
+            await asyncio.sleep(0.2)
             yield request
 
-    limits = Limits(window_seconds=0.15, bytes_per_second_min=1e6)
+    limits = Limits(window_seconds=0.6, bytes_per_second_min=1e6)
     _, channel = await serve(
         Route(method=echo.bulk, handle=busy, caller=caller), transport=make_transport(limits=limits)
     )
