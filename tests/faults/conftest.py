@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from simulator.processes import ProcessFederation
 
 ROOT = Path(__file__).parents[2]
 PEERS = 3
+RUN_SECONDS_MAX = 240
 
 
 def digits_spec(rounds: int, **tables: Any) -> RunSpec:
@@ -39,7 +41,9 @@ def digits_spec(rounds: int, **tables: Any) -> RunSpec:
 @pytest.fixture
 def helpers() -> Any:
     """This file's functions; test folders are no packages, so they cannot be imported."""
-    return SimpleNamespace(digits_spec=digits_spec, start_peer=start_peer, sound=sound, PEERS=PEERS)
+    return SimpleNamespace(
+        digits_spec=digits_spec, start_peer=start_peer, sound=sound, undisturbed=undisturbed, PEERS=PEERS
+    )
 
 
 @pytest.fixture
@@ -54,6 +58,12 @@ async def federation(tmp_path: Path) -> AsyncIterator[ProcessFederation]:
 
 def start_peer(federation: ProcessFederation, index: int) -> None:
     federation.start_peer(f"peer-{index}", data={"index": index, "count": PEERS})
+
+
+async def undisturbed(federation: ProcessFederation, spec: RunSpec) -> str:
+    run = await asyncio.wait_for(federation.run_to_end(spec), RUN_SECONDS_MAX)
+    assert run.state == "FINISHED", run.reason
+    return str(run.model_digest)
 
 
 async def sound(federation: ProcessFederation) -> None:
