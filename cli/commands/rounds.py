@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     command(app, "list", example="muster round list digits")(list_rounds)
     command(app, "show", example="muster round show digits 3")(show)
-    command(app, "replay", example="muster round replay digits --rule krum")(replay)
+    command(app, "replay", example="muster round replay digits --rule median")(replay)
 
 
 async def list_rounds(settings: Settings, run: RunName) -> None:
