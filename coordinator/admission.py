@@ -23,16 +23,16 @@ from coordinator.factors import CommonFactor
 from muster.errors import UpdateRejected
 from muster.integers import bounds
 from muster.layout import BUFFERS, CHUNK_COORDINATES, COUNTERS, PARAMS, ParameterLayout, Vector
+from muster.metrics import NAME_CHARACTERS_MAX
 from muster.modelfile import TORCH_DTYPES, chunk_pieces
 from muster.payload import BESIDE, PayloadReader, groups_of
 from muster.spec.model import RunSpec
-from muster.texts import DESCRIPTION_CHARS_MAX, one_line
+from muster.texts import one_line
 
 HEADER_BYTES_MAX = 1 << 20
 # Whatever the spec says: the squares of a longer update, and its sum with others, are not finite in float32, so that
 # the rules could tell nothing of it. No training that converges comes within magnitudes of it.
 NORM_LIMIT = LONGEST_KEPT
-SCALARS_MAX = 1024  # metrics of one update and the few numbers beside them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +77,6 @@ def admit(path: Path, digest: str, expected: Expected) -> UpdateFacts:
         source_digest = reader.manifest.source_digest
     finally:
         reader.close()
-    if len(scalars) > SCALARS_MAX:
-        raise UpdateRejected(
-            "update.too_many_metrics",
-            f"the update tells {len(scalars)} metrics; at most {SCALARS_MAX} are taken",
-            fix="let the task tell fewer",
-        )
     _check_norm(norm, expected.spec.aggregation.norm_max)
     examples = scalars.get("examples", 0.0)
     if not (math.isfinite(examples) and 1 <= examples <= 2**53 and examples == int(examples)):
@@ -97,7 +91,7 @@ def admit(path: Path, digest: str, expected: Expected) -> UpdateFacts:
         norm=norm,
         source_digest=source_digest,
         metrics={
-            one_line(name.removeprefix("metric/"), DESCRIPTION_CHARS_MAX): value
+            one_line(name.removeprefix("metric/"), NAME_CHARACTERS_MAX): value
             for name, value in scalars.items()
             if name.startswith("metric/")
         },

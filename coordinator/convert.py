@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from coordinator.engine.state import RunState
 from coordinator.store import rows
+from muster.metrics import SHOWN_MAX, SHOWN_NAME_CHARACTERS_MAX
 from muster.texts import many_lines, one_line
 from protos.v1 import admin_pb2 as pb
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 
 SET_ASIDE = "SET_ASIDE"  # the state of a run that cannot go on at this coordinator
-METRICS_MAX = 1024
-METRIC_CHARS_MAX = 120  # a name as peers give it, and whose mean it is
 SET_ASIDE_MAX = 100
 JSON_BYTES_MAX = 1 << 20  # of a spec or an event's data; what is longer is left out
 REPLAY_BYTES_MAX = 3 << 20  # of the one answer that is no list; above, sentences are left out
@@ -246,11 +245,11 @@ def text(stored: str) -> str:
 def metrics(stored: Mapping[str, Any]) -> dict[str, float]:
     """The first ones by name, if there are far too many."""
     found = {
-        one_line(name, METRIC_CHARS_MAX): float(value)
+        one_line(name, SHOWN_NAME_CHARACTERS_MAX): float(value)
         for name, value in stored.items()
         if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**64)
     }
-    return dict(sorted(found.items())[:METRICS_MAX])
+    return dict(sorted(found.items())[:SHOWN_MAX])
 
 
 def whole(stored: Any, bits: int = 64) -> int:

@@ -8,8 +8,7 @@ import torch
 
 import aggregators
 from aggregators.rule import Needs
-from coordinator import sampling
-from muster.spec.model import FAULTS_SHARE, RunSpec
+from muster.spec.model import FAULTS_SHARE, RunSpec, share
 
 COHORT_ANY = 1_000  # of a run that is not told: whatever the share, some of so many are faulty
 RULE_STATE = "rule/"  # how the vectors that a rule keeps are named among a server's states
@@ -69,7 +68,7 @@ def _never_enough(spec: RunSpec) -> str | None:
     table, count = spec.aggregation, spec.sampling.count
     if count is not None:
         trusted = table.trusted_peer is not None
-        asked = sampling.share(spec.sampling.over_select, count)
+        asked = share(spec.sampling.over_select, count)
         refusal = refuse(spec, count + trusted, asked + trusted)
         return f"{refusal}; sampling.count is {count}" if refusal else None
     if isinstance(table.faults, int):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Protocol
 
 from muster import plugins
-from muster.spec.model import SamplingTable
+from muster.spec.model import SamplingTable, share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +31,6 @@ def build(table: SamplingTable) -> Sampler:
     """Raises `ConfigError` for a policy that nothing provides."""
     sampler: Sampler = plugins.find("muster.samplers", table.policy)(table)
     return sampler
-
-
-def share(fraction: float, total: int) -> int:
-    """`fraction` of `total`, rounded up and at least 1; a product that only floating point lifts above a
-    whole number (0.1 * 30 = 3.0000000000000004) is that number."""
-    return max(1, math.ceil(fraction * total - 1e-9))
 
 
 @dataclass(frozen=True)

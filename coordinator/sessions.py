@@ -21,7 +21,7 @@ from coordinator.enrolment import EnrolmentGate
 from coordinator.members import hash_secret
 from coordinator.offers import Session, offer_message
 from muster.errors import AuthenticationError, NotFoundError, StorageError, TransferError, UsageError
-from muster.metrics import EXAMPLES_MAX
+from muster.metrics import EXAMPLES_MAX, NAME_CHARACTERS_MAX
 from muster.sources import checked_digest
 from muster.texts import DESCRIPTION_CHARS_MAX, many_lines, one_line
 from muster.transport.base import CallContext, Route
@@ -234,7 +234,7 @@ def _event(run_id: str, report: pb.AssignmentReport) -> Event:
         return AssignmentEvaluated(
             run_id=run_id,
             assignment_id=report.assignment_id,
-            metrics={one_line(name, DESCRIPTION_CHARS_MAX): value for name, value in report.metrics.items()},
+            metrics={one_line(name, NAME_CHARACTERS_MAX): value for name, value in report.metrics.items()},
             examples=min(report.example_count, EXAMPLES_MAX),
             warnings=_warnings(report),
             source_digest=checked_digest(report.source_digest),

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 LINE_CHARS_MAX = 1_000  # a sentence
 TEXT_CHARS_MAX = 16_000  # a traceback, or a message of several lines
-DESCRIPTION_CHARS_MAX = 100  # a device, a version, an error id, the name of a metric
+DESCRIPTION_CHARS_MAX = 100  # a device, a version, an error id
 BYTES_PER_CHAR = 3  # on average, at most, in UTF-8: any script of the world, but not a screen full of emoji
 
 Keep = Literal["start", "end"]

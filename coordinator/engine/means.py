@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from coordinator.engine.state import AssignmentState, AssignmentStatus
-from muster.metrics import METRICS_MAX
+from muster.metrics import METRICS_MAX, PEERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def peers_mean(evaluated: Iterable[AssignmentState], examples_max: int | None) -
     ]
     return PeersMean(
         metrics={
-            f"peers/{name}": _mean([(found[name], weight) for found, weight in weighted if name in found])
+            f"{PEERS}{name}": _mean([(found[name], weight) for found, weight in weighted if name in found])
             for name in sorted(names[:METRICS_MAX])
         },
         warnings=tuple(warnings),

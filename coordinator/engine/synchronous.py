@@ -50,7 +50,7 @@ from coordinator.engine.state import (
 )
 from coordinator.sampling import Draw
 from muster.seeds import derive_random
-from muster.spec.model import RunSpec
+from muster.spec.model import RunSpec, share
 
 CAUSES_TOLD = 3
 _NEVER_AGAIN = (PeerStatus.DRAINING, PeerStatus.QUARANTINED, PeerStatus.REVOKED)
@@ -140,7 +140,7 @@ class Synchronous:
         """How many updates a draw from so many peers wants and how many it asks, where that is not random."""
         trusted = self._trusted is not None
         needed = self._sampler.needed(present - trusted)
-        asked = min(present - trusted, sampling.share(self._spec.sampling.over_select, needed))
+        asked = min(present - trusted, share(self._spec.sampling.over_select, needed))
         return needed + trusted, max(needed, asked) + trusted
 
     def _draw(self, present: Sequence[str], number: int) -> Draw:

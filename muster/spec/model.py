@@ -19,8 +19,9 @@ MONTH_SECONDS = 30 * DAY_SECONDS  # nothing that a round waits for takes longer
 QUORUM = 0.8  # of the updates wanted, where the spec does not say
 
 
-def _share(fraction: float, total: int) -> int:
-    """Rounded up, and at least 1; 0.1 * 30 is 3, whatever floating point makes of it."""
+def share(fraction: float, total: int) -> int:
+    """`fraction` of `total`, rounded up and at least 1; a product that only floating point lifts above a
+    whole number (0.1 * 30 = 3.0000000000000004) is that number."""
     return max(1, math.ceil(fraction * total - 1e-9))
 
 
@@ -151,8 +152,8 @@ class AggregationTable(Table):
         """f in a round for which so many peers were asked, of which `wanted` updates are enough (None: all)."""
         if isinstance(self.faults, int):
             return self.faults
-        share = FAULTS_SHARE if self.faults is None else self.faults
-        found = math.floor(share * cohort + 1e-9)  # 0.1 * 30 is 3, whatever floating point makes of it
+        part = FAULTS_SHARE if self.faults is None else self.faults
+        found = math.floor(part * cohort + 1e-9)  # 0.1 * 30 is 3, whatever floating point makes of it
         # No rule bears one faulty of two, nor do the rows that bucketing makes of few.
         bears_one = (cohort if wanted is None else wanted) > 2 and not any(
             "bucketing" in pre for pre in self.pre
@@ -166,9 +167,9 @@ class AggregationTable(Table):
         found = self.faults_of(cohort, wanted)
         if isinstance(self.faults, int):
             return f"f is {found} (declared)"
-        share = FAULTS_SHARE if self.faults is None else self.faults
-        least = ", but at least 1" if found == 1 and share * cohort < 1 - 1e-9 else ""
-        return f"f is {found} ({share:g} of a cohort of {cohort}{least})"
+        part = FAULTS_SHARE if self.faults is None else self.faults
+        least = ", but at least 1" if found == 1 and part * cohort < 1 - 1e-9 else ""
+        return f"f is {found} ({part:g} of a cohort of {cohort}{least})"
 
 
 class CompressionTable(Table):
@@ -252,13 +253,13 @@ class RoundTable(Table):
         """How many of `needed` updates make a round complete, where so many peers are asked. What the rule needs
         beyond is not in it."""
         if self.quorum is not None:
-            return _share(self.quorum, needed)
-        return min(_share(QUORUM, needed), max(1, asked - 1))
+            return share(self.quorum, needed)
+        return min(share(QUORUM, needed), max(1, asked - 1))
 
     def patient_quorum(self, needed: int) -> int:
         """With fewer updates than this, who is still at work is waited for beyond the grace time: where one loss
         is most of the cohort, being slow is none."""
-        return _share(QUORUM if self.quorum is None else self.quorum, needed)
+        return share(QUORUM if self.quorum is None else self.quorum, needed)
 
 
 class PrivacyTable(Table):
