@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from coordinator.engine.standings import is_aside, is_present
-from coordinator.engine.state import ResumeRequested, RunSubmitted
+from coordinator.engine.state import ResumeRequested, RunStatus, RunSubmitted
 from coordinator.server import RunningCoordinator
 from coordinator.store import RoundRow, RunRow, WarningRow
 from muster.config import CoordinatorConfig, LogLevel, PeerConfig
@@ -82,7 +82,9 @@ class LocalFederation:
     def _starves(self, run_id: str) -> bool:
         """Whether it waits for peers, with some here that are set aside: nobody else will come."""
         run = self._running.coordinator.runs.get(run_id)
-        if run is None or run.rounds or run.evaluations or run.rest is not None:
+        if run is None or run.status is not RunStatus.RUNNING:  # what is decided may not be stored yet
+            return False
+        if run.rounds or run.evaluations or run.rest is not None:
             return False
         here = filter(is_present, self._running.coordinator.peer_views().values())
         return any(is_aside(run, peer.peer_id) for peer in here)

@@ -220,13 +220,14 @@ def fail(draft: Draft, event: AssignmentFailed) -> str | None:
         return ignored
     message = event.message[:MESSAGE_CHARACTERS_MAX]
     told = {"error_id": event.error_id, "traceback": event.traceback[-TRACEBACK_CHARACTERS_MAX:]}
+    retry = event.retry or standings.asked_once_more(draft.state, assignment, event.error_id)
     _end(
         draft,
         "assignment.lost",  # REJECTED is what admission says of an update; here there is none
         assignment,
         AssignmentStatus.LOST,
         f"{assignment.peer_id} failed its {_work(assignment)}: {message}",
-        retry=event.retry and assignment.role == "train",
+        retry=retry and assignment.role == "train",
         values=told,
         data={**told, "message": message},
     )

@@ -4,7 +4,9 @@ A peer whose work fails by a fault of its own that lasts is *set aside*: no roun
 counts in no cohort, until its daemon starts anew (its `instance` is another then) or an admin resumes the run. It is
 kept with the run, so that a restart of the coordinator changes nothing.
 
-* What only that machine's owner, data and installation decide (`OWN_FAULTS`) sets aside at once.
+* What only that machine's owner, data and installation decide (`OWN_FAULTS`) sets aside at once; data that could not be
+  read (`PASSING_FAULTS`) only if they cannot at once a second time, in the same round or where no attempts are left in
+  the next one.
 * What else its task raises does after `FAILURES_IN_ROW` rounds in a row that it was asked for, what admission refuses
   after `REFUSALS_IN_ROW`, with the same error id each time. A round counts only where at least as many others delivered
   as failed: where most fail it is the task, the spec or the model that all were given. So a liar, who can spoil the
@@ -58,6 +60,8 @@ OWN_FAULTS = TRIAL_FAULTS | frozenset(
         "task.shadowed",
     }
 )
+PASSING_FAULTS = frozenset({"task.data_failed"})  # of these, what a disk or network may do once
+PASSING_IN_ROW = 2
 LATE = "assignment.late"  # not done at the deadline
 _OUT_OF_TIME = (LATE, "worker.timeout")  # whether its site or the coordinator was first to give the work up
 FAILURES_IN_ROW = 2
@@ -123,10 +127,21 @@ def note(draft: Draft, assignment: AssignmentState, error_id: str, cause: str) -
     if held is not None and held.aside:
         return
     standing = _noted(draft, assignment, error_id, cause)
-    if error_id in OWN_FAULTS:
-        set_aside(draft, replace(standing, in_row=standing.in_row + 1))
-    else:
+    if error_id not in OWN_FAULTS:
         _put(draft, standing)
+        return
+    counted = replace(standing, in_row=standing.in_row + 1)
+    if error_id not in PASSING_FAULTS or counted.in_row >= PASSING_IN_ROW:
+        set_aside(draft, counted)
+    else:
+        _put(draft, counted)
+
+
+def asked_once_more(state: RunState, assignment: AssignmentState, error_id: str) -> bool:
+    """Whether what has failed may have passed: the same site is asked again in the round."""
+    held = state.standings.get(assignment.peer_id)
+    begun = held.in_row if held is not None and held.error_id == error_id else 0
+    return error_id in PASSING_FAULTS and begun + 1 < PASSING_IN_ROW
 
 
 def set_aside(draft: Draft, standing: PeerStanding) -> None:
@@ -145,8 +160,8 @@ def settle(draft: Draft, round_: RoundState) -> None:
         _forget(draft, assignment.peer_id)
     counts = not unclear(draft.state, round_)
     for standing in _failed(draft.state, round_):
-        if standing.aside or not counts:
-            continue
+        if standing.aside or standing.error_id in PASSING_FAULTS or not counts:
+            continue  # that of those that pass has counted when it came
         counted = replace(standing, in_row=standing.in_row + 1)
         refused = standing.error_id.startswith("update.")
         if counted.in_row >= (REFUSALS_IN_ROW if refused else FAILURES_IN_ROW):

@@ -118,6 +118,42 @@ def test_a_fault_of_ones_own_sets_aside_at_once(make_world: Any) -> None:
     assert (round_.cohort, round_.needed, round_.quorum) == (("a", "c"), 2, 2)
 
 
+def test_data_that_cannot_be_read_once_are_read_again_at_once(make_world: Any) -> None:
+    world = make_world(peers="abc", rounds=9)
+    for _ in range(3):
+        break_down(world, "b", "task.data_failed", "OSError: Stale file handle")
+        assert world.work("b").attempt == 2
+        world.play_round("abc")
+    assert (world.state.committed, world.state.skipped) == (3, 0)
+    assert world.reasons("standing.set_aside") == []
+
+
+def test_data_that_cannot_be_read_twice_in_a_row_set_aside_within_the_round(make_world: Any) -> None:
+    world = make_world(peers="abc")
+    break_down(world, "b", "task.data_failed", "OSError: no such file")
+    break_down(world, "b", "task.data_failed", "OSError: no such file")
+    assert world.reasons("standing.set_aside")[0].startswith("b is set aside and asked no more: OSError")
+    assert world.state.rounds[2].cohort == ("a", "c")
+
+
+def test_without_a_second_attempt_data_that_cannot_be_read_have_two_rounds(make_world: Any) -> None:
+    world = make_world(peers="abc", round={**OPEN, "attempts_max": 1})
+    for number in (1, 2):
+        assert "b" in world.state.rounds[number].cohort
+        break_down(world, "b", "task.data_failed", "OSError: no such file")
+        world.play_round("ac")
+    assert world.state.rounds[3].cohort == ("a", "c")
+
+
+def test_where_no_site_can_read_its_data_the_run_pauses_after_the_second_look(make_world: Any) -> None:
+    world = make_world(peers="abc", round={"quorum": 0.3})
+    for _ in range(2):
+        for peer_id in "abc":
+            break_down(world, peer_id, "task.data_failed", "OSError: no such file")
+    assert (world.state.status, world.state.last_round) == (RunStatus.PAUSED, 1)
+    assert "the task works at no site of round 1" in world.state.reason
+
+
 def test_what_fails_the_same_way_again_sets_aside(make_world: Any) -> None:
     world = make_world(peers="abc", rounds=9, round=OPEN)
     for _ in range(FAILURES_IN_ROW):
