@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from muster.spec.model import RunSpec
@@ -48,15 +50,17 @@ class _Check:
         finally:
             self.seen.seconds[name] = time.monotonic() - began
 
-    def model(self, task: Task) -> nn.Module:
-        from muster.initial import draw
-        from muster.modelfile import layout_of
+    def model(self, task: Task, path: Path) -> nn.Module:
+        """Drawn, and written to `path` as the version that training begins with."""
+        from muster.initial import draw, write_drawn
+        from muster.modelfile import check_takes
         from muster.seeds import initial_seed
 
         model: nn.Module = self.step(
             "model", lambda: trial().run("model", lambda: draw(task, initial_seed(self.spec.seed)))
         )
-        layout_of(model)
+        check_takes(model)
+        write_drawn(task, model, path)
         parameters = list(model.parameters())
         trained = sum(each.numel() for each in parameters if each.requires_grad)
         self.seen.facts["parameters_trained"] = trained
@@ -157,6 +161,7 @@ def check(
     """Loads the site's data, takes one step and evaluates, on the CPU. Raises `ConfigError` or `TaskError` at the first
     thing that fails, as a peer would report it."""
     from muster.defaults import code_of
+    from muster.modelfile import ModelFile, check_unchanged
     from muster.task import Site
     from muster.tasks import keep_data, load_task
 
@@ -164,13 +169,16 @@ def check(
     made = _Check(spec=spec, site=site, seen=Seen(task=spec.task), on_step=on_step)
     task = made.step("import", lambda: load_task(spec.task, folders, spec.task_options))
     keep_data(task)
-    model = made.model(task)
-    with code_of(task):
-        if trial().tries_loss(task, spec.train.algorithm):
-            made.train(task, model)
-        else:
-            made.fit(task, model)
-        made.evaluate(task, model)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "version"
+        model = made.model(task, path)
+        with closing(ModelFile(path)) as base, code_of(task):
+            if trial().tries_loss(task, spec.train.algorithm):
+                made.train(task, model)
+            else:
+                made.fit(task, model)
+            check_unchanged(model, base)
+            made.evaluate(task, model)
     return made.seen
 
 

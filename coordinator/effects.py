@@ -37,7 +37,7 @@ from coordinator.workers import RunWorkers
 from muster import cores
 from muster.blobs import LOST
 from muster.config import CoordinatorConfig
-from muster.errors import MusterError, StorageError, TransferError
+from muster.errors import MusterError, StorageError, TaskError, TransferError
 from muster.spec.model import RunSpec
 from muster.texts import many_lines, one_line
 from muster.tracebacks import own_frame
@@ -56,6 +56,7 @@ log = structlog.get_logger()
 SENTENCE_CHARS_MAX = 500  # how a rule treated one update
 TASK_SECONDS_MAX = 600.0  # evaluating one version on the coordinator
 TRIED = "the task was tried out on the coordinator's own data and does not work"
+MODEL_SECONDS_MAX = 30.0  # drawing a model while somebody waits for the answer to a submission
 IMPORT_SECONDS_MAX = 120.0  # importing a task's module, on a cold machine with all that it imports
 STORAGE_RETRY_SECONDS = 2.0
 STORAGE_SECONDS_MAX = 600.0  # a round that the disk does not let aggregate for so long is skipped
@@ -220,9 +221,21 @@ class EffectRunner:
             await self._workers.run(
                 run_id, "check_task", args, timeout_seconds=IMPORT_SECONDS_MAX, checks=True
             )
+            await self._check_model(run_id, args)
         except BaseException:  # a cancelled call too: nothing of a run that there never was stays
             self._workers.forget(run_id)
             raise
+
+    async def _check_model(self, run_id: str, args: Mapping[str, Any]) -> None:
+        """Raises what `coordinator.jobs.check_model` does. A model that takes too long for whoever submits, and one
+        whose own code fails, is drawn and checked when the run is prepared, which keeps the traceback with the run."""
+        try:
+            await self._workers.run(
+                run_id, "check_model", args, timeout_seconds=MODEL_SECONDS_MAX, checks=True
+            )
+        except TaskError as error:
+            if not error.id.startswith("worker."):
+                raise
 
     # -- aggregation --------------------------------------------------------------------------------------------------
 

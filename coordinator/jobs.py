@@ -16,11 +16,11 @@ from torch import nn
 
 from coordinator.permits import load_permitted
 from muster import trial
-from muster.copies import copied
+from muster.copies import copied, spared
 from muster.defaults import code_of
-from muster.initial import draw, draw_version, seed_generators
+from muster.initial import draw, seed_generators, write_drawn
 from muster.metrics import measured
-from muster.modelfile import ModelFile, check_takes, check_unchanged, load_into
+from muster.modelfile import ModelFile, check_takes, check_unchanged, layout_of, load_into
 from muster.seeds import derive_seed, initial_seed
 from muster.sources import source_digest
 from muster.task import Site, Task
@@ -34,6 +34,7 @@ Progress = Callable[[float], None]
 _tasks: OrderedDict[str, Task] = OrderedDict()
 _ready: set[str] = set()
 _modules: dict[str, nn.Module] = {}  # of the task that was at work last
+_drawn: dict[str, nn.Module] = {}  # of the run that was submitted last, as drawn
 
 
 def _site(args: dict[str, Any]) -> Site:
@@ -63,13 +64,30 @@ def check_task(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # n
     return {}
 
 
+def check_model(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: ARG001  # one step
+    """Draws the initial model, which stays for `init_model`.
+
+    Raises if it cannot be sent or trained: `ConfigError` "model.nothing_trained", "model.unsupported",
+    "model.not_taken" and others of the layout."""
+    _drawn.clear()
+    task = _task(args)
+    model = draw(task, initial_seed(args["seed"]))
+    layout_of(model, task.buffers)
+    check_takes(model)
+    _drawn[_key(args)] = model
+    return {}
+
+
 def init_model(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: ARG001  # one step
     """Writes the initial model, drawn from the run's seed, to `args["path"]`."""
-    task = _task(args)
+    task, key = _task(args), _key(args)
     _modules.clear()  # never two at once
-    drawn = draw_version(task, initial_seed(args["seed"]), Path(args["path"]))
-    check_takes(drawn.model)
-    _modules[_key(args)] = drawn.model
+    model = _drawn.pop(key, None)
+    if model is None:
+        model = draw(task, initial_seed(args["seed"]))
+        check_takes(model)
+    drawn = write_drawn(task, model, Path(args["path"]))
+    _modules[key] = model
     return {
         "digest": drawn.info.digest,
         "size_bytes": drawn.info.size_bytes,
@@ -83,8 +101,9 @@ def is_ready(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noq
 
 
 def get_ready(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: ARG001  # one step
-    """Loads the coordinator's own test data, if it has some, and tries the task out on a batch of them and on the
-    version in `args["path"]`; raises what `muster.trial` does. Where they cannot be loaded, evaluation will tell."""
+    """Loads the coordinator's own test data, if it has some, and, where it is told the algorithm, tries training and
+    evaluation out on a batch of them and on the version in `args["path"]`; raises what `muster.trial` does. Where they
+    cannot be loaded, evaluation will tell."""
     task = _task(args)
     _ready.add(_key(args))
     with code_of(task):
@@ -93,14 +112,18 @@ def get_ready(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # no
             data = task.test_data(_site(args))
         except Exception:  # it may need what only a site has; whoever evaluates on it is told
             return {}
-    if not (trial.has_examples(data) and trial.tries_loss(task, args["algorithm"])):
+    if not (args["algorithm"] and trial.has_examples(data)):
         return {}
-    model = _model(task, args)
+    double, model = spared(task, _model(task, args))
+    if model is _modules[_key(args)]:
+        _modules.clear()  # it could not be copied, and the trial may leave something in it
     base = ModelFile(Path(args["path"]))
     with closing(base), code_of(task):
-        batch = trial.first_batch(data, BATCH_SIZE)
-        trial.try_loss(task, model, batch, algorithm=args["algorithm"])
-        check_unchanged(model, base)
+        if trial.tries_loss(task, args["algorithm"]):
+            batch = trial.first_batch(data, BATCH_SIZE)
+            trial.try_loss(double, model, batch, algorithm=args["algorithm"])
+            check_unchanged(model, base)
+        trial.try_evaluation(double, model, data)
     return {}
 
 
@@ -137,6 +160,7 @@ def _model(task: Task, args: dict[str, Any]) -> nn.Module:
 
 JOBS = {
     "check_task": check_task,
+    "check_model": check_model,
     "init_model": init_model,
     "is_ready": is_ready,
     "get_ready": get_ready,

@@ -35,11 +35,19 @@ def load_into(model: nn.Module, file: ModelFile) -> None:
 
 
 def check_takes(model: nn.Module) -> None:
-    """Sets every tensor of the module to another value and reads all of them back: the module's values are lost.
+    """Sets every tensor of the module to another value and reads all of them back; then it has its values again.
 
     Raises `ConfigError` "model.not_taken" naming what the module does not take: a tensor that it makes anew when it is
-    asked, from others or for the state dict only, or one that lies in another one's memory.
+    asked, from others or for the state dict only, or one that lies in another one's memory. Its values are lost then.
     """
+    before = {name: tensor.clone() for name, tensor in state_of(model).items()}
+    _check_set(model)
+    with torch.no_grad():
+        for name, tensor in state_of(model).items():
+            tensor.copy_(before[name])
+
+
+def _check_set(model: nn.Module) -> None:
     wanted: dict[str, Tensor] = {}
     owners: dict[object, str] = {}
     state = state_of(model)

@@ -50,6 +50,10 @@ def draw(task: Task, seed: int) -> nn.Module:
 
 def draw_version(task: Task, seed: int, path: Path) -> Drawn:
     """Draws the model and writes it to `path` as a model version. Raises as `layout_of` does."""
-    model = draw(task, seed)
+    return write_drawn(task, draw(task, seed), path)
+
+
+def write_drawn(task: Task, model: nn.Module, path: Path) -> Drawn:
+    """Writes what was drawn. Raises as `layout_of` does."""
     layout = layout_of(model, task.buffers)
     return Drawn(model=model, layout=layout, info=write_initial(path, layout, model))

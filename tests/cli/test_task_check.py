@@ -47,6 +47,28 @@ class Wrong(Looped):
         return 5
 
 
+class Thawing(Looped):
+    def fit(self, model, context):
+        with torch.no_grad():
+            model[0].weight.add_(1)
+        return super().fit(model, context)
+
+
+class Deaf(Sound):
+    # Its module gives a tensor of its state anew each time.
+
+    def model(self):
+        model = super().model()
+        model.register_state_dict_post_hook(
+            lambda module, state, prefix, _: state.__setitem__("bias", torch.ones(2))
+        )
+        return model
+
+
+class Misspelt(Sound):
+    buffers = {"0.wieght": "mean"}
+
+
 class Failing(Sound):
     def train_data(self, site):
         return open("/nowhere/at/all.csv")
@@ -99,6 +121,9 @@ def test_a_loop_of_its_own_is_run_and_its_report_looked_at(check: Callable[..., 
     ("task", "code", "error_id"),
     [
         ("checked_task:Failing", 1, "task.data_failed"),
+        ("checked_task:Thawing", 1, "task.frozen_changed"),
+        ("checked_task:Deaf", 6, "model.not_taken"),
+        ("checked_task:Misspelt", 6, "model.bad_move"),
         ("checked_task:Missing", 6, "task.not_found"),
         ("no_such_module:Task", 6, "task.not_found"),
         ("no task", 6, "task.malformed"),
