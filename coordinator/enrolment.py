@@ -30,7 +30,8 @@ class _Bucket:
 
 
 class EnrolmentGate:
-    """For new names only: who is enrolled may say so as often as it likes, and costs nothing."""
+    """For new names, and for known ones that tell something new of themselves: who is enrolled may say so as often as
+    it likes, and costs nothing."""
 
     def __init__(
         self,
@@ -38,9 +39,12 @@ class EnrolmentGate:
         peers_max: int,
         overall: Rate = Rate(burst=2000, per_second=50),  # frozen
         each_address: Rate = Rate(burst=1000, per_second=20),
+        each_name: Rate = Rate(burst=20, per_second=0.1),
     ) -> None:
         self._peers_max = peers_max
         self._each_address = each_address
+        self._each_name = each_name
+        self._names: OrderedDict[str, _Bucket] = OrderedDict()
         self._overall = _Bucket(rate=overall, left=overall.burst, at=0.0)
         self._addresses: OrderedDict[str, _Bucket] = OrderedDict()
 
@@ -52,7 +56,8 @@ class EnrolmentGate:
                 "peer.too_many",
                 f"the coordinator knows {peers} peers, as many as it may",
                 cause=f"coordinator.peers_max is {self._peers_max}",
-                fix="raise it; names that nobody came for are freed after an hour. A peer tries again by itself",
+                fix="raise it, or free a name: muster peer remove NAME; names that nobody came for are freed after an "
+                "hour, those of lost peers after a day. A peer tries again by itself",
             )
         own = self._of(address, now)
         for bucket, who in ((self._overall, "all"), (own, "this address")):
@@ -66,6 +71,26 @@ class EnrolmentGate:
                 )
         self._overall.left -= 1
         own.left -= 1
+
+    def check_again(self, name: str, now: float) -> None:
+        """Counts one more change of what a known name tells of itself, as at each start of its daemon. Raises
+        `UnreachableError` "peer.enrolled_too_fast"."""
+        bucket = self._names.pop(name, None) or _Bucket(
+            rate=self._each_name, left=self._each_name.burst, at=now
+        )
+        self._names[name] = bucket
+        while len(self._names) > 2 * self._peers_max:
+            self._names.popitem(last=False)
+        bucket.refill(now)
+        if bucket.left < 1:
+            raise UnreachableError(
+                "peer.enrolled_too_fast",
+                f"{name!r} starts anew too often",
+                cause=f"one start in {1 / bucket.rate.per_second:.0f} s is taken, after a burst of "
+                f"{bucket.rate.burst:g}",
+                fix="nothing: a peer tries again by itself; if it lasts, see why this peer ends so often",
+            )
+        bucket.left -= 1
 
     def _of(self, address: str, now: float) -> _Bucket:
         host = address.rpartition(":")[0]

@@ -29,7 +29,9 @@ class MemberBook:
         self._clock = clock
         self._changed = changed
         self._limits = membership.Limits(
-            suspect_seconds=config.suspect_seconds, lost_seconds=config.lost_seconds
+            suspect_seconds=config.suspect_seconds,
+            lost_seconds=config.lost_seconds,
+            peers_max=config.peers_max,
         )
         self._members = Members()
         # When a peer was heard last, where that is all that its heartbeats change: they come so often that nothing
@@ -49,7 +51,12 @@ class MemberBook:
         return self._members.get(peer_id)
 
     def count(self) -> int:
-        return len(self._members.peers)
+        """Of the names that count against `peers_max`."""
+        return membership.counted(self._members, self._clock.now(), self._limits)
+
+    def crowded(self) -> bool:
+        """Whether there are more names than `peers_max`, those that no longer count included."""
+        return len(self._members.peers) > self._limits.peers_max
 
     def seen_at(self, peer_id: str) -> float:
         """Its last sign of life."""

@@ -36,6 +36,10 @@ class Limits:
     pending_seconds: float = (
         3600.0  # a name whose peer has not come once for so long after its enrolment is free again
     )
+    away_seconds: float = 86_400.0  # a peer that is lost for so long counts no more against `peers_max`
+    peers_max: int = (
+        10_000  # beyond so many names those are forgotten that count no more and that no row names
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,9 @@ class Member:
     device: str = ""
     muster_version: str = ""
     instance: str = ""  # of its daemon: another one for each start
+    met: str = (
+        ""  # the instance that has opened a session: what it enrols with alone is no sign of a new start
+    )
 
 
 class Record(Protocol):
@@ -97,6 +104,7 @@ class Members:
                     device=record.device,
                     muster_version=record.muster_version,
                     instance=record.instance,
+                    met=record.instance,
                 )
                 for record in records
             )
@@ -114,7 +122,7 @@ class Members:
                 peer_id=peer_id,
                 status=member.status,
                 connected=member.connected,
-                instance=member.instance,
+                instance=member.met,
             )
             watched.pop(peer_id, None)
             if member.status in _WATCHED:
@@ -189,7 +197,11 @@ class Tick:
 
 @dataclass(frozen=True, kw_only=True)
 class Prune:
-    """Forgets who enrolled long ago and has never come, so that names which nobody uses do not fill the table."""
+    """Forgets who enrolled long ago and has never come, so that names which nobody uses do not fill the table; where
+    there are too many, also who is removed or was lost long ago and is not in `named`: those that a run's rows name.
+    """
+
+    named: frozenset[str] = frozenset()
 
 
 # -- decisions -------------------------------------------------------------------------------------------
@@ -209,7 +221,7 @@ def decide(
     if isinstance(event, Tick):
         return _tick(members, event, now, limits)
     if isinstance(event, Prune):
-        return _prune(members, now, limits)
+        return _prune(members, event, now, limits)
     if isinstance(event, Enrolled):
         return _enrol(members, event, now)
     member = members.get(event.peer_id)
@@ -220,6 +232,19 @@ def decide(
     return _HANDLERS[type(event)](members, member, event, now)
 
 
+def counted(members: Members, now: float, limits: Limits) -> int:
+    """How many names count against the most that there may be."""
+    return sum(not _is_over(member, now, limits) for member in members.peers.values())
+
+
+def _is_over(member: Member, now: float, limits: Limits) -> bool:
+    if member.status is PeerStatus.LOST:
+        return now - member.seen_at >= limits.away_seconds
+    if member.status is PeerStatus.PENDING:
+        return now - member.seen_at >= limits.pending_seconds
+    return member.status is PeerStatus.REVOKED
+
+
 def gone(transitions: Iterable[Transition]) -> tuple[tuple[str, str], ...]:
     """Of a decision's transitions: the peers that can do no work any more, each with the reason."""
     return tuple((t.peer_id, t.reason) for t in transitions if t.values.get("state") in _GONE)
@@ -227,12 +252,7 @@ def gone(transitions: Iterable[Transition]) -> tuple[tuple[str, str], ...]:
 
 def _enrol(members: Members, event: Enrolled, now: float) -> MembershipDecision:
     member = members.get(event.peer_id)
-    facts: dict[str, Any] = {
-        "secret_hash": event.secret_hash,
-        "device": event.device,
-        "muster_version": event.muster_version,
-        "instance": event.instance,
-    }
+    facts = _facts(event)
     if member is None:
         reason = f"{event.peer_id} enrolled and has not been here yet"
         made = Member(peer_id=event.peer_id, status=PeerStatus.PENDING, reason=reason, seen_at=now, **facts)
@@ -240,13 +260,26 @@ def _enrol(members: Members, event: Enrolled, now: float) -> MembershipDecision:
         return _decided(members, None, made, "peer.enrolled", now, values=values)
     if member.status is PeerStatus.REVOKED:
         return _taken_over(members, member, event, now, facts)
-    if all(getattr(member, name) == value for name, value in facts.items()):
+    if tells_nothing_new(member, event):
         return MembershipDecision(members, (), f"{event.peer_id} is enrolled already")
     anew = "started anew" if event.instance != member.instance else "enrolled again"
     reason = f"{event.peer_id} {anew}, with Muster {event.muster_version} on {event.device}"
     return _decided(
         members, member, replace(member, reason=reason, **facts), "peer.enrolled", now, values=facts
     )
+
+
+def tells_nothing_new(member: Member, event: Enrolled) -> bool:
+    return all(getattr(member, name) == value for name, value in _facts(event).items())
+
+
+def _facts(event: Enrolled) -> dict[str, Any]:
+    return {
+        "secret_hash": event.secret_hash,
+        "device": event.device,
+        "muster_version": event.muster_version,
+        "instance": event.instance,
+    }
 
 
 def _taken_over(
@@ -268,7 +301,15 @@ def _connected(members: Members, member: Member, _: Connected, now: float) -> Me
     what = "connected" if epoch == 1 else "is back"
     told = f", still {status}" if stays else ""
     reason = f"{member.peer_id} {what} with session {epoch}{told}"
-    met = replace(member, status=status, reason=reason, epoch=epoch, connected=True, seen_at=now)
+    met = replace(
+        member,
+        status=status,
+        reason=reason,
+        epoch=epoch,
+        connected=True,
+        seen_at=now,
+        met=member.instance,
+    )
     soon = epoch > 1 and member.status in (PeerStatus.ACTIVE, PeerStatus.SUSPECT)
     return _decided(members, member, met, "" if soon else "peer.connected", now)
 
@@ -375,28 +416,30 @@ def _tick(members: Members, event: Tick, now: float, limits: Limits) -> Membersh
     return MembershipDecision(members.put(*changed), tuple(transitions), reasons)
 
 
-def _prune(members: Members, now: float, limits: Limits) -> MembershipDecision:
-    stale = [
-        member
-        for member in members.peers.values()
-        if member.status is PeerStatus.PENDING
-        and member.epoch == 0
-        and now - member.seen_at >= limits.pending_seconds
-    ]
-    if not stale:
-        return MembershipDecision(members, (), "nobody is to be forgotten")
+def _prune(members: Members, event: Prune, now: float, limits: Limits) -> MembershipDecision:
     transitions: list[Transition] = []
-    for member in stale:
+    for member in members.peers.values():
         silence = now - member.seen_at
-        reason = f"{member.peer_id} has not come once in {silence:.0f} s since it enrolled: it is forgotten"
-        after = replace(member, reason=reason)
-        transitions.append(
-            replace(_transition(member, after, "peer.forgotten", now), values={}, removes=True)
-        )
-    told = f"{len(stale)} that never came are forgotten"
-    return MembershipDecision(
-        members.without(*(member.peer_id for member in stale)), tuple(transitions), told
-    )
+        if member.status is PeerStatus.PENDING and member.epoch == 0 and silence >= limits.pending_seconds:
+            why = f"has not come once in {silence:.0f} s since it enrolled"
+            transitions.append(_forgotten(member, why, now))
+    surplus = len(members.peers) - len(transitions) - limits.peers_max
+    if surplus > 0:
+        over = [
+            m for m in members.peers.values() if _is_over(m, now, limits) and m.peer_id not in event.named
+        ]
+        for member in sorted(over, key=lambda each: each.seen_at)[:surplus]:
+            why = f"is {member.status} for {now - member.seen_at:.0f} s, and there are too many names"
+            transitions.append(_forgotten(member, why, now))
+    if not transitions:
+        return MembershipDecision(members, (), "nobody is to be forgotten")
+    told = f"{len(transitions)} that did not come or are long gone are forgotten"
+    return MembershipDecision(members.without(*(t.peer_id for t in transitions)), tuple(transitions), told)
+
+
+def _forgotten(member: Member, why: str, now: float) -> Transition:
+    after = replace(member, reason=f"{member.peer_id} {why}: it is forgotten")
+    return replace(_transition(member, after, "peer.forgotten", now), values={}, removes=True)
 
 
 def unmoved_by_heartbeat(member: Member, epoch: int) -> bool:

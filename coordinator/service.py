@@ -305,10 +305,18 @@ class Coordinator:
             await self.members.submit_surely(membership.Tick())
             if self.clock.now() >= pruned_at + PRUNE_SECONDS:
                 pruned_at = self.clock.now()
-                await self.members.submit_surely(membership.Prune())
+                await self._prune_names()
             if self.clock.now() >= events_pruned_at + EVENTS_PRUNE_SECONDS:
                 events_pruned_at = self.clock.now()
                 await self._prune_events()
+
+    async def _prune_names(self) -> None:
+        try:
+            named = await self.store.named_peers() if self.members.crowded() else frozenset[str]()
+        except StorageError as error:  # the next time will do
+            log.warning("peers.not_pruned", error_id=error.id, reason=error.message)
+        else:
+            await self.members.submit_surely(membership.Prune(named=named))
 
     async def _prune_events(self) -> None:
         try:

@@ -93,18 +93,19 @@ class MembershipServicer:
                 fix=f"take another name (--name), or give this peer its old data folder back; if that is lost, the "
                 f"coordinator's admin frees the name: muster peer remove {name}",
             )
-        if known is None:
-            members = self._coordinator.members
-            self._gate.check(context.address, members.count(), self._coordinator.clock.now())
-        await self._coordinator.members.submit(
-            membership.Enrolled(
-                peer_id=name,
-                secret_hash=secret_hash,
-                device=one_line(request.device, DESCRIPTION_CHARS_MAX),
-                muster_version=one_line(request.muster_version, DESCRIPTION_CHARS_MAX),
-                instance=one_line(request.instance, DESCRIPTION_CHARS_MAX),
-            )
+        event = membership.Enrolled(
+            peer_id=name,
+            secret_hash=secret_hash,
+            device=one_line(request.device, DESCRIPTION_CHARS_MAX),
+            muster_version=one_line(request.muster_version, DESCRIPTION_CHARS_MAX),
+            instance=one_line(request.instance, DESCRIPTION_CHARS_MAX),
         )
+        now = self._coordinator.clock.now()
+        if known is None or (removed and known.secret_hash != secret_hash):
+            self._gate.check(context.address, self._coordinator.members.count(), now)
+        elif not removed and not membership.tells_nothing_new(known, event):
+            self._gate.check_again(name, now)
+        await self._coordinator.members.submit(event)
         self._coordinator.members.authenticate(name, request.secret)
         return pb.EnrolResponse(peer_id=name, coordinator_version=muster_version())
 

@@ -74,7 +74,8 @@ class CoordinatorConfig(Table):
         default=10_000,
         ge=1,
         le=1_000_000,
-        description="names that may be enrolled; new ones beyond it are refused. Higher: more memory, about 2 KiB each",
+        description="names that may be enrolled, without removed peers and those lost for a day; new ones beyond are "
+        "refused. Higher: more memory, about 2 KiB each",
     )
     suspect_heartbeats: int = Field(
         default=3,

@@ -22,6 +22,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    union,
 )
 
 from coordinator.engine.standings import LATE
@@ -215,6 +216,11 @@ def peer_records(connection: Connection) -> list[PeerRecord]:
 
 def peer_states(connection: Connection) -> list[str]:
     return list(connection.execute(select(PEERS.c.state)).scalars())
+
+
+def named_peers(connection: Connection) -> frozenset[str]:
+    found = union(select(ASSIGNMENTS.c.peer_id), select(tables.STANDINGS.c.peer_id))
+    return frozenset(connection.execute(found).scalars())
 
 
 def _newest_sources() -> ColumnElement[str]:

@@ -11,7 +11,8 @@ from muster.errors import NotFoundError, StateError
 
 
 def prune_peer_events(connection: Connection, keep: int) -> None:
-    """Keeps so many of each peer's own events, the newest; those of runs stay as long as their runs."""
+    """Keeps so many of each peer's own events, the newest, and none of names that are forgotten; those of runs stay as
+    long as their runs. The newest event of all stays: the next takes its number from it."""
     events = tables.EVENTS
     nth = func.row_number().over(partition_by=events.c.peer_id, order_by=events.c.sequence.desc())
     of_peers = select(events.c.sequence, nth.label("nth")).where(
@@ -20,6 +21,16 @@ def prune_peer_events(connection: Connection, keep: int) -> None:
     ranked = of_peers.subquery()
     old = select(ranked.c.sequence).where(ranked.c.nth > keep)
     connection.execute(delete(events).where(events.c.sequence.in_(old)))
+    newest = select(func.max(events.c.sequence)).scalar_subquery()
+    known = select(tables.PEERS.c.peer_id)
+    connection.execute(
+        delete(events).where(
+            events.c.run_id == "",
+            events.c.peer_id != "",
+            events.c.peer_id.not_in(known),
+            events.c.sequence < newest,
+        )
+    )
 
 
 def remove_run(connection: Connection, run_id: str, at: float, reason: str) -> tuple[frozenset[str], int]:

@@ -160,8 +160,13 @@ class Store:
         self._tell(sequence)
         return removed
 
+    async def named_peers(self) -> frozenset[str]:
+        """Those whom a run's rows name."""
+        return await self._database.read(queries.named_peers)
+
     async def prune_peer_events(self, keep: int) -> None:
-        """Deletes all but so many of each peer's own events; those of runs stay as long as their runs."""
+        """Deletes all but so many of each peer's own events, and all of names that are forgotten; those of runs stay as
+        long as their runs."""
         await self._database.write(lambda c: removal.prune_peer_events(c, keep))
 
     # -- what happened ---------------------------------------------------------------------------------------

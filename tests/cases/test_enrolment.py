@@ -10,10 +10,11 @@ import pytest
 from coordinator.enrolment import ADDRESSES_MAX, EnrolmentGate, Rate
 from coordinator.server import RunningCoordinator
 from muster.config import CoordinatorConfig
-from muster.errors import MusterError, StorageError, UnreachableError
+from muster.errors import MusterError, NotAllowedError, StorageError, UnreachableError
 from muster.transport import Channel, MemoryTransport
-from muster.wire import ENROL
+from muster.wire import ENROL, METHODS
 from peer.line import PASSING
+from protos.v1.admin_pb2 import RemovePeerRequest, WatchEventsRequest
 from protos.v1.membership_pb2 import EnrolRequest
 
 
@@ -28,8 +29,9 @@ async def channel(tmp_path: Path) -> AsyncIterator[Channel]:
     await running.stop()
 
 
-async def enrol(channel: Channel, name: str) -> None:
-    await channel.unary(ENROL, EnrolRequest(name=name, secret="s" * 32), timeout_seconds=10)
+async def enrol(channel: Channel, name: str, secret: str = "s" * 32, instance: str = "") -> None:
+    request = EnrolRequest(name=name, secret=secret, instance=instance)
+    await channel.unary(ENROL, request, timeout_seconds=10)
 
 
 async def test_no_more_names_than_the_admin_has_set(channel: Channel) -> None:
@@ -40,6 +42,54 @@ async def test_no_more_names_than_the_admin_has_set(channel: Channel) -> None:
     assert caught.value.id == "peer.too_many"
     assert "coordinator.peers_max is 3" in caught.value.cause
     await enrol(channel, "a")
+
+
+async def test_a_removed_peer_makes_room(channel: Channel) -> None:
+    for name in ("a", "b", "c"):
+        await enrol(channel, name)
+    with pytest.raises(StorageError) as caught:
+        await enrol(channel, "d")
+    assert "muster peer remove NAME" in caught.value.fix
+    await channel.unary(METHODS["RemovePeer"], RemovePeerRequest(peer_id="b"), timeout_seconds=10)
+    await enrol(channel, "d")
+    with pytest.raises(StorageError):  # the freed name is one like any other
+        await enrol(channel, "b", secret="t" * 32)
+    with pytest.raises(NotAllowedError):
+        await enrol(channel, "b")
+
+
+async def test_one_peer_cannot_start_anew_without_end(channel: Channel) -> None:
+    await enrol(channel, "a")
+    taken = 0
+    with pytest.raises(UnreachableError) as caught:
+        for taken in range(100):
+            await enrol(channel, "a", instance=str(taken))
+    assert caught.value.id == "peer.enrolled_too_fast"
+    assert isinstance(caught.value, PASSING)
+    assert taken == 20
+    await enrol(channel, "a", instance=str(taken - 1))  # as before
+    await enrol(channel, "b", instance="1")
+    events = [
+        event
+        async for answer in channel.stream(METHODS["WatchEvents"], only(WatchEventsRequest()))
+        for event in answer.events
+        if event.peer_id == "a"
+    ]
+    assert len(events) == 21
+
+
+async def only(request: WatchEventsRequest) -> AsyncIterator[WatchEventsRequest]:
+    yield request
+
+
+def test_starts_are_taken_again_after_a_while() -> None:
+    gate = EnrolmentGate(peers_max=10, each_name=Rate(burst=2, per_second=0.1))
+    for _ in range(2):
+        gate.check_again("a", 100.0)
+    with pytest.raises(UnreachableError, match="starts anew too often"):
+        gate.check_again("a", 105.0)
+    gate.check_again("b", 105.0)
+    gate.check_again("a", 110.0)
 
 
 def refused(gate: EnrolmentGate, address: str, now: float) -> MusterError | None:

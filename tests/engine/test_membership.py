@@ -314,6 +314,64 @@ def test_who_enrolled_and_never_came_is_forgotten(cluster: Cluster) -> None:
     assert set(decision.members.peers) == set(decision.members.views) == {"a"}
 
 
+def lost(cluster: Cluster, *names: str) -> None:
+    for name in names:
+        cluster.send(Enrolled(peer_id=name, secret_hash="hash", device="cpu", muster_version="0.1.0"))
+        cluster.send(Connected(peer_id=name))
+        cluster.send(Disconnected(peer_id=name, epoch=1), after=1)
+    cluster.tick(LIMITS.lost_seconds)
+
+
+def test_who_is_removed_or_lost_for_long_takes_no_room(cluster: Cluster) -> None:
+    lost(cluster, "b", "c")
+    cluster.connect()
+    assert membership.counted(cluster.members, cluster.now, LIMITS) == 3
+    cluster.send(Remove(peer_id="b"))
+    assert membership.counted(cluster.members, cluster.now, LIMITS) == 2
+    assert membership.counted(cluster.members, cluster.now + LIMITS.away_seconds, LIMITS) == 1
+
+
+def test_a_name_that_was_taken_over_and_not_used_takes_room_for_a_while(cluster: Cluster) -> None:
+    cluster.connect()
+    cluster.send(Remove(peer_id="a"))
+    cluster.send(Enrolled(peer_id="a", secret_hash="other", device="cpu", muster_version="0.1.0"))
+    assert membership.counted(cluster.members, cluster.now, LIMITS) == 1
+    assert membership.counted(cluster.members, cluster.now + LIMITS.pending_seconds, LIMITS) == 0
+
+
+@pytest.mark.parametrize(("peers_max", "left"), [(4, "abcd"), (3, "abd"), (2, "ab"), (1, "ab")])
+def test_where_names_are_too_many_the_longest_gone_that_no_run_names_are_forgotten(
+    cluster: Cluster, peers_max: int, left: str
+) -> None:
+    lost(cluster, "b", "c", "d")
+    cluster.connect()
+    limits = Limits(suspect_seconds=5, lost_seconds=20, peers_max=peers_max)
+    prune = Prune(named=frozenset({"b"}))
+    soon = membership.decide(cluster.members, prune, cluster.now + limits.away_seconds / 2, limits)
+    assert soon.transitions == ()
+    late = membership.decide(cluster.members, prune, cluster.now + limits.away_seconds, limits)
+    assert sorted(late.members.peers) == list(left)
+    assert all(each.kind == "peer.forgotten" and each.removes for each in late.transitions)
+    assert all("too many names" in each.reason for each in late.transitions)
+
+
+def test_a_new_start_is_seen_once_its_session_opens(cluster: Cluster) -> None:
+    def enrol(instance: str) -> None:
+        cluster.send(
+            Enrolled(peer_id="a", secret_hash="hash", device="cpu", muster_version="0.1.0", instance=instance)
+        )
+
+    enrol("first")
+    cluster.connect()
+    assert cluster.members.views["a"].instance == "first"
+    enrol("second")
+    assert cluster.members.views["a"].instance == "first"
+    cluster.beat(after=1)
+    assert cluster.members.views["a"].instance == "first"
+    cluster.connect()
+    assert cluster.members.views["a"].instance == "second"
+
+
 def test_a_sign_of_life_that_is_told_with_the_tick_counts(cluster: Cluster) -> None:
     cluster.connect()
     heard = {"a": cluster.now + LIMITS.suspect_seconds}

@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -197,3 +198,17 @@ async def test_of_a_peers_own_events_the_newest_are_kept_and_those_of_runs_all(
     assert [each for each in before if each.run_id] == [each for each in after if each.run_id]
     assert [each.peer_id for each in after if not each.run_id] == ["a", "b"] * 3
     assert after[-1].sequence == before[-1].sequence
+
+
+async def test_the_events_of_a_forgotten_name_go_with_it(store: Store, script: Any) -> None:
+    gone = replace(script.row("peer.forgotten", "peer", {"peer_id": "b"}, "PENDING"), removes=True)
+    await store.commit([script.peer("a"), script.peer("b", "PENDING"), script.run()])
+    await store.commit([gone])
+    await store.prune_peer_events(3)
+    own = [each for each in await store.events(limit=100) if not each.run_id]
+    assert [(each.peer_id, each.kind) for each in own] == [("a", "peer.enrolled"), ("b", "peer.forgotten")]
+    numbers = await store.commit([script.peer("c")])  # goes on after what was the newest
+    assert numbers[0] == own[-1].sequence + 1
+    await store.prune_peer_events(3)
+    assert {each.peer_id for each in await store.events(limit=100) if not each.run_id} == {"a", "c"}
+    assert await store.named_peers() == frozenset()
