@@ -33,7 +33,7 @@ SUBMIT_SECONDS_MIN = 120.0  # the coordinator imports the task, which on a cold 
 REPLAY_SECONDS_MAX = 600.0  # large models, one replay after the other
 # States that a run never leaves, and the one in which nothing happens to it at this coordinator.
 PAUSED = "run.paused"
-ENDED = frozenset({"FINISHED", "FAILED", "CANCELLED", "SET_ASIDE"})
+ENDED = frozenset({"FINISHED", "FAILED", "CANCELLED", "UNREADABLE"})
 
 
 class Client:

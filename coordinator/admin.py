@@ -145,8 +145,8 @@ class AdminServicer:
 
     async def stop_run(self, request: pb.StopRunRequest, context: CallContext) -> pb.StopRunResponse:
         reason = one_line(request.reason) or "stopped by the admin"
-        if request.run_id in self._coordinator.set_aside:
-            await self._coordinator.stop_set_aside(request.run_id, reason)
+        if request.run_id in self._coordinator.unreadable:
+            await self._coordinator.stop_unreadable(request.run_id, reason)
         row = await self._change(StopRequested(run_id=request.run_id, reason=reason), "CANCELLED")
         return pb.StopRunResponse(run=self._listing.run_message(row))
 
@@ -160,9 +160,9 @@ class AdminServicer:
         row = await self._listing.run(event.run_id)
         if row.state == wanted:
             return row
-        if (reason := self._coordinator.set_aside.get(event.run_id)) is not None:
+        if (reason := self._coordinator.unreadable.get(event.run_id)) is not None:
             raise StateError(
-                "run.set_aside",
+                "run.unreadable",
                 f"run {event.run_id!r} cannot go on at this coordinator",
                 cause=reason,
                 fix=f"start the coordinator again once that is mended, or end the run: muster run stop {event.run_id}",

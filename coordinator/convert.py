@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from coordinator.replay import Replayed
 
 
-SET_ASIDE = "SET_ASIDE"  # the state of a run that cannot go on at this coordinator
+UNREADABLE = "UNREADABLE"  # the state of a run that cannot go on at this coordinator
 SET_ASIDE_MAX = 100
 JSON_BYTES_MAX = 1 << 20  # of a spec or an event's data; what is longer is left out
 REPLAY_BYTES_MAX = 3 << 20  # of the one answer that is no list; above, sentences are left out

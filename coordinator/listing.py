@@ -53,9 +53,9 @@ class Listing:
 
     def run_message(self, row: rows.RunRow) -> pb.Run:
         message = convert.run(row)
-        reason = self._coordinator.set_aside.get(row.run_id)
+        reason = self._coordinator.unreadable.get(row.run_id)
         if reason is not None:
-            message.state, message.reason = convert.SET_ASIDE, reason
+            message.state, message.reason = convert.UNREADABLE, reason
         return message
 
     async def whole_run(self, row: rows.RunRow) -> pb.Run:

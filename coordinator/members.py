@@ -44,7 +44,7 @@ class MemberBook:
             if record.state in set(PeerStatus):
                 sound.append(record)
             else:  # it costs that peer and no other
-                log.error("peer.set_aside", peer_id=record.peer_id, reason=f"its state is {record.state!r}")
+                log.error("peer.unreadable", peer_id=record.peer_id, reason=f"its state is {record.state!r}")
         self._members = Members.restored(sound, now=self._clock.now())
 
     def get(self, peer_id: str) -> Member | None:

@@ -72,7 +72,7 @@ class Coordinator:
         self.journal = Journal(store)
         self.sessions = SessionBook()
         self.runs: dict[str, RunState] = {}
-        self.set_aside: dict[str, str] = {}  # runs that cannot go on here, with the reason
+        self.unreadable: dict[str, str] = {}  # runs that cannot go on here, with the reason
         self.address = ""  # as bound; set when it serves
         self._schedules: dict[str, Schedule] = {}
         self.members = MemberBook(self.journal, clock, config, self._members_changed)
@@ -106,7 +106,7 @@ class Coordinator:
                 told = error.message if isinstance(error, MusterError) else repr(error)
                 unread[run.run_id] = f"it was accepted by another version, or with other plug-ins: {told}"
         for run_id, reason in unread.items():
-            self._set_aside(run_id, reason)
+            self._leave(run_id, reason)
         await self.effects.open()
         await self.effects.sweep()
         for loop in (self.journal.run, self._wake_loop, self._membership_loop):
@@ -161,28 +161,28 @@ class Coordinator:
             except Exception as error:  # no retry mends it, and no other run has to do with it
                 log.exception("run.broken", run_id=event.run_id, event_kind=type(event).__name__)
                 if isinstance(event, RunBroken):
-                    self._set_aside(event.run_id, event.reason)
+                    self._leave(event.run_id, event.reason)
                     return
                 event = RunBroken(run_id=event.run_id, reason=_broken(event, error))
             else:
                 return
 
-    def _set_aside(self, run_id: str, reason: str) -> None:
+    def _leave(self, run_id: str, reason: str) -> None:
         """It stands still until the next start, or until an admin ends it; what is stored of it stays."""
         self.runs.pop(run_id, None)
         self._schedules.pop(run_id, None)
         self.effects.forget(run_id)
-        self.set_aside[run_id] = one_line(reason)
+        self.unreadable[run_id] = one_line(reason)
         log.error(
-            "run.set_aside",
+            "run.unreadable",
             run_id=run_id,
-            reason=self.set_aside[run_id],
+            reason=self.unreadable[run_id],
             fix=f"start the coordinator again once that is mended, or end the run: muster run stop {run_id}",
         )
 
-    async def stop_set_aside(self, run_id: str, reason: str) -> None:
+    async def stop_unreadable(self, run_id: str, reason: str) -> None:
         await self.store.end_unread(run_id, f"cancelled: {reason}", self.clock.now())
-        self.set_aside.pop(run_id, None)
+        self.unreadable.pop(run_id, None)
         self.sessions.run_ended(run_id)
 
     async def submit_run(self, event: RunSubmitted) -> Committed:

@@ -162,7 +162,7 @@ class MembershipServicer:
             cancel = pb.Cancel(assignment_id=assignment_id, reason="the coordinator no longer waits for it")
             yield pb.SessionResponse(cancel=cancel)
         for run_id in hello.held_run_ids:
-            if run_id not in coordinator.runs and run_id not in coordinator.set_aside:
+            if run_id not in coordinator.runs and run_id not in coordinator.unreadable:
                 yield pb.SessionResponse(run_ended=pb.RunEnded(run_id=run_id))
 
     async def _read(self, session: Session, requests: AsyncIterator[pb.SessionRequest]) -> bool:

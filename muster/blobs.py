@@ -2,13 +2,13 @@
 
     root/ab/ab12...      a blob, under its BLAKE3 digest
     root/temporary/...   files being written
-    root/damaged/...     files whose bytes no longer have the digest that names them, set aside
+    root/damaged/...     files whose bytes no longer have the digest that names them, kept apart
 
 A database row that names a digest is written after `adopt`, never before; what a crash leaves between the two
 is an orphan, which `sweep` removes at the next start.
 
 Disks forget: whoever reads a blob for something that lasts asks for it with `verified`, which reads it once and
-compares. One that has changed is set aside, so that it is never taken for the right one again.
+compares. One that has changed is kept apart, so that it is never taken for the right one again.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class BlobStore:
         """The blob's path, once its bytes have been found to be those that its digest names.
 
         A file that was verified within `VERIFIED_SECONDS` and has not been written to since is not read again, unless
-        `afresh`. Raises `StorageError` "blob.missing", or "blob.damaged" and then the file is set aside.
+        `afresh`. Raises `StorageError` "blob.missing", or "blob.damaged" and then the file is kept apart.
         """
         return await asyncio.get_running_loop().run_in_executor(disk_threads(), self.verify, digest, afresh)
 
@@ -85,7 +85,7 @@ class BlobStore:
         except OSError:  # the disk cannot read it, which is one way of losing it
             right = False
         if not right:
-            self._set_aside(digest)
+            self._keep_apart(digest)
             raise StorageError(
                 "blob.damaged",
                 f"{path} has other bytes than were stored",
@@ -97,7 +97,7 @@ class BlobStore:
             self._verified.popitem(last=False)
         return path
 
-    def _set_aside(self, digest: str) -> None:
+    def _keep_apart(self, digest: str) -> None:
         self._verified.pop(digest, None)
         try:
             self._damaged.mkdir(mode=0o700, exist_ok=True)

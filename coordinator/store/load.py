@@ -32,10 +32,10 @@ from muster.texts import one_line
 Groups = Mapping[str, Sequence[RowMapping]]
 
 
-def load_runs(connection: Connection, set_aside: dict[str, str] | None = None) -> list[RunState]:
+def load_runs(connection: Connection, unread: dict[str, str] | None = None) -> list[RunState]:
     """Runs that have not ended, oldest first, each exactly as it stood after the last commit.
 
-    `set_aside` takes those whose rows cannot be read, with the reason; without it, one of them raises.
+    `unread` takes those whose rows cannot be read, with the reason; without it, one of them raises.
     """
     runs, rounds, evaluations = tables.RUNS, tables.ROUNDS, tables.EVALUATIONS
     rows = (
@@ -62,9 +62,9 @@ def load_runs(connection: Connection, set_aside: dict[str, str] | None = None) -
             TypeError,
             LookupError,
         ) as error:  # whatever a damaged row or another version's holds
-            if set_aside is None:
+            if unread is None:
                 raise
-            set_aside[row["run_id"]] = one_line(f"what is stored of it cannot be read here: {error!r}")
+            unread[row["run_id"]] = one_line(f"what is stored of it cannot be read here: {error!r}")
     return loaded
 
 

@@ -207,10 +207,10 @@ class Store:
 
     # -- taking up where things stand ------------------------------------------------------------------------
 
-    async def load_runs(self, set_aside: dict[str, str] | None = None) -> list[RunState]:
-        """Runs that have not ended, oldest first, exactly as the last commit left them. `set_aside` takes those
+    async def load_runs(self, unread: dict[str, str] | None = None) -> list[RunState]:
+        """Runs that have not ended, oldest first, exactly as the last commit left them. `unread` takes those
         whose rows cannot be read, with the reason; without it, one of them raises."""
-        return await self._database.read(lambda connection: load.load_runs(connection, set_aside))
+        return await self._database.read(lambda connection: load.load_runs(connection, unread))
 
     async def load_peers(self) -> list[PeerRecord]:
         return await self._database.read(queries.peer_records)

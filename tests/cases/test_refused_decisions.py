@@ -149,9 +149,9 @@ async def test_a_run_of_which_nothing_more_can_be_stored_stands_aside(
     assert stage.running is not None
     coordinator = stage.running.coordinator
     await coordinator.post_surely(membership_event(bad))
-    assert bad in coordinator.set_aside
+    assert bad in coordinator.unreadable
     run = (await stage.call("GetRun", pb.GetRunRequest(run_id=bad))).run
-    assert run.state == "SET_ASIDE"
+    assert run.state == "UNREADABLE"
     assert (await deliver(stage, peer, good)).state == "FINISHED"
     monkeypatch.undo()
 
@@ -189,7 +189,7 @@ async def test_a_damaged_row_costs_its_own_run(stage: Stage, damage: str) -> Non
     runs = {run.run_id: run for run in (await stage.call("ListRuns", pb.ListRunsRequest())).runs}
     assert runs.keys() == {bad, good}
     if "range" not in damage and "metrics" not in damage:  # with which a run can go on
-        assert runs[bad].state == "SET_ASIDE"
+        assert runs[bad].state == "UNREADABLE"
         assert "cannot be read" in runs[bad].reason
     for name, request in (
         ("ExplainRun", pb.ExplainRunRequest(run_id=bad)),

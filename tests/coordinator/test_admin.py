@@ -281,7 +281,7 @@ async def test_while_the_store_refuses_nothing_is_lost(stage: Any, monkeypatch: 
     assert (await stage.ended(run_id)).state == "FINISHED"
 
 
-async def test_a_run_that_this_installation_would_refuse_is_set_aside_and_the_others_go_on(
+async def test_a_run_that_this_installation_would_refuse_is_unreadable_and_the_others_go_on(
     stage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id, *_ = await cast(stage)
@@ -298,10 +298,10 @@ async def test_a_run_that_this_installation_would_refuse_is_set_aside_and_the_ot
         await stage.start()
         answer = await stage.call("ListRuns", pb.ListRunsRequest())
         runs = {run.run_id: run for run in answer.runs}
-        assert runs[run_id].state == "SET_ASIDE"
+        assert runs[run_id].state == "UNREADABLE"
         assert "there is no rule 'caf'" in runs[run_id].reason
         assert runs[other].state in ("QUEUED", "RUNNING")
-        assert "SET_ASIDE" in (await why(stage, run_id)).sentence
+        assert "UNREADABLE" in (await why(stage, run_id)).sentence
         with pytest.raises(StateError) as caught:
             await stage.call("PauseRun", pb.PauseRunRequest(run_id=run_id))
         assert "there is no rule 'caf'" in caught.value.cause
@@ -311,7 +311,7 @@ async def test_a_run_that_this_installation_would_refuse_is_set_aside_and_the_ot
     assert run.state == "RUNNING"
 
 
-async def test_a_run_that_was_set_aside_can_be_ended(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_run_that_is_unreadable_can_be_ended(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run_id, *_ = await cast(stage)
     await stage.stop()
 
@@ -329,4 +329,4 @@ async def test_a_run_that_was_set_aside_can_be_ended(stage: Any, monkeypatch: py
     assert (await stage.until(run_id, "run.cancelled")).reason == "cancelled: enough"
     await stage.stop()
     await stage.start()
-    assert not stage.running.coordinator.set_aside
+    assert not stage.running.coordinator.unreadable
