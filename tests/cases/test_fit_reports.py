@@ -16,7 +16,7 @@ from muster.errors import TaskError
 from muster.fitreport import checked
 from muster.metrics import EXAMPLES_MAX
 
-MADE = (int, np.int64, np.uint64, torch.tensor, np.array, lambda count: torch.tensor([count]))
+MADE: tuple[Any, ...] = (int, np.int64, np.uint64, torch.tensor, np.array, np.atleast_1d)
 
 
 @given(count=st.integers(0, EXAMPLES_MAX), make=st.sampled_from(MADE))
