@@ -29,7 +29,9 @@ def spec(up: str) -> RunSpec:
 
 @pytest.mark.timeout(200)
 async def test_a_common_factor_goes_down_so_that_only_one_side_goes_up(tmp_path: Path) -> None:
-    async with start_local(tmp_path, peers=4, allow=["examples.digits:*"], task_folders=[ROOT]) as federation:
+    async with start_local(
+        tmp_path, peers=4, workers=1, allow=["examples.digits:*"], task_folders=[ROOT]
+    ) as federation:
         own = await federation.run_to_end(spec("powersgd:2"))
         common = await federation.run_to_end(spec("powersgd:4:common"))
     for run in (own, common):

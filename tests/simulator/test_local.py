@@ -31,7 +31,9 @@ def spec(**tables: Any) -> RunSpec:
 
 @pytest.mark.timeout(120)
 async def test_three_peers_train_digits_and_the_model_is_plain_pytorch(tmp_path: Path) -> None:
-    async with start_local(tmp_path, peers=3, allow=["examples.digits:*"], task_folders=[ROOT]) as federation:
+    async with start_local(
+        tmp_path, peers=3, workers=1, allow=["examples.digits:*"], task_folders=[ROOT]
+    ) as federation:
         run = await federation.run_to_end(
             spec(compression={"up": "int8"}, evaluate={"on": ["coordinator", "peers"]})
         )
@@ -54,7 +56,9 @@ async def test_three_peers_train_digits_and_the_model_is_plain_pytorch(tmp_path:
 @pytest.mark.timeout(120)
 async def test_a_compressed_downlink_moves_the_same_model_with_fewer_bytes(tmp_path: Path) -> None:
     rounds = {"rounds": 5, "train": {"lr": 0.1, "momentum": 0.9, "epochs": 2}}
-    async with start_local(tmp_path, peers=3, allow=["examples.digits:*"], task_folders=[ROOT]) as federation:
+    async with start_local(
+        tmp_path, peers=3, workers=1, allow=["examples.digits:*"], task_folders=[ROOT]
+    ) as federation:
         dense = await federation.run_to_end(spec(**rounds))
         small = await federation.run_to_end(spec(**rounds, compression={"up": "int8", "down": "int8"}))
     # Each peer draws the first version; the four that follow come as deltas of a byte a coordinate.
@@ -64,7 +68,9 @@ async def test_a_compressed_downlink_moves_the_same_model_with_fewer_bytes(tmp_p
 
 @pytest.mark.timeout(120)
 async def test_a_delta_that_is_gone_means_only_that_the_version_is_fetched_whole(tmp_path: Path) -> None:
-    async with start_local(tmp_path, peers=3, allow=["examples.digits:*"], task_folders=[ROOT]) as federation:
+    async with start_local(
+        tmp_path, peers=3, workers=1, allow=["examples.digits:*"], task_folders=[ROOT]
+    ) as federation:
         store = federation._running.coordinator.store
 
         async def gone(run_id: str, names: Sequence[str], digest: str) -> None:
@@ -87,7 +93,9 @@ async def test_differences_go_with_a_robust_rule_and_with_peers_that_sit_out(tmp
         "compression": {"up": "topk:0.3", "feedback": "econtrol"},
         "round": {"peers_min": 4, "quorum": 1.0},
     }
-    async with start_local(tmp_path, peers=4, allow=["examples.digits:*"], task_folders=[ROOT]) as federation:
+    async with start_local(
+        tmp_path, peers=4, workers=1, allow=["examples.digits:*"], task_folders=[ROOT]
+    ) as federation:
         run = await federation.run_to_end(spec(**table))
     assert run.state == "FINISHED", run.reason
     assert run.metrics["accuracy"] > 0.85
@@ -107,7 +115,9 @@ async def test_compositions_plans_and_common_masks_train_behind_a_robust_rule(tm
         "train": {"lr": 0.1, "momentum": 0.9, "epochs": 2},
         "aggregation": {"rule": "trimmed-mean", "pre": ["arc", "nnm"], "faults": 0.2},
     }
-    async with start_local(tmp_path, peers=3, allow=["examples.digits:*"], task_folders=[ROOT]) as federation:
+    async with start_local(
+        tmp_path, peers=3, workers=1, allow=["examples.digits:*"], task_folders=[ROOT]
+    ) as federation:
         for up, feedback, smaller in settings:
             compression = {"up": up, "feedback": feedback, "down": "topk:0.2+int8"}
             run = await federation.run_to_end(spec(**table, compression=compression))

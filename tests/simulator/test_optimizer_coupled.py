@@ -42,7 +42,9 @@ async def test_dgc_and_one_bit_adam_learn_with_a_fraction_of_the_bytes(tmp_path:
         compression={"up": "sign", "feedback": "momentum:0.9", "warm_up_rounds": 12, "down": "sign"},
         server={"optimizer": "onebit-adam", "lr": 0.01, "beta1": 0.9, "beta2": 0.99, "tau": 1e-8},
     )
-    async with start_local(tmp_path, peers=3, allow=["examples.digits:*"], task_folders=[ROOT]) as federation:
+    async with start_local(
+        tmp_path, peers=3, workers=1, allow=["examples.digits:*"], task_folders=[ROOT]
+    ) as federation:
         sparse, one_bit = await federation.run_to_end(dgc), await federation.run_to_end(adam)
     for run in (sparse, one_bit):
         assert run.state == "FINISHED", run.reason
@@ -58,7 +60,9 @@ async def test_dgc_warms_up_a_choice_of_codecs_and_clips(tmp_path: Path) -> None
     choice = {"up": "topk:0.01+int8|topk:0.1+int8", "feedback": "dgc:0.9", "warm_up_rounds": 1}
     tables: dict[str, Any] = {"train": {"steps": 1, "lr": 0.1}, "rounds": 3, "evaluate": {"every": 3}}
     runs = spec(**tables, compression=choice), spec(**tables, compression={**choice, "feedback": CLIPPED})
-    async with start_local(tmp_path, peers=3, allow=["examples.digits:*"], task_folders=[ROOT]) as federation:
+    async with start_local(
+        tmp_path, peers=3, workers=1, allow=["examples.digits:*"], task_folders=[ROOT]
+    ) as federation:
         models: list[Mapping[str, Tensor]] = []
         for run in runs:
             ended = await federation.run_to_end(run)
