@@ -8,7 +8,8 @@ PACKAGES := aggregators compressors muster peer coordinator simulator cli benchm
 # The environment is made anew only when what it is made from, or where it lies, has changed.
 STAMP := .venv/.ready-$(shell (pwd; cat pyproject.toml constraints.txt) | cksum | cut -d' ' -f1)
 
-PYTEST_ARGS ?= -q -n auto --dist loadfile
+# In the order of the folders: the longest files have few tests, and would come last by number of tests.
+PYTEST_ARGS ?= -q -n auto --dist loadfile --no-loadscope-reorder
 BENCH ?= $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 BENCH_ARGS ?=
 SOAK_SECONDS ?= 3600

@@ -151,10 +151,12 @@ def keep_data(task: Task) -> None:
         vars(task)[name] = _keeping(getattr(task, name))
 
 
-def _keeping(load: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _keeping(load: Callable[..., Any]) -> Callable[..., Any]:
     kept = dict[str, Any]()
 
-    def load_once(site: Any) -> Any:
+    def load_once(site: Any, *more: Any, **named: Any) -> Any:
+        if more or named:  # the task's own call of it, for other data
+            return load(site, *more, **named)
         if site.name not in kept:
             data = load(site)
             if not is_map_style(data):

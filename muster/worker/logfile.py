@@ -26,7 +26,8 @@ class LogFile:
         self._half = bytes_max // 2
         self._tail = bytearray()
         self._lock = threading.Lock()
-        private_folder(path.parent)
+        if not path.parent.is_dir():  # one that is there is its owner's to narrow, or to let workers pass
+            private_folder(path.parent)
 
     def write(self, data: bytes) -> None:
         with self._lock:
