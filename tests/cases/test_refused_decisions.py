@@ -114,7 +114,8 @@ async def test_a_decision_that_fails_ends_its_run_with_a_sentence_and_the_others
 ) -> None:
     peer = await stage.peer("ward")
     bad, good = await stage.submit(name="bad", round=ONE), await stage.submit(name="good", round=ONE)
-    await stage.until(good, "round.opened")
+    for run_id in (bad, good):
+        await stage.until(run_id, "round.opened")
     decide = engine.decide
 
     def broken(state: Any, event: Any, *rest: Any) -> Any:
@@ -137,7 +138,8 @@ async def test_a_run_of_which_nothing_more_can_be_stored_stands_aside(
 ) -> None:
     peer = await stage.peer("ward")
     bad, good = await stage.submit(name="bad", round=ONE), await stage.submit(name="good", round=ONE)
-    await stage.until(good, "round.opened")
+    for run_id in (bad, good):  # each has a worker of its own: neither waits for the other
+        await stage.until(run_id, "round.opened")
     commit = stage.store.commit
 
     async def refusing(transitions: Any, transfers: Any = ()) -> Any:
@@ -179,8 +181,8 @@ DAMAGE = {
 async def test_a_damaged_row_costs_its_own_run(stage: Stage, damage: str) -> None:
     peer = await stage.peer("ward")
     bad, good = await stage.submit(name="bad", round=ONE), await stage.submit(name="good", round=ONE)
-    await stage.until(bad, "round.opened")
-    await stage.until(good, "round.opened")
+    for run_id in (bad, good):
+        await stage.until(run_id, "round.opened")
     await peer.leave()
     await stage.store._database.write(lambda c: c.execute(text(DAMAGE[damage]), {"run": bad}))
     await stage.stop()
