@@ -5,10 +5,12 @@ No optimizer, codec or momentum touches them. Of n updates of which f may lie:
     mean    base and the rule's aggregate of what changed, held within what the base and the updates themselves span: a
             variance stays one, whatever the rule has scaled, remembered or rounded. Of a rule that tells directions
             only (sign-vote), the median of what changed
-    max     the (f + 1)-th greatest of the updates' values: f liars that say the greatest of all are passed over. With
-            f = 0 the maximum
-    min     the (f + 1)-th least
-    any     of flags: those that more than f updates have set, which is `max`
+    max     the greatest of the updates' values, whatever f: one liar can set it
+    min     the least of them
+    any     of flags: those that an update has set, which is `max`
+    trimmed-max, trimmed-min, trimmed-any
+            the same of what is left without the f greatest (least) values, which is the (f + 1)-th: f liars are passed
+            over, and so is what no more than f honest updates say
 
 Where a buffer's base is not finite, nothing can be added to it: the median of what the updates make of it is taken.
 """
@@ -21,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from muster.layout import MEAN, MIN, Vector
+from muster.layout import MEAN, MIN, TRIMMED, TRIMMED_MIN, Vector
 from muster.modelfile import chunk_pieces
 
 
@@ -66,7 +68,7 @@ def move_counters(chunk: Chunk, updates: Tensor) -> Tensor:
 
 
 def ordered(values: Tensor, move: str, faults: int) -> Tensor:
-    """The value of [n, c] that the move stands for, [c]. Where so many may lie that nobody is left, the median."""
-    rank = min(faults, (len(values) - 1) // 2)
-    ranked = values.sort(dim=0, descending=move != MIN).values
-    return ranked[rank]
+    """The value of [n, c] that the move stands for, [c]. Where so many may lie that trimming leaves nobody, the
+    median."""
+    rank = min(faults, (len(values) - 1) // 2) if move in TRIMMED else 0
+    return values.sort(dim=0, descending=move not in (MIN, TRIMMED_MIN)).values[rank]

@@ -15,7 +15,18 @@ from torch.nn.parameter import is_lazy
 
 from muster._versionfile import TORCH_DTYPES
 from muster.errors import ConfigError, TransferError
-from muster.layout import ANY, KEEP, MAX, MEAN, MIN, MOVES, ParameterLayout, TensorSpec
+from muster.layout import (
+    ANY,
+    BUFFER_MOVES,
+    FLAG_MOVES,
+    INTEGER_MOVES,
+    KEEP,
+    MAX,
+    MEAN,
+    MOVES,
+    ParameterLayout,
+    TensorSpec,
+)
 
 SPELLINGS = {dtype: spelling for spelling, dtype in TORCH_DTYPES.items()}
 NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -146,7 +157,7 @@ class _Moves:
             if tensor.dtype == torch.bool
             else "integers"
         )
-        fitting = {"floating": (MEAN, MAX, MIN), "flags": (ANY, MIN), "integers": (MAX, MIN)}[kind]
+        fitting = {"floating": BUFFER_MOVES, "flags": FLAG_MOVES, "integers": INTEGER_MOVES}[kind]
         if move not in (*fitting, KEEP):
             raise _bad_move(
                 f"{name!r} is {kind}, which move by {', '.join(fitting)} or {KEEP}, not by {move!r}"

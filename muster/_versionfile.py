@@ -22,14 +22,13 @@ from muster.errors import ConfigError, InternalError, TransferError
 from muster.hashedfile import BlobInfo, HashedFile
 from muster.integers import narrow
 from muster.layout import (
-    ANY,
+    BUFFER_MOVES,
     BUFFERS,
     COUNTERS,
+    FLAG_MOVES,
+    INTEGER_MOVES,
     KEEP,
     LAYOUT_KEY,
-    MAX,
-    MEAN,
-    MIN,
     MOVES,
     PARAMS,
     ParameterLayout,
@@ -293,8 +292,8 @@ def _parse_layout(text: str) -> ParameterLayout:
         raise HeaderError("its layout is not written canonically")
     for specs, moves, floating in (
         (layout.tensors, ("",), (True,)),
-        (layout.buffers, (MEAN, MAX, MIN), (True,)),
-        (layout.counters, (MAX, MIN, ANY), (False,)),
+        (layout.buffers, BUFFER_MOVES, (True,)),
+        (layout.counters, (*INTEGER_MOVES, *FLAG_MOVES), (False,)),
         (layout.fixed, ("", KEEP), (True, False)),
     ):
         for spec in specs:

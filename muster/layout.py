@@ -28,7 +28,12 @@ PARAMS, BUFFERS, COUNTERS = "params", "buffers", "counters"  # the groups of an 
 LAYOUT_KEY = "muster.layout"  # of the layout among a version's metadata
 
 MEAN, MAX, MIN, ANY, KEEP = "mean", "max", "min", "any", "keep"
-MOVES = (MEAN, MAX, MIN, ANY, KEEP)
+TRIMMED_MAX, TRIMMED_MIN, TRIMMED_ANY = "trimmed-max", "trimmed-min", "trimmed-any"  # of what f liars leave
+TRIMMED = (TRIMMED_MAX, TRIMMED_MIN, TRIMMED_ANY)
+BUFFER_MOVES = (MEAN, MAX, MIN, TRIMMED_MAX, TRIMMED_MIN)
+INTEGER_MOVES = (MAX, MIN, TRIMMED_MAX, TRIMMED_MIN)
+FLAG_MOVES = (ANY, MIN, TRIMMED_ANY, TRIMMED_MIN)
+MOVES = (MEAN, MAX, MIN, ANY, *TRIMMED, KEEP)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,10 +77,17 @@ class Task(ABC):
     "*.amax", to one of
 
         "mean"  as the parameters do, by the plain aggregate: floating buffers, unless something else is said
-        "max"   the greatest of the updates' values, "min" the least, less as many as may lie: integers, "max" unless
-                something else is said; floating buffers
-        "any"   flags: set where an update has set them, or more than may lie have; unless something else is said
+        "max"   the greatest of the updates' values, "min" the least: integers, "max" unless something else is said;
+                floating buffers
+        "any"   flags: set where an update has set them, unless something else is said ("min": where all have)
+        "trimmed-max", "trimmed-min", "trimmed-any"
+                the same without the f greatest (or least) values, f being the round's
         "keep"  the first value in every round: parameters that require no gradient, unless something else is said
+
+    "max", "min" and "any" believe each update: a mask of classes that one site alone has seen survives, and one
+    liar can set a flag, or a counter to the greatest number of its dtype. Trimmed, f liars can do neither, and what
+    no more than f sites have seen is lost. Say so where a number decides something ("*.num_batches_tracked" does with
+    BatchNorm's momentum=None).
     """
 
     @abstractmethod

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from compressors import integers
 from coordinator.untrained import Chunk, move_buffers, ordered
 from muster.errors import TaskError, UpdateRejected
+from muster.layout import TRIMMED as TRIMMED_MOVES
 from muster.layout import TensorSpec, Vector
 from muster.payload import PayloadReader, PayloadWriter
 
@@ -58,6 +59,11 @@ class Case(muster.Task):
 """
 
 
+TRIMMED = '"*.least": "min", "*.num_batches_tracked": "trimmed-max", "*.steps": "trimmed-max", ' + (
+    '"*.seen": "trimmed-any", "*.never": "trimmed-any"'
+)
+
+
 def _check(state: dict[str, torch.Tensor], peers: int, rounds: int) -> None:
     assert state["1.running_var"].ge(0).all()
     assert state["1.running_var"].ne(1).all()
@@ -98,13 +104,11 @@ def test_buffers_move_by_the_plain_aggregate_counters_and_flags_by_their_order(
 ) -> None:
 
     run = rounds(TASK, peers=5, **{"train": {"lr": 0.05, "epochs": 2}, **tables})
-    faults = run.spec.aggregation.faults_of(5)
     for number in range(1, 4):
         run.round()
         state = run.model()
         _check(state, 5, number)
-        # The greatest of five, or the second greatest where one may lie: they have 64 to 96 examples.
-        examples = 64 + 8 * (4 - faults)
+        examples = 64 + 8 * 4  # the greatest of five, who have 64 to 96
         if number == 1:
             assert int(state["2.steps"]) == 2 * examples
             assert int(state["1.num_batches_tracked"]) == 2 * -(-examples // 32)
@@ -143,8 +147,30 @@ def _with_counters(values: list[int]) -> Callable[[str, Path], Path]:
     return _with_body(lambda _body, _size: integers.encode(torch.tensor(values)))
 
 
-def test_a_liar_cannot_raise_a_counter_or_set_a_flag(rounds: Rounds) -> None:
-    run = rounds(TASK, peers=4, aggregation={"rule": "trimmed-mean", "faults": 1})
+def test_what_one_site_alone_has_seen_survives_whatever_may_lie(rounds: Rounds) -> None:
+    alone = TASK.replace(
+        "self.seen.fill_(True)", "self.seen.fill_(len(x) == 24)"
+    )  # of 3 x 8 + 64 the last batch
+    run = rounds(alone, peers=4, aggregation={"rule": "trimmed-mean", "faults": 1})
+    run.round()
+    state = run.model()
+    assert bool(state["2.seen"])
+    assert int(state["2.steps"]) == 64 + 8 * 3
+
+
+def test_what_one_site_alone_says_is_trimmed_where_the_task_asks_for_it(rounds: Rounds) -> None:
+    trimmed = TASK.replace('"*.least": "min"', TRIMMED)
+    alone = trimmed.replace("self.seen.fill_(True)", "self.seen.fill_(len(x) == 24)")
+    run = rounds(alone, peers=4, aggregation={"rule": "trimmed-mean", "faults": 1})
+    run.round()
+    state = run.model()
+    assert not bool(state["2.seen"])
+    assert int(state["2.steps"]) == 64 + 8 * 2
+
+
+def test_a_liar_cannot_raise_a_counter_or_set_a_flag_that_is_trimmed(rounds: Rounds) -> None:
+    trimmed = TASK.replace('"*.least": "min"', TRIMMED)
+    run = rounds(trimmed, peers=4, aggregation={"rule": "trimmed-mean", "faults": 1})
 
     # num_batches_tracked, seen, never, steps: as they stand in the layout
     run.round(_with_counters([2**63 - 1, 1, 1, 2**31 - 1]))
@@ -153,6 +179,15 @@ def test_a_liar_cannot_raise_a_counter_or_set_a_flag(rounds: Rounds) -> None:
     assert int(state["2.steps"]) == 64 + 8 * 3
     assert bool(state["2.seen"])
     assert not bool(state["2.never"])
+
+
+def test_one_liar_sets_what_is_not_trimmed(rounds: Rounds) -> None:
+    run = rounds(TASK, peers=4, aggregation={"rule": "trimmed-mean", "faults": 1})
+    run.round(_with_counters([2**63 - 1, 1, 1, 2**31 - 1]))
+    state = run.model()
+    assert int(state["1.num_batches_tracked"]) == 2**63 - 1
+    assert int(state["2.steps"]) == 2**31 - 1
+    assert bool(state["2.never"])
 
 
 @pytest.mark.parametrize(
@@ -219,5 +254,18 @@ def test_liars_move_a_counter_only_where_honest_peers_are(honest: list[int], lie
     values = torch.tensor([*honest, *lies])[:, None]
     if 2 * len(lies) >= len(values):
         return
-    for move in ("max", "min", "any"):
+    for move in TRIMMED_MOVES:
         assert min(honest) <= int(ordered(values, move, len(lies))) <= max(honest)
+
+
+@given(
+    values=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=6),
+    faults=st.integers(0, 9),
+)
+def test_maximum_and_minimum_are_of_all_values_and_trimming_none_is_the_same(
+    values: list[int], faults: int
+) -> None:
+    rows = torch.tensor(values)[:, None]
+    for move, wanted in (("max", max(values)), ("any", max(values)), ("min", min(values))):
+        assert int(ordered(rows, move, faults)) == wanted
+        assert int(ordered(rows, f"trimmed-{move}", 0)) == wanted

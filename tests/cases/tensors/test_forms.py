@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from muster.errors import ConfigError, TaskError
 from muster.integers import bounds, narrow, widen
+from muster.layout import ParameterLayout
 from muster.modelfile import (
     ModelFile,
     check_takes,
@@ -184,9 +185,13 @@ def test_what_float32_cannot_hold_is_named(tmp_path: Path) -> None:
     [
         ({"running_meen": "mean"}, "'running_meen' names no tensor"),
         ({"weight": "mean"}, "'weight' names no tensor of the model that is not trained"),
-        ({"running_mean": "avg"}, "'avg' is none of mean, max, min, any, keep"),
+        (
+            {"running_mean": "avg"},
+            "'avg' is none of mean, max, min, any, trimmed-max, trimmed-min, trimmed-any, keep",
+        ),
         ({"running_mean": "any"}, "'running_mean' is floating"),
         ({"num_*": "mean"}, "'num_batches_tracked' is integers"),
+        ({"num_*": "trimmed-any"}, "'num_batches_tracked' is integers"),
     ],
 )
 def test_a_move_that_cannot_be_is_named(moves: dict[str, str], told: str) -> None:
@@ -238,3 +243,23 @@ def test_integers_of_a_version_of_old_may_change_where_they_are_no_parameters(tm
     module(torch.randn(4, 2))
     check_unchanged(module, file)
     file.close()
+
+
+def test_layouts_of_stored_versions_read_and_keep_their_digests(tmp_path: Path) -> None:
+    text = (
+        '{"tensors":[["weight",[2],"F32"]],"fixed":[],"aliases":[],"buffers":[["least",[],"F32","min"]],'
+        '"counters":[["seen",[],"BOOL","any"],["steps",[],"I64","max"]]}'
+    )
+    stored = ParameterLayout.from_json(text)
+    module = nn.Module()
+    module.register_parameter("weight", nn.Parameter(torch.ones(2)))
+    module.register_buffer("least", torch.tensor(1.0))
+    module.register_buffer("seen", torch.tensor(False))
+    module.register_buffer("steps", torch.tensor(0))
+    assert stored.digest == layout_of(module, {"least": "min"}).digest
+    trimmed = layout_of(module, {"seen": "trimmed-any", "steps": "trimmed-max", "least": "trimmed-min"})
+    for layout in (stored, trimmed):
+        write_initial(tmp_path / "v", layout, module)
+        file = ModelFile(tmp_path / "v")
+        assert file.layout == layout
+        file.close()
