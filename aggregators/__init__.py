@@ -17,14 +17,14 @@ would take the digits of every distance. They have been admitted before, so NaN 
 expected; what a rule does with them is told in `Pipeline.plan` and in the rules.
 """
 
-from aggregators.aggregate import Aggregate, aggregate
-from aggregators.describe import Description, describe, everything
-from aggregators.gram import Gram
-from aggregators.options import RuleError
-from aggregators.pipeline import Pipeline, build
-from aggregators.plan import Plan
-from aggregators.sources import MatrixSource, RowsSource, Source
-from aggregators.survey import Survey
+from aggregators.core.aggregate import Aggregate, aggregate
+from aggregators.core.describe import Description, describe, everything
+from aggregators.core.gram import Gram
+from aggregators.core.options import RuleError
+from aggregators.core.pipeline import Pipeline, build
+from aggregators.core.plan import Plan
+from aggregators.core.sources import MatrixSource, RowsSource, Source
+from aggregators.core.survey import Survey
 
 __all__ = [
     "Aggregate",

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 import aggregators
-from aggregators import registry
-from aggregators.rule import Needs
+from aggregators.core import registry
+from aggregators.core.rule import Needs
 from benchmarks.common import machine, parser, report, say
 
 SHAPES = (

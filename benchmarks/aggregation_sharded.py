@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import aggregators
-from aggregators.sources import CHUNK_COLUMNS, MatrixSource
+from aggregators.core.sources import CHUNK_COLUMNS, MatrixSource
 from benchmarks.common import parser, report, say
 
 CASES = (("mean", ()), ("trimmed-mean", ()), ("multi-krum", ()), ("trimmed-mean", ("arc", "nnm")))

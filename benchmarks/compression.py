@@ -129,8 +129,10 @@ def naive_speeds(spelling: str, x: Tensor) -> Speeds | None:
     )
 
 
-def place(number: int, size: int) -> compressors.Place:
-    return compressors.Place(2 * number, 2 * number + 1, ((0, SIDE, SIDE),) if size == SIDE * SIDE else ())
+def place(number: int, size: int) -> compressors.ChunkContext:
+    return compressors.ChunkContext(
+        2 * number, 2 * number + 1, ((0, SIDE, SIDE),) if size == SIDE * SIDE else ()
+    )
 
 
 def measure(spelling: str, x: Tensor, out: Tensor) -> dict[str, Any]:

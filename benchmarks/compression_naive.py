@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from compressors.nf4 import Nf4
+from compressors.quantizers.nf4 import Nf4
 
 Parts = tuple[Tensor, ...]
 Naive = tuple[Callable[[Tensor], Parts], Callable[[Parts], Tensor]]

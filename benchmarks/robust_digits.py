@@ -15,7 +15,7 @@ from torch import Tensor
 
 import aggregators
 from aggregators import attacks
-from aggregators.rule import Needs
+from aggregators.core.rule import Needs
 
 PEERS = 10
 BATCH = 25

@@ -23,7 +23,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from aggregators import RuleError, registry
+from aggregators import RuleError
+from aggregators.core import registry
 from benchmarks.common import parser, report, say
 from benchmarks.robust_digits import Defence, Trial
 

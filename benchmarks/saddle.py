@@ -21,10 +21,10 @@ from torch import Tensor
 
 import compressors
 from benchmarks.common import parser, report, say
-from compressors import Codec, CodecError, Feedback, Place
-from compressors.feedback import LOSSLESS
-from compressors.masha import Masha
-from coordinator import optimizers
+from compressors import ChunkContext, Codec, CodecError, Feedback
+from compressors.feedback.feedback import LOSSLESS
+from compressors.feedback.masha import Masha
+from exchange import optimizers
 from muster.spec.model import ServerTable
 
 PEERS, SIZE, KEPT = 8, 60, 6
@@ -109,7 +109,7 @@ def in_doubles(codec: Codec, round: int) -> Doubles:
     """For all peers' vectors, one behind the other. Random-k cuts 480 coordinates into 48 of 10, 6 to each peer, so
     that one chunk does for all."""
     count = 1 if codec.spelling.startswith("randk") else PEERS
-    return Doubles([codec.at(Place(common=round, own=PEERS * round + i)) for i in range(count)])
+    return Doubles([codec.at(ChunkContext(common=round, own=PEERS * round + i)) for i in range(count)])
 
 
 def vectors(names: tuple[str, ...], size: int) -> dict[str, Tensor]:

@@ -19,10 +19,10 @@ from torch import nn
 
 from benchmarks.common import parser, report, say
 from benchmarks.compression import lognormal_tailed
-from muster.modelfile import ModelFile, layout_of, write_initial
-from muster.task import FitReport
-from peer.orders import TrainOrder
-from peer.update import WrittenUpdate, write_update
+from muster.model.modelfile import ModelFile, layout_of, write_initial
+from muster.task.task import FitReport
+from peer.training.update import WrittenUpdate, write_update
+from peer.work.orders import TrainOrder
 
 CODECS = ("int8", "topk:0.01+int8+rice", "int4+zstd", "powersgd:4")
 SIZES = (4_810, 25_000_000)

@@ -19,7 +19,7 @@ from muster.errors import MusterError, UnreachableError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from muster.config import LoadedConfig
+    from muster.config.settings import LoadedConfig
 
 PYTHON_MIN = (3, 11)
 DISK_FREE_WARN_BYTES = 2 << 30  # a few versions of a middling model and their updates
@@ -90,8 +90,8 @@ def python() -> Check:
 
 
 def packages() -> Check:
-    from muster.installation import check_installation
-    from muster.version import muster_version
+    from muster.runtime.installation import check_installation
+    from muster.runtime.version import muster_version
 
     return _guarded("packages", lambda: f"Muster {muster_version()} in {check_installation().root}")
 
@@ -176,7 +176,7 @@ def database(url: str) -> Check:
 
 def policy(config: LoadedConfig) -> Check:
     """Without a policy a peer runs nothing, which is safe and seldom meant."""
-    from peer.policy import load_policy
+    from peer.work.policy import load_policy
 
     path = Path(config.peer.policy)
     if not path.exists():

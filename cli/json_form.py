@@ -13,7 +13,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from muster.metrics import plain
+from muster.task.metrics import plain
 
 
 def to_json(message: Message) -> dict[str, Any]:

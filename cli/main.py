@@ -95,7 +95,7 @@ def execute(arguments: Sequence[str]) -> int:
 
 def _defect(error: Exception) -> MusterError:
     """Of Muster, whose traceback is worth more than a bare message, unless something stands in for its packages."""
-    from muster.installation import check_installation
+    from muster.runtime.installation import check_installation
 
     try:
         check_installation()

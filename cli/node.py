@@ -11,14 +11,14 @@ from cli.settings import Settings
 from muster.errors import UsageError
 
 if TYPE_CHECKING:
-    from muster.config import LoadedConfig
+    from muster.config.settings import LoadedConfig
 
 Flags = dict[str, dict[str, Any]]
 
 
 def node_config(settings: Settings, flags: Mapping[str, Mapping[str, Any]] | None = None) -> LoadedConfig:
     """All layers; `flags` by section, None where one was not given. Raises `ConfigError`."""
-    from muster.config import load_config
+    from muster.config.settings import load_config
 
     return load_config(file=settings.config, flags=flags)
 

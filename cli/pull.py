@@ -50,7 +50,7 @@ async def _fetch(
     show: OnProgress,
 ) -> None:
     """However long it takes, as long as it goes on."""
-    from muster.transfer import fetch
+    from muster.transfer.streams import fetch
 
     here = 0
 
@@ -103,7 +103,7 @@ def _convert(body: Path, path: Path) -> None:
     """The coordinator's float32 vector to named tensors in the model's own dtypes."""
     from safetensors.torch import save_file
 
-    from muster.modelfile import ModelFile, export_state
+    from muster.model.modelfile import ModelFile, export_state
 
     file = ModelFile(body)
     try:

@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from muster.metrics import shown
+from muster.task.metrics import shown
 from protos.v1 import admin_pb2 as pb
 
 STATE_STYLES = {
@@ -195,7 +195,7 @@ def repeated(warning: pb.RunWarning) -> str:
     return f"{warning.times} times{where}"
 
 
-def _aside_told(peer: pb.Peer) -> list[str]:
+def _format_set_aside(peer: pb.Peer) -> list[str]:
     return [f"set aside in {each.run_id}: {each.cause}" for each in peer.set_aside]
 
 
@@ -216,7 +216,7 @@ def peers_table(peers: Sequence[pb.Peer]) -> RenderableType:
             str(peer.updates_missed),
             size(peer.bytes_up),
             size(peer.bytes_down),
-            cell("; ".join(_aside_told(peer) or [peer.reason])),
+            cell("; ".join(_format_set_aside(peer) or [peer.reason])),
         )
     return made
 

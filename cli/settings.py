@@ -143,7 +143,7 @@ def root(app: typer.Typer, *, help: str) -> None:
 
 
 def show_version(settings: Settings) -> None:
-    from muster.version import muster_version
+    from muster.runtime.version import muster_version
 
     if settings.json:
         from cli.output import emit_json

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from cli.output import confirm
 from cli.settings import Settings
-from muster.disk import shorten
 from muster.errors import StorageError
+from muster.files.disk import shorten
 
 
 def target(settings: Settings, asked: Path | None, default: str) -> Path:

@@ -16,7 +16,7 @@ from muster.spec.model import RunSpec
 if TYPE_CHECKING:
     from torch import nn
 
-    from muster.task import FitContext, Site, Task
+    from muster.task.task import FitContext, Site, Task
 
 T = TypeVar("T")
 
@@ -52,8 +52,8 @@ class _Check:
 
     def model(self, task: Task, path: Path) -> nn.Module:
         """Drawn, and written to `path` as the version that training begins with."""
-        from muster.initial import draw, write_drawn
-        from muster.modelfile import check_takes
+        from muster.model.initial import draw, write_drawn
+        from muster.model.modelfile import check_takes
         from muster.seeds import initial_seed
 
         model: nn.Module = self.step(
@@ -69,7 +69,7 @@ class _Check:
 
     def train(self, task: Task, model: nn.Module) -> None:
         """One step of the run's own algorithm where it takes steps by gradients; else the loss alone."""
-        from muster.initial import seed_generators
+        from muster.model.initial import seed_generators
         from muster.seeds import derive_seed
         from peer.training import build
         from peer.training.batches import size_of
@@ -104,8 +104,8 @@ class _Check:
 
     def fit(self, task: Task, model: nn.Module) -> None:
         """The task's own loop, whole: there is no step of it that could be taken alone."""
-        from muster.fitreport import checked
-        from muster.initial import seed_generators
+        from muster.model.initial import seed_generators
+        from muster.task.fitreport import checked
 
         seed_generators(self.spec.seed)
         report: Any = self.step("fit", lambda: trial().run("fit", lambda: task.fit(model, self._context())))
@@ -120,7 +120,7 @@ class _Check:
     def evaluate(self, task: Task, model: nn.Module) -> None:
         import torch
 
-        from muster.metrics import measured, plain
+        from muster.task.metrics import measured, plain
 
         data: Any = self.step(
             "test_data", lambda: trial().loaded("test_data", lambda: task.test_data(self.site))
@@ -143,7 +143,7 @@ class _Check:
     def _context(self) -> FitContext:
         import torch
 
-        from muster.task import FitContext
+        from muster.task.task import FitContext
 
         train = {**self.spec.train.model_dump(mode="json"), "steps": 1, "epochs": None}
         return FitContext(
@@ -160,10 +160,10 @@ def check(
 ) -> Seen:
     """Loads the site's data, takes one step and evaluates, on the CPU. Raises `ConfigError` or `TaskError` at the first
     thing that fails, as a peer would report it."""
-    from muster.defaults import code_of
-    from muster.modelfile import ModelFile, check_unchanged
-    from muster.task import Site
-    from muster.tasks import keep_data, load_task
+    from muster.model.modelfile import ModelFile, check_unchanged
+    from muster.task.defaults import code_of
+    from muster.task.loading import keep_data, load_task
+    from muster.task.task import Site
 
     site = Site(name="check", data=data, options=spec.task_options, seed=spec.seed)
     made = _Check(spec=spec, site=site, seen=Seen(task=spec.task), on_step=on_step)
@@ -184,6 +184,6 @@ def check(
 
 def trial() -> Any:
     """The module, which imports torch, at its first use."""
-    import muster.trial
+    import muster.task.trial
 
-    return muster.trial
+    return muster.task.trial

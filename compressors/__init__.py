@@ -9,20 +9,20 @@
 tensor([ 0., -3.,  0.,  0.])
 """
 
-from compressors._registry import build, build_feedback
-from compressors.codec import Codec, CodecError, DecodeError
-from compressors.describe import CodecDescription, FeedbackDescription, describe, everything
-from compressors.feedback import Feedback
-from compressors.place import Place
+from compressors.core.codec import Codec, CodecError, DecodeError
+from compressors.core.context import ChunkContext
+from compressors.core.describe import CodecDescription, FeedbackDescription, describe, everything
+from compressors.core.registry import build, build_feedback
+from compressors.feedback.feedback import Feedback
 
 __all__ = [
+    "ChunkContext",
     "Codec",
     "CodecDescription",
     "CodecError",
     "DecodeError",
     "Feedback",
     "FeedbackDescription",
-    "Place",
     "build",
     "build_feedback",
     "describe",

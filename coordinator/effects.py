@@ -32,24 +32,24 @@ from coordinator.engine.state import (
     RunState,
     Treatment,
 )
-from coordinator.permits import task_args
-from coordinator.workers import RunWorkers
-from muster import cores
-from muster.blobs import LOST
-from muster.config import CoordinatorConfig
+from coordinator.submission.permits import task_args
+from coordinator.workers.workers import RunWorkers
+from muster.config.settings import CoordinatorConfig
 from muster.errors import MusterError, StorageError, TaskError, TransferError
+from muster.files.blobs import LOST
+from muster.runtime import cores
 from muster.spec.model import RunSpec
+from muster.task.tracebacks import own_frame
 from muster.texts import many_lines, one_line
-from muster.tracebacks import own_frame
 from muster.worker.environment import worker_environment
 from muster.worker.handover import Handover
 from muster.worker.host import WorkerHost
 from muster.worker.user import check_reach, find_user
 
 if TYPE_CHECKING:
-    from coordinator.aggregation import AggregationResult
     from coordinator.service import Coordinator
-    from muster.layout import ParameterLayout
+    from exchange.aggregation import AggregationResult
+    from muster.model.layout import ParameterLayout
 
 log = structlog.get_logger()
 
@@ -85,7 +85,7 @@ class EffectRunner:
     def _make_worker(self) -> WorkerHost:
         config = self._coordinator.config
         return WorkerHost(
-            "coordinator.jobs",
+            "coordinator.workers.jobs",
             label="coordinator",
             device="cpu",
             log_path=Path(config.data_dir) / "worker.log",
@@ -168,7 +168,7 @@ class EffectRunner:
             await coordinator.post_surely(
                 ModelFailed(
                     run_id=run.run_id,
-                    error=_told(error),
+                    error=_format_error(error),
                     what=TRIED if trying else ModelFailed.what,
                     traceback=_traceback(error),
                 )
@@ -227,8 +227,9 @@ class EffectRunner:
             raise
 
     async def _check_model(self, run_id: str, args: Mapping[str, Any]) -> None:
-        """Raises what `coordinator.jobs.check_model` does. A model that takes too long for whoever submits, and one
-        whose own code fails, is drawn and checked when the run is prepared, which keeps the traceback with the run."""
+        """Raises what `coordinator.workers.jobs.check_model` does. A model that takes too long for whoever submits, and
+        one whose own code fails, is drawn and checked when the run is prepared, which keeps the traceback with the
+        run."""
         try:
             await self._workers.run(
                 run_id, "check_model", args, timeout_seconds=MODEL_SECONDS_MAX, checks=True
@@ -254,7 +255,7 @@ class EffectRunner:
 
     async def _try_to_aggregate(self, effect: Aggregate, began: float) -> str | None:
         """Why the round makes no version, or "" if it has made one, or None if it may be tried again."""
-        from coordinator.recipe import AggregationRefused
+        from exchange.recipe import AggregationRefused
 
         try:
             await self._aggregate_once(effect)
@@ -280,7 +281,7 @@ class EffectRunner:
         return ""
 
     async def _aggregate_once(self, effect: Aggregate) -> None:
-        from coordinator import aggregation
+        from exchange import aggregation
 
         coordinator = self._coordinator
         blobs = coordinator.blobs
@@ -350,7 +351,7 @@ class EffectRunner:
             found = await self._run_job("evaluate", run, path=str(path))
             metrics, warnings, sources = found["metrics"], found["warnings"], found["source_digest"]
         except MusterError as error:
-            told, traceback = _told(error), _traceback(error)
+            told, traceback = _format_error(error), _traceback(error)
         await coordinator.post_surely(
             OwnEvaluated(
                 run_id=run.run_id,
@@ -444,7 +445,7 @@ def _handover(config: CoordinatorConfig) -> Handover | None:
 
 def _layout(path: Path) -> ParameterLayout | None:
     """None where the file is gone or is no model version."""
-    from muster.modelfile import ModelFile
+    from muster.model.modelfile import ModelFile
 
     try:
         file = ModelFile(path)
@@ -483,7 +484,7 @@ def _aggregated(effect: Aggregate, result: AggregationResult, before: Mapping[st
     )
 
 
-def _told(error: MusterError) -> str:
+def _format_error(error: MusterError) -> str:
     """In one line, with the place in the task that it came from."""
     place = own_frame(error.fields.get("traceback", ""))
     known = place in f"{error.message} {error.cause}"  # "" is in everything

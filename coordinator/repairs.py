@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from muster.blobs import LOST
 from muster.errors import StateError, StorageError, TransferError
-from muster.partial import PartialBody
+from muster.files.blobs import LOST
+from muster.transfer.partial import PartialBody
 from protos.v1 import membership_pb2, models_pb2
 from protos.v1.tensors_pb2 import BlobHeader
 

@@ -14,19 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from coordinator import recipe
-from coordinator.aggregation import (
-    AggregationJob,
-    AggregationResult,
-    UpdateInput,
-    aggregate,
-    state_names,
-)
-from coordinator.recipe import AggregationRefused
-from muster.blobs import BlobStore
+from exchange import recipe
+from exchange.aggregation import AggregationJob, AggregationResult, UpdateInput, aggregate, state_names
+from exchange.recipe import AggregationRefused
 from muster.errors import ConfigError, MusterError, NotFoundError, StateError
-from muster.layout import CHUNK_COORDINATES
-from muster.modelfile import ModelFile
+from muster.files.blobs import BlobStore
+from muster.model.layout import CHUNK_COORDINATES
+from muster.model.modelfile import ModelFile
 from muster.spec.model import AggregationTable, RunSpec
 
 if TYPE_CHECKING:

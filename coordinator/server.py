@@ -10,21 +10,21 @@ from typing import Any
 
 import structlog
 
-from coordinator.admin import AdminServicer
 from coordinator.effects import WORKER_USER
-from coordinator.models import ModelsServicer
+from coordinator.rpc.admin import AdminServicer
+from coordinator.rpc.models import ModelsServicer
+from coordinator.rpc.sessions import MembershipServicer
+from coordinator.rpc.uploads import UpdatesServicer
 from coordinator.service import Coordinator
-from coordinator.sessions import MembershipServicer
 from coordinator.store import Store
 from coordinator.store.lock import take_folders
-from coordinator.uploads import UpdatesServicer
-from muster.blobs import BlobStore
-from muster.clock import Clock, SystemClock
-from muster.config import CoordinatorConfig
-from muster.disk import make_folder
+from muster.config.settings import CoordinatorConfig
 from muster.errors import InternalError
-from muster.folderlock import FolderLock
-from muster.folders import write_private
+from muster.files.blobs import BlobStore
+from muster.files.disk import make_folder
+from muster.files.folderlock import FolderLock
+from muster.files.folders import write_private
+from muster.runtime.clock import Clock, SystemClock
 from muster.transport.base import Server, Transport
 from muster.worker.user import find_user
 
@@ -108,7 +108,7 @@ async def serve(config: CoordinatorConfig) -> None:
         loop.add_signal_handler(number, stop.set)
     running = await RunningCoordinator.start(config, GrpcTransport())
     # Aggregation and admission need torch; loading it now keeps the first round from waiting for it.
-    await asyncio.to_thread(__import__, "coordinator.aggregation")
+    await asyncio.to_thread(__import__, "exchange.aggregation")
     address_file = Path(config.data_dir) / "coordinator.address"
     write_private(address_file, running.address.encode())
     log.info("coordinator.serving", address=running.address, data_dir=str(config.data_dir))

@@ -18,8 +18,6 @@ from typing import Any
 
 import structlog
 
-from coordinator import membership
-from coordinator.checks import cautions, check_spec
 from coordinator.effects import EffectRunner
 from coordinator.engine import decide as engine
 from coordinator.engine.assignments import live_offers
@@ -39,18 +37,20 @@ from coordinator.engine.state import (
     RunState,
     RunSubmitted,
     Tick,
-    UpdateFacts,
     WakeAt,
 )
 from coordinator.journal import STORE_RETRY_SECONDS, Committed, Journal, Outcome
-from coordinator.members import MemberBook
-from coordinator.offers import SessionBook
+from coordinator.membership import detector
+from coordinator.membership.members import MemberBook
 from coordinator.repairs import Repairs
+from coordinator.rpc.offers import SessionBook
 from coordinator.store import AssignmentRow, Store
-from muster.blobs import BlobStore
-from muster.clock import Clock
-from muster.config import CoordinatorConfig
+from coordinator.submission.checks import cautions, check_spec
+from exchange.facts import UpdateFacts
+from muster.config.settings import CoordinatorConfig
 from muster.errors import MusterError, NotFoundError, StorageError
+from muster.files.blobs import BlobStore
+from muster.runtime.clock import Clock
 from muster.spec.model import RunSpec
 from muster.texts import one_line
 
@@ -302,7 +302,7 @@ class Coordinator:
         pruned_at, events_pruned_at = self.clock.now(), -math.inf
         while True:
             await self.clock.sleep(min(TICK_SECONDS, self.config.heartbeat_seconds / 2))
-            await self.members.submit_surely(membership.Tick())
+            await self.members.submit_surely(detector.Tick())
             if self.clock.now() >= pruned_at + PRUNE_SECONDS:
                 pruned_at = self.clock.now()
                 await self._prune_names()
@@ -316,7 +316,7 @@ class Coordinator:
         except StorageError as error:  # the next time will do
             log.warning("peers.not_pruned", error_id=error.id, reason=error.message)
         else:
-            await self.members.submit_surely(membership.Prune(named=named))
+            await self.members.submit_surely(detector.Prune(named=named))
 
     async def _prune_events(self) -> None:
         try:

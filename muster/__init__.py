@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from muster.errors import MusterError
     from muster.spec.load import load_spec
     from muster.spec.model import RunSpec
-    from muster.task import FitContext, FitReport, Site, Task
+    from muster.task.task import FitContext, FitReport, Site, Task
 
     __version__: str
 
@@ -29,19 +29,19 @@ __all__ = [
 ]
 
 _HOME = {
-    "FitContext": "muster.task",
-    "FitReport": "muster.task",
+    "FitContext": "muster.task.task",
+    "FitReport": "muster.task.task",
     "MusterError": "muster.errors",
     "RunSpec": "muster.spec.model",
-    "Site": "muster.task",
-    "Task": "muster.task",
+    "Site": "muster.task.task",
+    "Task": "muster.task.task",
     "load_spec": "muster.spec.load",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from muster.version import muster_version
+        from muster.runtime.version import muster_version
 
         value: Any = muster_version()
     elif name in _HOME:

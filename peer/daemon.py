@@ -8,26 +8,26 @@ import signal
 from contextlib import AsyncExitStack
 from random import Random
 
-from muster.clock import Clock, SystemClock
-from muster.config import PeerConfig
-from muster.cores import Slots
+from muster.config.settings import PeerConfig
+from muster.runtime.clock import Clock, SystemClock
+from muster.runtime.cores import Slots
 from muster.transport import GrpcTransport
 from muster.transport.base import Transport
 from muster.worker.environment import worker_environment
 from muster.worker.handover import Handover
 from muster.worker.user import check_reach, find_user
-from peer.assignments import Assignments
-from peer.courier import Courier
-from peer.devices import MakeWorker, WorkerPool, choose_devices, worker_maker
-from peer.drawing import Drawing
-from peer.line import Line
-from peer.orders import Site
-from peer.policy import load_policy
-from peer.preparing import Preparations
-from peer.room import Room
-from peer.storethread import StoreThread
-from peer.threads import Threads
-from peer.workbench import Workbench
+from peer.connection.connection import CoordinatorConnection
+from peer.store.disk_reserve import DiskReserve
+from peer.store.thread import StoreThread
+from peer.work.assignments import Assignments
+from peer.work.devices import MakeWorker, WorkerPool, choose_devices, worker_maker
+from peer.work.drawing import Drawing
+from peer.work.job_runner import JobRunner
+from peer.work.orders import Site
+from peer.work.policy import load_policy
+from peer.work.preparing import Preparations
+from peer.work.threads import Threads
+from peer.work.transfers import Transfers
 from protos.v1 import membership_pb2 as pb
 
 LEAVE_SECONDS_MAX = 1.0  # to say goodbye and hear the stream end
@@ -74,7 +74,7 @@ class Peer:
                 holding.cancel()
                 await asyncio.wait({holding})
 
-    async def _open(self, stack: AsyncExitStack) -> tuple[Line, Assignments]:
+    async def _open(self, stack: AsyncExitStack) -> tuple[CoordinatorConnection, Assignments]:
         config = self._config
         policy = load_policy(config.policy, allow=config.allow, data=config.data)
         store = await StoreThread.open(config.data_dir)
@@ -87,7 +87,7 @@ class Peer:
         stack.push_async_callback(preparations.close)
         channel = self._transport.connect(config.coordinator)
         stack.push_async_callback(channel.close)
-        line = Line(
+        line = CoordinatorConnection(
             channel,
             pb.Credentials(peer_id=config.name, secret=secret),
             device=workers.devices[0],
@@ -96,10 +96,10 @@ class Peer:
         )
         site = _site(config)
         drawing = Drawing(site=site, policy=policy, workers=workers, clock=self._clock)
-        room = Room(folder=config.data_dir, reserve_bytes=config.disk_reserve_bytes)
-        courier = Courier(room, line, workers.rebuild, drawing.draw)
+        room = DiskReserve(folder=config.data_dir, reserve_bytes=config.disk_reserve_bytes)
+        courier = Transfers(room, line, workers.rebuild, drawing.draw)
         await courier.open(pb.Assignment.FromString(one.offer).base_digest for one in held)
-        bench = Workbench(
+        bench = JobRunner(
             site=site,
             policy=policy,
             workers=workers,

@@ -25,17 +25,17 @@ from coordinator.engine.standings import is_aside, is_present
 from coordinator.engine.state import ResumeRequested, RunStatus, RunSubmitted
 from coordinator.server import RunningCoordinator
 from coordinator.store import RoundRow, RunRow, WarningRow
-from muster.config import CoordinatorConfig, LogLevel, PeerConfig
-from muster.cores import said_threads, share, usable_cores
+from muster.config.settings import CoordinatorConfig, LogLevel, PeerConfig
 from muster.errors import NotFoundError
-from muster.folders import write_private
-from muster.modelfile import ModelFile, export_state
+from muster.files.folders import write_private
+from muster.model.modelfile import ModelFile, export_state
+from muster.runtime.cores import said_threads, share, usable_cores
 from muster.spec.model import RunSpec
 from muster.transport import MemoryTransport
 from muster.worker.environment import worker_environment
 from muster.worker.host import WorkerHost
 from peer.daemon import run_peer
-from peer.devices import JOBS_MODULE, REST_JOB, WorkerPool
+from peer.work.devices import JOBS_MODULE, REST_JOB, WorkerPool
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from muster.errors import MusterError, UnreachableError
-from muster.folders import append_private, private_folder, write_private
+from muster.files.folders import append_private, private_folder, write_private
 from muster.spec.model import RunSpec
 from muster.transport import GrpcTransport
 from muster.transport.base import Channel

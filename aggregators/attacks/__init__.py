@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aggregators import registry
 from aggregators.attacks.attack import Aggregation, Attack, Forgery, Memory, View
 from aggregators.attacks.backdoor import Backdoor
-from aggregators.pipeline import Pipeline
-from aggregators.sources import MatrixSource, Source
+from aggregators.core import registry
+from aggregators.core.pipeline import Pipeline
+from aggregators.core.sources import MatrixSource, Source
 
 
 def build(name: str, **options: Any) -> Attack:

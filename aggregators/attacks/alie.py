@@ -11,7 +11,7 @@ import torch
 from aggregators.attacks.attack import Attack, Forgery, View
 from aggregators.attacks.combination import along
 from aggregators.attacks.search import Family, strongest
-from aggregators.options import check_number
+from aggregators.core.options import check_number
 
 
 @dataclass(frozen=True, kw_only=True)

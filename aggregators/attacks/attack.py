@@ -10,9 +10,9 @@ from typing import ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
-from aggregators.options import RuleError, check_integer
-from aggregators.pipeline import Pipeline
-from aggregators.sources import Source
+from aggregators.core.options import RuleError, check_integer
+from aggregators.core.pipeline import Pipeline
+from aggregators.core.sources import Source
 
 # From all updates [n, d] to their aggregate [d]: what is attacked where a `Pipeline` alone does not tell it,
 # such as a rule with kept vectors or a trusted row.

@@ -12,7 +12,7 @@ from torch import Tensor
 from aggregators.attacks.attack import Attack, Forgery, View
 from aggregators.attacks.combination import mixture
 from aggregators.attacks.label_flip import check_classes
-from aggregators.options import RuleError, check_integer, check_number
+from aggregators.core.options import RuleError, check_integer, check_number
 
 
 @dataclass(frozen=True, kw_only=True)

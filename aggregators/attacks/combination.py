@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from aggregators.attacks.attack import Forgery, View
-from aggregators.gram import Gram
-from aggregators.options import RuleError
+from aggregators.core.gram import Gram
+from aggregators.core.options import RuleError
 
 # The row behind the h updates: their standard deviation (of h - 1), the signs of their mean, or their mean.
 Direction: TypeAlias = Literal["std", "sign", "mean"]

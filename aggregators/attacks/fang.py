@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aggregators.attacks.attack import Attack, Forgery, View
 from aggregators.attacks.noise import fill
-from aggregators.options import RuleError, check_number
+from aggregators.core.options import RuleError, check_number
 
 
 @dataclass(frozen=True, kw_only=True)

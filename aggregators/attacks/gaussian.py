@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aggregators.attacks.attack import Attack, Forgery, View
 from aggregators.attacks.noise import fill
-from aggregators.options import check_number
+from aggregators.core.options import check_number
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aggregators.attacks.attack import Attack, Forgery, View
 from aggregators.attacks.combination import mixture
-from aggregators.options import RuleError
+from aggregators.core.options import RuleError
 
 
 @dataclass(frozen=True, kw_only=True)

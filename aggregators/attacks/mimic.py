@@ -11,8 +11,8 @@ from torch import Tensor
 
 from aggregators.attacks.attack import Attack, Forgery, View
 from aggregators.attacks.combination import mixture
-from aggregators.gram import Gram
-from aggregators.options import RuleError, check_integer
+from aggregators.core.gram import Gram
+from aggregators.core.options import RuleError, check_integer
 
 _SOURCE = "Karimireddy, He and Jaggi, Byzantine-robust learning on heterogeneous datasets, ICLR 2022"
 

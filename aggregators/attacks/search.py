@@ -16,12 +16,12 @@ from torch import Tensor
 
 from aggregators.attacks.attack import View
 from aggregators.attacks.combination import Combination, Direction, extended
-from aggregators.gram import Gram
-from aggregators.options import RuleError
-from aggregators.pipeline import Pipeline
-from aggregators.plan import Plan
-from aggregators.rule import Needs
-from aggregators.survey import Survey
+from aggregators.core.gram import Gram
+from aggregators.core.options import RuleError
+from aggregators.core.pipeline import Pipeline
+from aggregators.core.plan import Plan
+from aggregators.core.rule import Needs
+from aggregators.core.survey import Survey
 
 GRID = 48  # factors tried at first, over both signs together
 FINER = (5, 5)  # then inside the two intervals around the best, again and again

@@ -9,7 +9,7 @@ from typing import ClassVar
 from aggregators.attacks.attack import Attack, Forgery, View
 from aggregators.attacks.combination import mixture
 from aggregators.attacks.ipm import against_the_mean
-from aggregators.options import check_number
+from aggregators.core.options import check_number
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,7 @@ def validate(
     kind, digest, warnings, task = _check(file)
     if task and not no_task:
         from cli.node import task_folders
-        from muster.tasks import load_task
+        from muster.task.loading import load_task
 
         load_task(task, task_folders(settings, task_folder))
     data = {"path": str(file), "kind": kind, "valid": True, "digest": digest, "warnings": warnings}
@@ -78,7 +78,7 @@ def validate(
 
 def _check(file: Path) -> tuple[str, str | None, list[str], str]:
     """What the file is, and of a run spec the digest, the warnings and the task. Raises `ConfigError`."""
-    from muster.config import check_config_file
+    from muster.config.settings import check_config_file
     from muster.spec.load import load_spec, read_toml
 
     try:
@@ -86,7 +86,7 @@ def _check(file: Path) -> tuple[str, str | None, list[str], str]:
     except tomllib.TOMLDecodeError:
         tables = set[str]()  # the spec's own reader tells the line
     if "allow" in tables:
-        from peer.policy import load_policy
+        from peer.work.policy import load_policy
 
         load_policy(file)
         return "policy", None, [], ""
@@ -94,7 +94,10 @@ def _check(file: Path) -> tuple[str, str | None, list[str], str]:
         check_config_file(file)
         return "node config", None, [], ""
     spec, _ = load_spec(file)
-    from coordinator.checks import check_spec, warnings  # imports torch, for which no other file has to wait
+    from coordinator.submission.checks import (  # imports torch, for which no other file has to wait
+        check_spec,
+        warnings,
+    )
 
     check_spec(spec)
     return "run spec", spec.digest, list(warnings(spec)), spec.task
@@ -110,6 +113,6 @@ def schema(
 
         emit_json(spec_schema())
     else:
-        from muster.config import config_schema
+        from muster.config.settings import config_schema
 
         emit_json(config_schema())

@@ -85,8 +85,8 @@ def serve(
     --task-folder. A coordinator that was killed takes up every run where it stood.
     """
     from coordinator.server import serve as serve_until_stopped
-    from muster.installation import check_installation
-    from muster.logs import configure_logging
+    from muster.runtime.installation import check_installation
+    from muster.runtime.logs import configure_logging
 
     check_installation()
     flags = sections(set_ or [])
@@ -149,8 +149,8 @@ def join(
     Nothing runs here that --allow or the policy file does not name. A peer that was killed goes on with the work that
     it holds.
     """
-    from muster.installation import check_installation
-    from muster.logs import configure_logging
+    from muster.runtime.installation import check_installation
+    from muster.runtime.logs import configure_logging
     from peer.daemon import run_peer
 
     check_installation()

@@ -58,7 +58,7 @@ def _spec(task: str) -> Any:
 
     if _SPEC_FILE.search(task):
         return load_spec(Path(task))[0]
-    from muster.tasks import check_name
+    from muster.task.loading import check_name
 
     check_name(task)
     return RunSpec.model_validate({"task": task, "rounds": 1})

@@ -1,4 +1,4 @@
-"""Blocks of neighbouring coordinates, see `compressors._blocks`: all whole ones at once, then the last."""
+"""Blocks of neighbouring coordinates, see `compressors.quantizers.blocks`: all whole ones at once, then the last."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from abc import abstractmethod
 import numpy as np
 from torch import Tensor
 
-from compressors.codec import Codec
+from compressors.core.codec import Codec
 from compressors.device.transfer import download, upload
 
 

@@ -1,4 +1,4 @@
-"""`compressors.e4m3`, whose codes torch knows as float8_e4m3fn."""
+"""`compressors.quantizers.e4m3`, whose codes torch knows as float8_e4m3fn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`compressors.fp16`."""
+"""`compressors.quantizers.fp16`."""
 
 from __future__ import annotations
 

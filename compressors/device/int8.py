@@ -1,4 +1,4 @@
-"""`compressors.int8`, rounded to the nearest level or at random."""
+"""`compressors.quantizers.int8`, rounded to the nearest level or at random."""
 
 from __future__ import annotations
 

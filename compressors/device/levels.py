@@ -1,4 +1,4 @@
-"""`compressors._levels`: int4, nf4, e3m0."""
+"""`compressors.quantizers.levels`: int4, nf4, e3m0."""
 
 from __future__ import annotations
 

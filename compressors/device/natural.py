@@ -1,4 +1,4 @@
-"""`compressors.natural`."""
+"""`compressors.quantizers.natural`."""
 
 from __future__ import annotations
 

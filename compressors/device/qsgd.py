@@ -1,4 +1,4 @@
-"""`compressors.qsgd`. A norm's sum has another order than on the CPU, so it may differ in its last bit."""
+"""`compressors.quantizers.qsgd`. A norm's sum has another order than on the CPU, so it may differ in its last bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`compressors.sign`. Sums have another order than on the CPU, so a scale may be rounded to a neighbour."""
+"""`compressors.quantizers.sign`. Sums have another order than on the CPU, so a scale may be rounded to a neighbour."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ INFINITE = 0x7F800000
 def largest(x: Tensor, k: int) -> Tensor:
     """[2, k] int32, 0 < k <= size: the indices of the k largest magnitudes, increasing, and the bits of the values.
 
-    Ties go to the lower index, and what is not finite counts as largest, as in `compressors.topk`; but always k, so
-    zeros may be among them, which the host leaves out.
+    Ties go to the lower index, and what is not finite counts as largest, as in `compressors.sparsifiers.topk`; but
+    always k, so zeros may be among them, which the host leaves out.
     """
     magnitudes = (x.view(torch.int32) & 0x7FFFFFFF).clamp_(max=INFINITE)
     weakest = magnitudes.topk(k, sorted=False).values.amin()

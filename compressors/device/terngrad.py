@@ -1,4 +1,4 @@
-"""`compressors.terngrad`."""
+"""`compressors.quantizers.terngrad`."""
 
 from __future__ import annotations
 

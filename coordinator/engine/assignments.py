@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from coordinator.engine import preparing, standings
-from coordinator.engine.draft import Draft, last_line
+from coordinator.engine.decision_builder import DecisionBuilder, last_line
 from coordinator.engine.state import (
     AssignmentEvaluated,
     AssignmentFailed,
@@ -24,7 +24,7 @@ from coordinator.engine.state import (
     UpdateAdmitted,
     UpdateRefused,
 )
-from muster import metrics
+from muster.task import metrics
 
 MESSAGE_CHARACTERS_MAX = 1_000  # a peer's word, kept in every event that tells of it
 TRACEBACK_CHARACTERS_MAX = 16_000  # the end of a traceback is what tells
@@ -77,7 +77,7 @@ def _standing(
 # -- what the engine does --------------------------------------------------------------------------------
 
 
-def offer(draft: Draft, assignment: AssignmentState, deadline_at: float) -> None:
+def offer(draft: DecisionBuilder, assignment: AssignmentState, deadline_at: float) -> None:
     draft.put_assignment(assignment)
     draft.record(
         "assignment.offered",
@@ -103,7 +103,7 @@ def offer(draft: Draft, assignment: AssignmentState, deadline_at: float) -> None
     draft.order(Offer(run_id=draft.state.run_id, assignment=assignment, deadline_at=deadline_at))
 
 
-def expire(draft: Draft, assignment: AssignmentState, reason: str) -> None:
+def expire(draft: DecisionBuilder, assignment: AssignmentState, reason: str) -> None:
     """Its peer is told; where its time is over and it was not there, its error id is `standings.LATE`."""
     late = {"error_id": standings.LATE} if draft.now >= due(draft.state, assignment) else {}
     _end(draft, "assignment.expired", assignment, AssignmentStatus.EXPIRED, reason, values=late, data=late)
@@ -117,7 +117,7 @@ def expire(draft: Draft, assignment: AssignmentState, reason: str) -> None:
     )
 
 
-def lose(draft: Draft, peer_id: str, reason: str) -> str | None:
+def lose(draft: DecisionBuilder, peer_id: str, reason: str) -> str | None:
     """Its peer is gone. A training assignment may be offered again if the peer comes back in time."""
     live = [
         assignment
@@ -137,7 +137,7 @@ def lose(draft: Draft, peer_id: str, reason: str) -> str | None:
 # -- what peers report; each answers why it is ignored, or None ------------------------------------------
 
 
-def progress(draft: Draft, event: AssignmentProgressed) -> str | None:
+def progress(draft: DecisionBuilder, event: AssignmentProgressed) -> str | None:
     assignment, ignored = _live(draft.state, event.assignment_id)
     if assignment is None:
         return ignored
@@ -158,7 +158,7 @@ def progress(draft: Draft, event: AssignmentProgressed) -> str | None:
     return None
 
 
-def restore(draft: Draft, held: Mapping[str, AssignmentState]) -> None:
+def restore(draft: DecisionBuilder, held: Mapping[str, AssignmentState]) -> None:
     """The time that the coordinator was away is given back to those who prepare."""
     for assignment in held.values():
         if assignment.status is AssignmentStatus.PREPARING:
@@ -167,7 +167,7 @@ def restore(draft: Draft, held: Mapping[str, AssignmentState]) -> None:
             _record(draft, "", assignment, assignment.status, reason=assignment.reason, values=times)
 
 
-def deliver(draft: Draft, event: UpdateAdmitted, peers: Mapping[str, PeerView]) -> str | None:
+def deliver(draft: DecisionBuilder, event: UpdateAdmitted, peers: Mapping[str, PeerView]) -> str | None:
     assignment, ignored = _live(draft.state, event.assignment_id)
     if assignment is None:
         return ignored
@@ -202,7 +202,7 @@ def deliver(draft: Draft, event: UpdateAdmitted, peers: Mapping[str, PeerView]) 
     return None
 
 
-def refuse(draft: Draft, event: UpdateRefused) -> str | None:
+def refuse(draft: DecisionBuilder, event: UpdateRefused) -> str | None:
     assignment, ignored = _live(draft.state, event.assignment_id)
     if assignment is None:
         return ignored
@@ -214,7 +214,7 @@ def refuse(draft: Draft, event: UpdateRefused) -> str | None:
     return None
 
 
-def fail(draft: Draft, event: AssignmentFailed) -> str | None:
+def fail(draft: DecisionBuilder, event: AssignmentFailed) -> str | None:
     assignment, ignored = _live(draft.state, event.assignment_id)
     if assignment is None:
         return ignored
@@ -243,7 +243,7 @@ def fail(draft: Draft, event: AssignmentFailed) -> str | None:
     return None
 
 
-def evaluated(draft: Draft, event: AssignmentEvaluated) -> str | None:
+def evaluated(draft: DecisionBuilder, event: AssignmentEvaluated) -> str | None:
     assignment, ignored = _live(draft.state, event.assignment_id)
     if assignment is None:
         return ignored
@@ -271,7 +271,7 @@ def evaluated(draft: Draft, event: AssignmentEvaluated) -> str | None:
     return None
 
 
-def _warn_of_metrics(draft: Draft, assignment: AssignmentState, sentences: Sequence[str]) -> None:
+def _warn_of_metrics(draft: DecisionBuilder, assignment: AssignmentState, sentences: Sequence[str]) -> None:
     """Of what the peer's task gave as metrics and is none, in the peer's words."""
     peer_id = assignment.peer_id
     for number, sentence in enumerate(sentences):
@@ -280,7 +280,7 @@ def _warn_of_metrics(draft: Draft, assignment: AssignmentState, sentences: Seque
 
 
 def _accept_metrics(
-    draft: Draft, assignment: AssignmentState, reported: Mapping[str, float]
+    draft: DecisionBuilder, assignment: AssignmentState, reported: Mapping[str, float]
 ) -> dict[str, float]:
     """Those that a peer may report, the others named."""
     peer_id = assignment.peer_id
@@ -325,7 +325,7 @@ def _live(state: RunState, assignment_id: str) -> tuple[AssignmentState | None, 
     return assignment, ""
 
 
-def _compare_sources(draft: Draft, assignment: AssignmentState, found: str) -> None:
+def _compare_sources(draft: DecisionBuilder, assignment: AssignmentState, found: str) -> None:
     """Tells of a peer whose code of the task is not the coordinator's: at once, and when it becomes another."""
     known, spec = draft.state.source_digest, draft.state.spec
     if spec.task_sources == "ignore" or not found or not known or found == known:
@@ -368,7 +368,7 @@ def _identity(assignment: AssignmentState) -> dict[str, Any]:
 
 
 def _end(
-    draft: Draft,
+    draft: DecisionBuilder,
     kind: str,
     assignment: AssignmentState,
     status: AssignmentStatus,
@@ -385,7 +385,7 @@ def _end(
 
 
 def _record(
-    draft: Draft,
+    draft: DecisionBuilder,
     kind: str,
     assignment: AssignmentState,
     status: AssignmentStatus,

@@ -15,7 +15,7 @@ from typing import Any
 
 from coordinator.engine import assignments, evaluations, rounds, run, standings
 from coordinator.engine import schedule as plan
-from coordinator.engine.draft import Draft, deadlines
+from coordinator.engine.decision_builder import DecisionBuilder, deadlines
 from coordinator.engine.run import new_run
 from coordinator.engine.state import (
     Aggregated,
@@ -61,7 +61,7 @@ def decide(
         return Decision(state=state, reason=f"the event is meant for run {event.run_id}")
     if state.status.ended:
         return Decision(state=state, reason=f"the run has ended: it is {state.status}")
-    draft = Draft(state, now, peers)
+    draft = DecisionBuilder(state, now, peers)
     apply = _EVENTS.get(type(event))
     if apply is None:
         return Decision(state=state, reason=f"a {type(event).__name__} means nothing to a run under way")
@@ -83,21 +83,21 @@ def decide(
     return draft.decision(waiting or draft.state.reason)
 
 
-def _model_failed(draft: Draft, event: ModelFailed) -> str | None:
+def _model_failed(draft: DecisionBuilder, event: ModelFailed) -> str | None:
     if draft.state.status is not RunStatus.QUEUED:
         return f"the run is {draft.state.status} and has its initial model already"
     run.fail(draft, f"{event.what}: {event.error}", traceback=event.traceback)
     return None
 
 
-def _aggregated(draft: Draft, event: Aggregated) -> str | None:
+def _aggregated(draft: DecisionBuilder, event: Aggregated) -> str | None:
     ignored = rounds.commit(draft, event)
     if ignored is None and evaluations.due(draft.state.spec, event.model.version):
         evaluations.start(draft, event.model)
     return ignored
 
 
-def _restore(draft: Draft) -> str | None:
+def _restore(draft: DecisionBuilder) -> str | None:
     """Gives back the time away and orders again what was under way."""
     if draft.state.model is None:
         draft.order(PrepareModel(run_id=draft.state.run_id))
@@ -111,7 +111,7 @@ def _restore(draft: Draft) -> str | None:
 
 
 # What an event itself changes; each tells why the event is ignored, or None.
-_Handler = Callable[[Draft, Any, Mapping[str, PeerView]], str | None]
+_Handler = Callable[[DecisionBuilder, Any, Mapping[str, PeerView]], str | None]
 _EVENTS: dict[type[Event], _Handler] = {
     ModelReady: lambda draft, event, _: run.start(draft, event),
     ModelFailed: lambda draft, event, _: _model_failed(draft, event),
@@ -138,13 +138,13 @@ _EVENTS: dict[type[Event], _Handler] = {
 # -- what follows ----------------------------------------------------------------------------------------
 
 
-def _skip(draft: Draft, action: plan.SkipRound) -> None:
+def _skip(draft: DecisionBuilder, action: plan.SkipRound) -> None:
     round_ = draft.state.rounds[action.round]
     rounds.skip(draft, action.round, action.reason)
     run.pause_hopeless(draft, round_)
 
 
-_ACTIONS: dict[type[Any], Callable[[Draft, Any], None]] = {
+_ACTIONS: dict[type[Any], Callable[[DecisionBuilder, Any], None]] = {
     plan.OpenRound: rounds.open_round,
     plan.OfferWork: rounds.offer_work,
     plan.StartGrace: rounds.start_grace,
@@ -154,7 +154,7 @@ _ACTIONS: dict[type[Any], Callable[[Draft, Any], None]] = {
 }
 
 
-def _follow(draft: Draft, peers: Mapping[str, PeerView], schedule: plan.Schedule) -> str:
+def _follow(draft: DecisionBuilder, peers: Mapping[str, PeerView], schedule: plan.Schedule) -> str:
     """Does what the schedule says until it waits; returns what for."""
     # A round takes a few turns at most, and rounds that are skipped at once are bounded by the spec.
     for _ in range(8 * (draft.state.spec.round.skips_max + 1)):
@@ -172,14 +172,14 @@ def _follow(draft: Draft, peers: Mapping[str, PeerView], schedule: plan.Schedule
     raise AssertionError(f"the schedule {draft.state.spec.schedule!r} does not come to rest")
 
 
-def _wait(draft: Draft, action: plan.Wait) -> str:
+def _wait(draft: DecisionBuilder, action: plan.Wait) -> str:
     if action.until is not None and action.until not in deadlines(draft.state):
         draft.wake(action.until)
     run.wait(draft, action.reason)
     return action.reason
 
 
-def _finish(draft: Draft, action: plan.Finish) -> str:
+def _finish(draft: DecisionBuilder, action: plan.Finish) -> str:
     """Only when the last version's evaluation has ended too."""
     if draft.state.evaluations:
         version = max(draft.state.evaluations)
@@ -190,7 +190,7 @@ def _finish(draft: Draft, action: plan.Finish) -> str:
     return ""
 
 
-def _wake_first(draft: Draft) -> None:
+def _wake_first(draft: DecisionBuilder) -> None:
     # A deadline that is past and waits for somebody who prepares is no time to wake at.
     times = [at for at in deadlines(draft.state) if at > draft.now]
     if times:

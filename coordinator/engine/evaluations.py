@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from coordinator.engine import assignments, preparing, standings
-from coordinator.engine.draft import Draft, last_line
+from coordinator.engine.decision_builder import DecisionBuilder, last_line
 from coordinator.engine.means import peers_mean
 from coordinator.engine.state import (
     AssignmentState,
@@ -18,8 +18,8 @@ from coordinator.engine.state import (
     OwnEvaluated,
     OwnPreparing,
 )
-from muster.metrics import accepted, not_finite, plain_all, shown, to_json
 from muster.spec.model import RunSpec
+from muster.task.metrics import accepted, not_finite, plain_all, shown, to_json
 
 METRICS_TOLD = 10  # in the sentence that ends an evaluation
 LATE_TOLD = 5
@@ -35,7 +35,7 @@ def on_coordinator(spec: RunSpec) -> bool:
     return spec.evaluate.every > 0 and "coordinator" in spec.evaluate.on
 
 
-def start(draft: Draft, model: ModelVersion) -> None:
+def start(draft: DecisionBuilder, model: ModelVersion) -> None:
     """Of the newest version, by everybody who is there now."""
     spec = draft.state.spec
     version = model.version
@@ -73,7 +73,7 @@ def start(draft: Draft, model: ModelVersion) -> None:
     finish_complete(draft)
 
 
-def own_evaluated(draft: Draft, event: OwnEvaluated) -> str | None:
+def own_evaluated(draft: DecisionBuilder, event: OwnEvaluated) -> str | None:
     """Tells why the event is ignored, or None."""
     evaluation = draft.state.evaluations.get(event.version)
     if evaluation is None or not evaluation.own_pending:
@@ -107,7 +107,9 @@ def own_evaluated(draft: Draft, event: OwnEvaluated) -> str | None:
     return None
 
 
-def _warn_of_own(draft: Draft, event: OwnEvaluated, metrics: Mapping[str, float], round: int) -> None:
+def _warn_of_own(
+    draft: DecisionBuilder, event: OwnEvaluated, metrics: Mapping[str, float], round: int
+) -> None:
     if event.error:
         why = last_line(event.traceback) or event.error
         draft.warn(
@@ -126,7 +128,7 @@ def _warn_of_own(draft: Draft, event: OwnEvaluated, metrics: Mapping[str, float]
         )
 
 
-def own_preparing(draft: Draft, event: OwnPreparing) -> str | None:
+def own_preparing(draft: DecisionBuilder, event: OwnPreparing) -> str | None:
     """What the coordinator's data take is not taken from the evaluation's time. Tells why the event is ignored, or
     None."""
     evaluation = draft.state.evaluations.get(event.version)
@@ -151,7 +153,7 @@ def own_preparing(draft: Draft, event: OwnPreparing) -> str | None:
     return None
 
 
-def finish_complete(draft: Draft) -> None:
+def finish_complete(draft: DecisionBuilder) -> None:
     """Ends those that everybody has answered, and those whose time is over."""
     for version, evaluation in tuple(draft.state.evaluations.items()):
         waits = evaluation.own_pending or any(not a.status.ended for a in evaluation.assignments.values())
@@ -162,7 +164,7 @@ def finish_complete(draft: Draft) -> None:
             finish(draft, version, f"the evaluation of version {version} ends at its deadline")
 
 
-def finish(draft: Draft, version: int, reason: str) -> None:
+def finish(draft: DecisionBuilder, version: int, reason: str) -> None:
     for assignment in draft.state.evaluations[version].assignments.values():
         if not assignment.status.ended:
             assignments.expire(draft, assignment, reason)
@@ -189,7 +191,7 @@ def finish(draft: Draft, version: int, reason: str) -> None:
     )
 
 
-def _warn_of_late(draft: Draft, evaluation: EvaluationState) -> None:
+def _warn_of_late(draft: DecisionBuilder, evaluation: EvaluationState) -> None:
     late = ["the coordinator"] if evaluation.own_pending else []
     late += sorted(a.peer_id for a in evaluation.assignments.values() if not a.status.ended)
     more = f" and {len(late) - LATE_TOLD} more" if len(late) > LATE_TOLD else ""
@@ -201,7 +203,7 @@ def _warn_of_late(draft: Draft, evaluation: EvaluationState) -> None:
     )
 
 
-def restore(draft: Draft, version: int) -> None:
+def restore(draft: DecisionBuilder, version: int) -> None:
     """As for a round: the time away is given back, and the coordinator's own share is ordered again."""
     evaluation = draft.state.evaluations[version]
     seconds = draft.state.spec.round.deadline_seconds
@@ -225,7 +227,7 @@ def restore(draft: Draft, version: int) -> None:
         draft.order(EvaluateOwn(run_id=draft.state.run_id, model=draft.state.models[version]))
 
 
-def _offer(draft: Draft, evaluation: EvaluationState, peer_id: str) -> None:
+def _offer(draft: DecisionBuilder, evaluation: EvaluationState, peer_id: str) -> None:
     run_id = draft.state.run_id
     assignment = AssignmentState(
         assignment_id=f"{run_id}.e{evaluation.version}.{peer_id}.1",

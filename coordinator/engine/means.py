@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from coordinator.engine.state import AssignmentState, AssignmentStatus
-from muster.metrics import METRICS_MAX, PEERS
+from muster.task.metrics import METRICS_MAX, PEERS
 
 
 @dataclass(frozen=True, kw_only=True)

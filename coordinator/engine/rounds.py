@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from coordinator.engine import assignments, schedule, standings
-from coordinator.engine.draft import Draft
+from coordinator.engine.decision_builder import DecisionBuilder
 from coordinator.engine.state import (
     Aggregate,
     Aggregated,
@@ -22,7 +22,7 @@ from coordinator.engine.state import (
 )
 
 
-def open_round(draft: Draft, action: schedule.OpenRound) -> None:
+def open_round(draft: DecisionBuilder, action: schedule.OpenRound) -> None:
     state = draft.state
     number = state.last_round + 1
     planned = RoundState(
@@ -69,7 +69,7 @@ def open_round(draft: Draft, action: schedule.OpenRound) -> None:
         draft.warn("faults.none", action.defenceless, round=number)
 
 
-def offer_work(draft: Draft, action: schedule.OfferWork) -> None:
+def offer_work(draft: DecisionBuilder, action: schedule.OfferWork) -> None:
     round_ = draft.state.rounds[action.round]
     deadline_at = round_.deadline_at
     if deadline_at is None:
@@ -96,16 +96,16 @@ def offer_work(draft: Draft, action: schedule.OfferWork) -> None:
         assignments.offer(draft, assignment, deadline_at)
 
 
-def start_grace(draft: Draft, action: schedule.StartGrace) -> None:
+def start_grace(draft: DecisionBuilder, action: schedule.StartGrace) -> None:
     _move(draft, "round.quorum", draft.state.rounds[action.round], action.reason, grace_until=action.until)
 
 
-def expire_work(draft: Draft, action: schedule.ExpireWork) -> None:
+def expire_work(draft: DecisionBuilder, action: schedule.ExpireWork) -> None:
     for assignment_id in action.assignment_ids:
         assignments.expire(draft, draft.state.rounds[action.round].assignments[assignment_id], action.reason)
 
 
-def close(draft: Draft, action: schedule.CloseRound) -> None:
+def close(draft: DecisionBuilder, action: schedule.CloseRound) -> None:
     if any(r.status is RoundStatus.AGGREGATING for r in draft.state.rounds.values()):
         raise AssertionError("a schedule closed a round while another one is aggregating")
     round_ = draft.state.rounds[action.round]
@@ -114,7 +114,7 @@ def close(draft: Draft, action: schedule.CloseRound) -> None:
     aggregate(draft, round_.number)
 
 
-def aggregate(draft: Draft, number: int) -> None:
+def aggregate(draft: DecisionBuilder, number: int) -> None:
     """Orders the aggregation, for the first time or again."""
     newest = draft.state.model
     if newest is None:
@@ -123,7 +123,7 @@ def aggregate(draft: Draft, number: int) -> None:
     draft.order(Aggregate(run_id=draft.state.run_id, round=number, base=newest, updates=updates))
 
 
-def commit(draft: Draft, event: Aggregated) -> str | None:
+def commit(draft: DecisionBuilder, event: Aggregated) -> str | None:
     """The round's result is the run's next version; tells why the event is ignored, or None."""
     state = draft.state
     round_ = state.rounds.get(event.round)
@@ -181,13 +181,13 @@ def commit(draft: Draft, event: Aggregated) -> str | None:
     return None
 
 
-def create_model(draft: Draft, model: ModelVersion) -> None:
+def create_model(draft: DecisionBuilder, model: ModelVersion) -> None:
     """The initial version, which no round has made."""
     _record_model(draft, model, "version 0 is the task's initial model")
     draft.change(model=model, models={model.version: model})
 
 
-def skip(draft: Draft, number: int, reason: str) -> None:
+def skip(draft: DecisionBuilder, number: int, reason: str) -> None:
     """The model stays."""
     round_ = draft.state.rounds[number]
     late = [
@@ -204,7 +204,7 @@ def skip(draft: Draft, number: int, reason: str) -> None:
     standings.rest(draft, round_)
 
 
-def skip_aggregation(draft: Draft, event: AggregationSkipped) -> str | None:
+def skip_aggregation(draft: DecisionBuilder, event: AggregationSkipped) -> str | None:
     round_ = draft.state.rounds.get(event.round)
     if round_ is None or round_.status is not RoundStatus.AGGREGATING:
         return f"round {event.round} is not aggregating: there is nothing to skip"
@@ -212,13 +212,13 @@ def skip_aggregation(draft: Draft, event: AggregationSkipped) -> str | None:
     return None
 
 
-def fail(draft: Draft, number: int, reason: str) -> None:
+def fail(draft: DecisionBuilder, number: int, reason: str) -> None:
     """With its run."""
     _expire_rest(draft, number, reason)
     _move(draft, "round.failed", draft.state.rounds[number], reason, status=RoundStatus.FAILED)
 
 
-def restore(draft: Draft, number: int) -> None:
+def restore(draft: DecisionBuilder, number: int) -> None:
     """The time that the coordinator was away is given back; an aggregation is ordered again."""
     round_ = draft.state.rounds[number]
     if round_.status is RoundStatus.AGGREGATING:
@@ -244,7 +244,7 @@ def _key(state: RunState, number: int) -> dict[str, Any]:
 
 
 def _move(
-    draft: Draft,
+    draft: DecisionBuilder,
     kind: str,
     round_: RoundState,
     reason: str,
@@ -272,14 +272,14 @@ def _move(
     )
 
 
-def _expire_rest(draft: Draft, number: int, reason: str) -> None:
+def _expire_rest(draft: DecisionBuilder, number: int, reason: str) -> None:
     """No work outlives its round."""
     for assignment in draft.state.rounds[number].assignments.values():
         if not assignment.status.ended:
             assignments.expire(draft, assignment, reason)
 
 
-def _treat(draft: Draft, round_: RoundState, event: Aggregated) -> None:
+def _treat(draft: DecisionBuilder, round_: RoundState, event: Aggregated) -> None:
     updates = {a.assignment_id for a in round_.delivered}
     for treatment in event.treatments:
         if treatment.assignment_id not in updates:
@@ -299,7 +299,7 @@ def _treat(draft: Draft, round_: RoundState, event: Aggregated) -> None:
         )
 
 
-def _record_model(draft: Draft, model: ModelVersion, reason: str) -> None:
+def _record_model(draft: DecisionBuilder, model: ModelVersion, reason: str) -> None:
     draft.record(
         "model.created",
         "model",

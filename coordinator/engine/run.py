@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coordinator.engine import evaluations, rounds, standings
-from coordinator.engine.draft import Draft
+from coordinator.engine.decision_builder import DecisionBuilder
 from coordinator.engine.state import (
     Decision,
     ModelReady,
@@ -22,7 +22,7 @@ def new_run(event: RunSubmitted, run_id: str, now: float) -> Decision:
     name = spec.name or spec.task.partition(":")[2]
     reason = f"{name} is submitted; its initial model is being made"
     state = RunState(run_id=run_id, spec=spec, status=RunStatus.QUEUED, reason=reason, created_at=now)
-    draft = Draft(state, now)
+    draft = DecisionBuilder(state, now)
     draft.record_run(
         "run.submitted",
         reason,
@@ -43,7 +43,7 @@ def new_run(event: RunSubmitted, run_id: str, now: float) -> Decision:
     return draft.decision()
 
 
-def start(draft: Draft, event: ModelReady) -> str | None:
+def start(draft: DecisionBuilder, event: ModelReady) -> str | None:
     """Tells why the event is ignored, or None."""
     if draft.state.status is not RunStatus.QUEUED:
         return f"the run is {draft.state.status} and has its initial model already"
@@ -61,7 +61,7 @@ def start(draft: Draft, event: ModelReady) -> str | None:
     return None
 
 
-def pause(draft: Draft) -> str | None:
+def pause(draft: DecisionBuilder) -> str | None:
     if draft.state.status is not RunStatus.RUNNING:
         return f"the run is {draft.state.status}; only a running one can be paused"
     live = sorted(draft.state.rounds)
@@ -72,34 +72,34 @@ def pause(draft: Draft) -> str | None:
     return None
 
 
-def pause_exhausted(draft: Draft) -> None:
+def pause_exhausted(draft: DecisionBuilder) -> None:
     """Too many rounds were skipped in a row: a person has to mend what costs them. Cause and cure come first."""
     state = draft.state
     if state.status is not RunStatus.RUNNING or state.skipped_in_row < state.spec.round.skips_max:
         return
     count = "1 round was" if state.skipped_in_row == 1 else f"{state.skipped_in_row} rounds in a row were"
     reason = (
-        f"{standings.causes_told(state) or state.reason}; mend that, then: muster run resume {state.run_id}; "
+        f"{standings.format_causes(state) or state.reason}; mend that, then: muster run resume {state.run_id}; "
         f"the run is paused, since {count} skipped (round.skips_max)"
     )
     draft.change(status=RunStatus.PAUSED, reason=reason, rest=None)
     draft.record_run("run.paused", reason, data={"skipped_in_row": state.skipped_in_row})
 
 
-def pause_hopeless(draft: Draft, round_: RoundState) -> None:
+def pause_hopeless(draft: DecisionBuilder, round_: RoundState) -> None:
     """A round was skipped and the next would be too."""
     state = draft.state
     if state.status is not RunStatus.RUNNING or not standings.hopeless(state, round_):
         return
     reason = (
-        f"{standings.causes_told(state)}; mend that, then: muster run resume {state.run_id}; "
+        f"{standings.format_causes(state)}; mend that, then: muster run resume {state.run_id}; "
         f"the run is paused, since the task works at no site of round {round_.number}"
     )
     draft.change(status=RunStatus.PAUSED, reason=reason, rest=None)
     draft.record_run("run.paused", reason, data={"skipped_in_row": state.skipped_in_row})
 
 
-def resume(draft: Draft) -> str | None:
+def resume(draft: DecisionBuilder) -> str | None:
     """A paused run goes on; whoever was set aside is asked again, in one that runs too."""
     if draft.state.status is RunStatus.RUNNING:
         if standings.release_all(draft, "on request"):
@@ -115,7 +115,7 @@ def resume(draft: Draft) -> str | None:
     return None
 
 
-def wait(draft: Draft, reason: str) -> None:
+def wait(draft: DecisionBuilder, reason: str) -> None:
     """Records what a run without a live round waits for, once for each new sentence."""
     state = draft.state
     if state.status is RunStatus.RUNNING and not state.rounds and state.reason != reason:
@@ -123,28 +123,28 @@ def wait(draft: Draft, reason: str) -> None:
         draft.record_run("run.waiting", reason)
 
 
-def warned(draft: Draft, event: RunWarned) -> None:
+def warned(draft: DecisionBuilder, event: RunWarned) -> None:
     """As somebody outside the engine has seen it."""
     draft.warn(event.cause, event.reason, round=event.round, peer_id=event.peer_id)
 
 
-def finish(draft: Draft, reason: str) -> None:
-    told = standings.aside_told(draft.state)
+def finish(draft: DecisionBuilder, reason: str) -> None:
+    told = standings.format_set_aside(draft.state)
     if told:
         reason = f"{told}; all the same, {reason}"
     _end(draft, "run.finished", RunStatus.FINISHED, reason)
 
 
-def fail(draft: Draft, reason: str, *, traceback: str = "") -> None:
+def fail(draft: DecisionBuilder, reason: str, *, traceback: str = "") -> None:
     _end(draft, "run.failed", RunStatus.FAILED, reason, **({"traceback": traceback} if traceback else {}))
 
 
-def cancel(draft: Draft, reason: str) -> None:
+def cancel(draft: DecisionBuilder, reason: str) -> None:
     told = f"cancelled: {reason}" if reason else "cancelled on request"
     _end(draft, "run.cancelled", RunStatus.CANCELLED, told)
 
 
-def _end(draft: Draft, kind: str, status: RunStatus, reason: str, **data: str) -> None:
+def _end(draft: DecisionBuilder, kind: str, status: RunStatus, reason: str, **data: str) -> None:
     """Nothing outlives its run: live rounds fail, evaluations end with what they have."""
     for number in tuple(draft.state.rounds):
         rounds.fail(draft, number, f"round {number} ends with its run: {reason}")

@@ -133,6 +133,6 @@ def build(spec: RunSpec, refuse: Refuse | None = None) -> Schedule:
 
 
 def _rule_bound(spec: RunSpec) -> Refuse:
-    from coordinator import recipe
+    from exchange import recipe
 
     return lambda n, cohort: recipe.refuse(spec, n, cohort)

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from coordinator.engine.draft import Draft
+from coordinator.engine.decision_builder import DecisionBuilder
 from coordinator.engine.state import (
     AssignmentState,
     AssignmentStatus,
@@ -90,7 +90,7 @@ def is_present(peer: PeerView) -> bool:
     return peer.connected and peer.status is PeerStatus.ACTIVE
 
 
-def aside_told(state: RunState) -> str:
+def format_set_aside(state: RunState) -> str:
     """Who is set aside and why, equal causes once: "a and b are set aside: this site has no examples"; ""."""
     return "; ".join(
         f"{who} {'is' if count == 1 else 'are'} set aside: {cause}"
@@ -98,7 +98,7 @@ def aside_told(state: RunState) -> str:
     )
 
 
-def causes_told(state: RunState) -> str:
+def format_causes(state: RunState) -> str:
     """What has gone wrong at whom and was not followed by an update: "a and b: no such file"; ""."""
     found = _by_cause(state, lambda standing: standing.aside or standing.round > 0)
     return "; ".join(f"{who}: {cause}" for who, _, cause in found)
@@ -119,7 +119,7 @@ def hopeless(state: RunState, round_: RoundState) -> bool:
 # -- what happens to a peer ------------------------------------------------------------------------------
 
 
-def note(draft: Draft, assignment: AssignmentState, error_id: str, cause: str) -> None:
+def note(draft: DecisionBuilder, assignment: AssignmentState, error_id: str, cause: str) -> None:
     """A training assignment has failed, or its update was refused."""
     if assignment.role != "train":
         return
@@ -144,7 +144,7 @@ def asked_once_more(state: RunState, assignment: AssignmentState, error_id: str)
     return error_id in PASSING_FAULTS and begun + 1 < PASSING_IN_ROW
 
 
-def set_aside(draft: Draft, standing: PeerStanding) -> None:
+def set_aside(draft: DecisionBuilder, standing: PeerStanding) -> None:
     reason = (
         f"{standing.peer_id} is set aside and asked no more: {standing.cause}; once that is mended, "
         f"start this peer anew, or: muster run resume {draft.state.run_id}"
@@ -154,7 +154,7 @@ def set_aside(draft: Draft, standing: PeerStanding) -> None:
     draft.warn(f"set_aside:{standing.peer_id}", reason, round=standing.round, peer_id=standing.peer_id)
 
 
-def settle(draft: Draft, round_: RoundState) -> None:
+def settle(draft: DecisionBuilder, round_: RoundState) -> None:
     """At a round's end: whose updates came is well again, and whose failure was the last of a row is set aside."""
     for assignment in round_.delivered:
         _forget(draft, assignment.peer_id)
@@ -170,7 +170,7 @@ def settle(draft: Draft, round_: RoundState) -> None:
             _put(draft, counted)
 
 
-def settle_late(draft: Draft, round_: RoundState, late: Sequence[AssignmentState]) -> None:
+def settle_late(draft: DecisionBuilder, round_: RoundState, late: Sequence[AssignmentState]) -> None:
     """A round was skipped at its deadline, at which these of its training assignments were not done."""
     delivered = len(round_.delivered)
     # With its quorum a round is skipped for want of its trusted peer alone, which no other can stand in for.
@@ -194,14 +194,14 @@ def settle_late(draft: Draft, round_: RoundState, late: Sequence[AssignmentState
             _put(draft, counted)
 
 
-def pardon_late(draft: Draft) -> None:
+def pardon_late(draft: DecisionBuilder) -> None:
     """A round is committed: it has done without those who were late, and a row of skipped ones ends with it."""
     for standing in tuple(draft.state.standings.values()):
         if standing.error_id == LATE:
             _forget(draft, standing.peer_id)
 
 
-def take_back(draft: Draft) -> None:
+def take_back(draft: DecisionBuilder) -> None:
     """Those whose daemon has started anew since they were set aside are asked again."""
     for standing in tuple(draft.state.standings.values()):
         peer = draft.peers.get(standing.peer_id)
@@ -210,7 +210,7 @@ def take_back(draft: Draft) -> None:
             draft.change(rest=None)
 
 
-def release_all(draft: Draft, why: str) -> bool:
+def release_all(draft: DecisionBuilder, why: str) -> bool:
     """Forgets what went wrong; whether anybody was set aside."""
     found = False
     for standing in tuple(draft.state.standings.values()):
@@ -225,7 +225,7 @@ def release_all(draft: Draft, why: str) -> bool:
 # -- the pause after a skipped round ---------------------------------------------------------------------
 
 
-def rest(draft: Draft, round_: RoundState) -> None:
+def rest(draft: DecisionBuilder, round_: RoundState) -> None:
     """Rounds that are skipped follow each other ever more slowly: 1, 2, 4, ... 60 s from opening to opening.
 
     Where somebody was set aside for the first time the cause is gone with it, and where the sampler drew nobody there
@@ -242,7 +242,7 @@ def rest(draft: Draft, round_: RoundState) -> None:
         draft.change(rest=Rest(until=until, present=len(eligible(state, draft.peers))))
 
 
-def wake(draft: Draft) -> None:
+def wake(draft: DecisionBuilder) -> None:
     """The pause is over when its time is, or when more peers are there than at its begin."""
     held = draft.state.rest
     if held is None:
@@ -255,7 +255,7 @@ def wake(draft: Draft) -> None:
 # -- inside ----------------------------------------------------------------------------------------------
 
 
-def _noted(draft: Draft, assignment: AssignmentState, error_id: str, cause: str) -> PeerStanding:
+def _noted(draft: DecisionBuilder, assignment: AssignmentState, error_id: str, cause: str) -> PeerStanding:
     """What goes on a row of the same error, if there is one, and counts nothing yet."""
     held = draft.state.standings.get(assignment.peer_id)
     peer = draft.peers.get(assignment.peer_id)
@@ -273,7 +273,7 @@ def _noted(draft: Draft, assignment: AssignmentState, error_id: str, cause: str)
     )
 
 
-def _forget(draft: Draft, peer_id: str) -> None:
+def _forget(draft: DecisionBuilder, peer_id: str) -> None:
     held = draft.state.standings.get(peer_id)
     if held is not None and held.round and not held.aside:
         _put(draft, replace(held, in_row=0, round=0))
@@ -314,11 +314,11 @@ def _names(names: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _release(draft: Draft, standing: PeerStanding, reason: str) -> None:
+def _release(draft: DecisionBuilder, standing: PeerStanding, reason: str) -> None:
     _put(draft, replace(standing, aside=False, in_row=0, round=0), "standing.taken_back", reason)
 
 
-def _put(draft: Draft, standing: PeerStanding, kind: str = "", reason: str = "") -> None:
+def _put(draft: DecisionBuilder, standing: PeerStanding, kind: str = "", reason: str = "") -> None:
     state = draft.state
     draft.change(standings={**state.standings, standing.peer_id: standing})
     draft.record(

@@ -16,6 +16,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
+from exchange.facts import UpdateFacts
 from muster.spec.model import RunSpec
 
 
@@ -86,19 +87,6 @@ class EvaluationStatus(StrEnum):
 
 
 # -- state -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class UpdateFacts:
-    """An admitted update, as the coordinator measured it; `examples` and `metrics` are the peer's word."""
-
-    digest: str
-    size_bytes: int
-    dense_bytes: int
-    examples: int
-    norm: float
-    source_digest: str = ""  # the peer's word: of its source code of the task
-    metrics: Mapping[str, float] = field(default_factory=_empty)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from coordinator import sampling
-from coordinator.engine import preparing, standings
+from coordinator.engine import preparing, sampling, standings
+from coordinator.engine.sampling import Draw
 from coordinator.engine.schedule import (
     Action,
     CloseRound,
@@ -48,7 +48,6 @@ from coordinator.engine.state import (
     RoundStatus,
     RunState,
 )
-from coordinator.sampling import Draw
 from muster.seeds import derive_random
 from muster.spec.model import RunSpec, share
 
@@ -98,14 +97,14 @@ class Synchronous:
         present = standings.eligible(state, peers)
         waiting = self._waits_for(number, present, sum(map(standings.is_present, peers.values())))
         if waiting is not None:
-            aside = standings.aside_told(state)
+            aside = standings.format_set_aside(state)
             return Wait(until=None, reason=waiting + (f"; {aside}" if aside else ""))
         if state.rest is not None:
             count = state.skipped_in_row
             skips = f"{count} skipped rounds in a row" if count > 1 else "a skipped round"
             return Wait(until=state.rest.until, reason=f"round {number} waits for a moment after {skips}")
         draw = self._draw(present, number)
-        told = self._spec.faults_told(len(draw.cohort))
+        told = self._spec.format_faults(len(draw.cohort))
         quorum, bound = self._quorum(draw.needed, len(draw.cohort))
         return OpenRound(
             cohort=draw.cohort,

@@ -22,6 +22,7 @@ from sqlalchemy import (
 from coordinator.engine.state import AssignmentStatus, EvaluationStatus, RoundStatus, RunStatus
 from coordinator.store import tables
 from coordinator.store.load import not_ended
+from exchange.names import DELTA
 
 RUNS, ROUNDS, ASSIGNMENTS, MODELS = tables.RUNS, tables.ROUNDS, tables.ASSIGNMENTS, tables.MODELS
 STATES, EVALUATIONS = tables.OPTIMIZER_STATES, tables.EVALUATIONS
@@ -125,7 +126,7 @@ def _needed_states(keep_rounds: int) -> Select[str]:
         STATES.c.version >= RUNS.c.model_version - keep_rounds, STATES.c.version < RUNS.c.model_version
     )
     followed = and_(
-        STATES.c.name == tables.DELTA,
+        STATES.c.name == DELTA,
         STATES.c.version > RUNS.c.model_version - DELTAS_KEEP,
         not_ended(RUNS, RunStatus),
     )

@@ -22,7 +22,7 @@ from urllib.parse import unquote
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
-from coordinator.store.faults import told
+from coordinator.store.faults import storage_errors
 from muster.errors import ConfigError
 
 READERS = 4
@@ -77,7 +77,7 @@ class Database:
         self.where = url.render_as_string(hide_password=True)
         path = sqlite_path(url)
         self.folder = None if path is None else path.parent
-        with told(self.where):
+        with storage_errors(self.where):
             self._engine = _make_engine(url)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
@@ -91,7 +91,7 @@ class Database:
         return await self._on(self._readers, lambda: _read(self._engine, work))
 
     async def _on(self, threads: ThreadPoolExecutor, work: Callable[[], Result]) -> Result:
-        with told(self.where):
+        with storage_errors(self.where):
             return await asyncio.get_running_loop().run_in_executor(threads, work)
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ _POSTGRES_UNAVAILABLE = ("08", "53", "57", "58")
 
 
 @contextmanager
-def told(where: str) -> Generator[None]:
+def storage_errors(where: str) -> Generator[None]:
     """`where` names the database for people, without its password."""
     try:
         yield

@@ -20,13 +20,13 @@ from coordinator.engine.state import (
     RoundStatus,
     RunState,
     RunStatus,
-    UpdateFacts,
     WarningState,
     versions_in_use,
 )
 from coordinator.store import tables
-from muster.metrics import from_json
+from exchange.facts import UpdateFacts
 from muster.spec.model import RunSpec
+from muster.task.metrics import from_json
 from muster.texts import one_line
 
 Groups = Mapping[str, Sequence[RowMapping]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from muster.folderlock import FolderLock, distinct
+from muster.files.folderlock import FolderLock, distinct
 
 LOCK_NAME = "coordinator.lock"
 _FIX = "stop that coordinator first, or give this one folders of its own (data_dir, database_url)"

@@ -38,7 +38,8 @@ from coordinator.store.rows import (
     RunRow,
     WarningRow,
 )
-from muster import metrics
+from exchange.names import DELTA
+from muster.task import metrics
 
 RUNS, ROUNDS, ASSIGNMENTS, MODELS = tables.RUNS, tables.ROUNDS, tables.ASSIGNMENTS, tables.MODELS
 EVALUATIONS, PEERS, EVENTS, TRANSFERS = tables.EVALUATIONS, tables.PEERS, tables.EVENTS, tables.TRANSFERS
@@ -297,7 +298,7 @@ def optimizer_states(connection: Connection, run_id: str, version: int) -> Mappi
     states = tables.OPTIMIZER_STATES
     found = connection.execute(
         select(states.c.name, states.c.digest)
-        .where(states.c.run_id == run_id, states.c.version == version, states.c.name != tables.DELTA)
+        .where(states.c.run_id == run_id, states.c.version == version, states.c.name != DELTA)
         .order_by(states.c.name)
     )
     return {row.name: row.digest for row in found}
@@ -308,7 +309,7 @@ def deltas(connection: Connection, run_id: str, after: int, upto: int) -> list[s
     states = tables.OPTIMIZER_STATES
     found = connection.execute(
         select(states.c.digest)
-        .where(states.c.run_id == run_id, states.c.name == tables.DELTA, ~states.c.blob_gone)
+        .where(states.c.run_id == run_id, states.c.name == DELTA, ~states.c.blob_gone)
         .where(states.c.version > after, states.c.version <= upto)
         .order_by(states.c.version)
     )

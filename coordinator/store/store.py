@@ -16,7 +16,7 @@ from coordinator.engine.state import RunState, Transition
 from coordinator.store import blobs, load, migrate, queries, removal, tables
 from coordinator.store.aside import end_run
 from coordinator.store.database import Database, make_migrating_engine, parse_url, sqlite_path, write
-from coordinator.store.faults import told
+from coordinator.store.faults import storage_errors
 from coordinator.store.lock import take_folder
 from coordinator.store.rows import (
     AssignmentRow,
@@ -31,11 +31,11 @@ from coordinator.store.rows import (
     WarningRow,
 )
 from coordinator.store.write import write_transfers, write_transitions
-from muster.disk import is_full, storage_error
 from muster.errors import NotFoundError, StorageError
-from muster.failpoints import failpoint
-from muster.folderlock import FolderLock
-from muster.folders import private_database
+from muster.files.disk import is_full, storage_error
+from muster.files.folderlock import FolderLock
+from muster.files.folders import private_database
+from muster.runtime.failpoints import failpoint
 
 EVENTS_PAGE = 1000
 
@@ -374,7 +374,7 @@ def _migrate(url: URL, create: bool) -> None:
             raise _not_found(where)
         migrate.upgrade(connection)
 
-    with told(where):
+    with storage_errors(where):
         write(make_migrating_engine(url), work)
     path = sqlite_path(url)
     if path is not None:

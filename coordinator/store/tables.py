@@ -232,9 +232,6 @@ OPTIMIZER_STATES = Table(
     _refers(["run_id", "version"], "models", ["run_id", "version"]),
 )
 _index_blobs(OPTIMIZER_STATES)
-SCALE = "down/scale"  # a vector that peers fetch, see `coordinator.downlink`
-FACTOR = "up/factor"  # and another, of a size of its own, see `coordinator.factors`
-DELTA = "down/delta"  # the one name among them that is no vector: the step that made the version, encoded
 
 EVALUATIONS = Table(
     "evaluations",

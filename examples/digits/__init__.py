@@ -47,7 +47,7 @@ def _load() -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64], 
 
 def _own_part(site: Site, labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Places in `labels` that are this site's, by the run's partition and the site's own index."""
-    from muster import partition
+    from muster.task import partition
 
     index, count = int(site.data["index"]), int(site.data["count"])
     if not 0 <= index < count:

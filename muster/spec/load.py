@@ -1,4 +1,4 @@
-"""Reads a run spec from TOML. All mistakes are told at once, each with its line."""
+"""Reads a run spec from TOML. All mistakes are format_problem at once, each with its line."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def parse_spec(text: str, filename: str) -> RunSpec:
             ((line_of(problem.path, lines), problem) for problem in problems), key=lambda pair: pair[0]
         )
         raise invalid(
-            "spec.invalid", filename, [f"{filename}:{line}: {told(problem)}" for line, problem in placed]
+            "spec.invalid",
+            filename,
+            [f"{filename}:{line}: {format_problem(problem)}" for line, problem in placed],
         )
     return checked.mended
 
@@ -102,5 +104,5 @@ def line_of(path: KeyPath, lines: Mapping[KeyPath, int]) -> int:
     return lines.get(path, 1)
 
 
-def told(problem: Problem) -> str:
+def format_problem(problem: Problem) -> str:
     return f"{dotted(problem.path)}: {problem.message}" if problem.path else problem.message

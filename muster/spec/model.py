@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from muster import plugins
-from muster.digests import digest_bytes
+from muster.files.digests import digest_bytes
 
 # A task "package.module:Class", or a pattern of them.
 TASK_PATTERN = r"^([\w.*?\[\]!-]+:[\w*?\[\]!-]+|\*)$"
@@ -160,7 +160,7 @@ class AggregationTable(Table):
         )
         return 1 if self.faults is None and found == 0 and bears_one else found
 
-    def faults_told(self, cohort: int, wanted: int | None = None) -> str:
+    def format_faults(self, cohort: int, wanted: int | None = None) -> str:
         """f, and where it comes from: "f is 2 (0.2 of a cohort of 11)"; "" where nobody is to be faulty."""
         if self.faults == 0:
             return ""
@@ -302,9 +302,9 @@ class RunSpec(Table):
         """f in a round for which so many peers were asked."""
         return self.aggregation.faults_of(cohort, self._wanted(cohort))
 
-    def faults_told(self, cohort: int) -> str:
+    def format_faults(self, cohort: int) -> str:
         """f, and where it comes from; "" where the spec says that it is 0."""
-        return self.aggregation.faults_told(cohort, self._wanted(cohort))
+        return self.aggregation.format_faults(cohort, self._wanted(cohort))
 
     def _wanted(self, cohort: int) -> int:
         """How many updates at least the spec takes of a cohort of this size: over-selection has made it larger, and a

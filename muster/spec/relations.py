@@ -143,7 +143,7 @@ def _faults(spec: RunSpec) -> Iterator[tuple[KeyPath, tuple[KeyPath, ...], str]]
     # A share is one of all that are asked, and over-selection asks more than it wants.
     asked = math.ceil(spec.sampling.over_select * count - 1e-9)
     faults = spec.faults_of(asked)
-    told = "" if isinstance(spec.aggregation.faults, int) else f"; {spec.faults_told(asked)}"
+    told = "" if isinstance(spec.aggregation.faults, int) else f"; {spec.format_faults(asked)}"
     if count <= 2 * faults:
         yield (
             path,

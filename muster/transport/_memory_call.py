@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 
 from google.protobuf.message import Message
 
-from muster.clock import Clock
 from muster.errors import MusterError, TransferError, UnreachableError
+from muster.runtime.clock import Clock
 from muster.transport._dispatch import Dispatcher
 from muster.transport._pipe import Pipe, PipeCutError
 from muster.transport.base import MESSAGE_BYTES_MAX, CallContext, Encoded, Route

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from muster.errors import VersionError
-from muster.version import muster_version
+from muster.runtime.version import muster_version
 from muster.wire import PROTOCOL_VERSION
 
 PROTOCOL_HEADER = "muster-protocol"

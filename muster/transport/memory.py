@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from muster.clock import Clock, SystemClock
 from muster.errors import ConfigError, DeadlineError, UnreachableError, VersionError
+from muster.runtime.clock import Clock, SystemClock
 from muster.transport._dispatch import Dispatcher, parse
 from muster.transport._memory_call import MemoryCall
 from muster.transport.base import Encoded, Method, Route

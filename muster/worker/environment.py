@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from muster.cores import VARIABLES
+from muster.runtime.cores import VARIABLES
 
 # Where things lie and how they are spoken to.
 _PLACES = (

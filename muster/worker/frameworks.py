@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from muster.installed import is_installed
+from muster.runtime.installed import is_installed
 
 FRAMEWORKS = frozenset({
     "PIL", "accelerate", "cv2", "datasets", "joblib", "lightning", "matplotlib", "monai", "mpmath", "networkx",

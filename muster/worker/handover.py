@@ -21,8 +21,8 @@ from pathlib import Path
 
 import structlog
 
-from muster.disk import disk_threads, storage_error, sync_folder
 from muster.errors import TaskError
+from muster.files.disk import disk_threads, storage_error, sync_folder
 from muster.worker.user import WorkerUser
 
 log = structlog.get_logger()

@@ -7,7 +7,7 @@ import os
 import threading
 from pathlib import Path
 
-from muster.folders import append_private, private_folder
+from muster.files.folders import append_private, private_folder
 
 LOG_BYTES_MAX = 4 << 20  # on disk, both halves together
 TAIL_BYTES_MAX = 8 << 10  # in memory, for error messages

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from muster.errors import ConfigError
 from muster.plugins import find
-from muster.task import FitContext, FitReport, Task
+from muster.task.task import FitContext, FitReport, Task
 
 
 class LocalAlgorithm(Protocol):

@@ -18,9 +18,9 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import Dataset
 
-from muster.evaluation import to_device
 from muster.seeds import derive_seed
-from muster.task import FitContext, FitReport, Task
+from muster.task.evaluation import to_device
+from muster.task.task import FitContext, FitReport, Task
 from peer.training.batches import Batches
 from peer.training.precision import Stepper
 

@@ -5,8 +5,8 @@
 
 Spall, Multivariate Stochastic Approximation Using a Simultaneous Perturbation Gradient Approximation, 1992. The
 coordinator derives the directions too, so the P numbers -lr g_s / P are all that has to be sent: one byte each, see
-`compressors.one_byte` (Zelikman et al., Just One Byte (per gradient), 2023). They are rounded to its grid here, so
-that the coordinator moves by what this model moved by.
+`compressors.sketches.one_byte` (Zelikman et al., Just One Byte (per gradient), 2023). They are rounded to its grid
+here, so that the coordinator moves by what this model moved by.
 
 The directions' variance is that of a gradient times (parameters / samples of all peers): small models, or many
 samples and a small lr. No memory for a backward pass is needed: beside the model a copy of it, and a byte and a
@@ -27,13 +27,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import compressors
-from compressors.one_byte import GROUP, NOT_FINITE, OneByte, to_bytes
+from compressors.sketches.one_byte import GROUP, NOT_FINITE, OneByte, to_bytes
 from muster.errors import ConfigError
-from muster.evaluation import to_device
-from muster.layout import ParameterLayout
-from muster.places import Places
+from muster.model.layout import ParameterLayout
 from muster.seeds import derive_seed
-from muster.task import FitContext, FitReport, Task
+from muster.task.evaluation import to_device
+from muster.task.task import ChunkContexts, FitContext, FitReport, Task
 from peer.training.batches import Batches
 
 PROGRESS_CALLS_MAX = 50  # a round; more would only make work
@@ -83,7 +82,7 @@ class Spsa:
         return FitReport(examples=batches.examples, steps=codec.count, metrics={"loss": losses / seen})
 
 
-def _sent_by(context: FitContext) -> tuple[OneByte, Places]:
+def _sent_by(context: FitContext) -> tuple[OneByte, ChunkContexts]:
     codec = compressors.build(context.codec)
     if not isinstance(codec, OneByte) or context.places is None:
         raise ConfigError(
@@ -102,10 +101,10 @@ def _endless(batches: Batches) -> Iterator[tuple[Any, int]]:
 class _Directions:
     """The codec's directions over the whole vector."""
 
-    def __init__(self, codec: OneByte, places: Places, device: torch.device) -> None:
+    def __init__(self, codec: OneByte, places: ChunkContexts, device: torch.device) -> None:
         layout = places.layout
         self._chunks = [
-            (codec.at(compressors.Place(*places.facts(index))), *layout.chunk_bounds(index))
+            (codec.at(compressors.ChunkContext(*places.facts(index))), *layout.chunk_bounds(index))
             for index in range(layout.chunk_count)
         ]
         self._size = layout.size

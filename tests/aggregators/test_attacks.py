@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import aggregators
-from aggregators import attacks, registry
+from aggregators import attacks
+from aggregators.core import registry
 
 HONEST = torch.randn(6, 501, generator=torch.Generator().manual_seed(2)) + 0.4
 NAMES = [

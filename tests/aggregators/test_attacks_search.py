@@ -7,8 +7,8 @@ import torch
 
 import aggregators
 from aggregators import attacks
-from aggregators.rule import Needs
-from aggregators.trimmed_mean import TrimmedMean
+from aggregators.core.rule import Needs
+from aggregators.rules.trimmed_mean import TrimmedMean
 
 PIPELINES = [
     ("mean", (), 0),

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import aggregators
-from aggregators import registry
-from aggregators.rule import Needs
+from aggregators.core import registry
+from aggregators.core.rule import Needs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 RULES = registry.names(registry.RULES)

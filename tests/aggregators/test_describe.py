@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import aggregators
-from aggregators import registry
-from aggregators.bristle import Bristle
+from aggregators.core import registry
+from aggregators.rules.bristle import Bristle
 
 
 def test_everything_is_described():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from aggregators import MatrixSource, RowsSource, RuleError, aggregate
+from aggregators import MatrixSource, RowsSource, RuleError
+from aggregators.core import aggregate
 
 HALVES = [torch.float16, torch.bfloat16]
 RULES = ["mean", "median", "krum", "dnc", "centered-clipping"]

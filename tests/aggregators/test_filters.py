@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import aggregators
-from aggregators.options import counted
+from aggregators.core.options import counted
 
 
 def drawn(n, d, seed, far=0):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import aggregators
-from aggregators import RuleError, registry
+from aggregators import RuleError
+from aggregators.core import registry
 
 
 def rows(n, d=5, seed=0):

@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
+from aggregators.core.order_statistics import MiddleMean
 from aggregators.kernels.network import comparators, compile_program
-from aggregators.order_statistics import MiddleMean
 
 
 @pytest.mark.parametrize("n", range(1, 12))

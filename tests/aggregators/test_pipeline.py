@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import aggregators
-from aggregators import registry
-from aggregators.rule import Rule
+from aggregators.core import registry
+from aggregators.core.rule import Rule
 
 RULES = ["mean", "median", "trimmed-mean", "krum", "multi-krum", "geometric-median"]
 PRE = [(), ("arc",), ("nnm",), ("arc", "nnm")]

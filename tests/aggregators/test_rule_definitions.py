@@ -9,8 +9,8 @@ import torch
 
 import aggregators
 from aggregators import RuleError
-from aggregators.flag import flag_median
-from aggregators.foolsgold import foolsgold_weights
+from aggregators.rules.flag import flag_median
+from aggregators.rules.foolsgold import foolsgold_weights
 
 SHAPES = [(1, 0), (2, 0), (3, 1), (6, 2), (7, 3), (10, 3)]
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import aggregators
-from aggregators import smea
-from aggregators.subsets import left_out, masks
+from aggregators.core.subsets import left_out, masks
+from aggregators.rules import smea
 
 RULES = ["mda", "mva", "smea"]
 

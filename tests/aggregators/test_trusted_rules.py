@@ -7,7 +7,7 @@ import torch
 
 import aggregators
 from aggregators import RuleError
-from aggregators.options import counted
+from aggregators.core.options import counted
 
 
 def drawn(n, d, seed):

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.enrolment import ADDRESSES_MAX, EnrolmentGate, Rate
+from coordinator.membership.enrolment import ADDRESSES_MAX, EnrolmentGate, Rate
 from coordinator.server import RunningCoordinator
-from muster.config import CoordinatorConfig
+from muster.config.settings import CoordinatorConfig
 from muster.errors import MusterError, NotAllowedError, StorageError, UnreachableError
 from muster.transport import Channel, MemoryTransport
 from muster.wire import ENROL, METHODS
-from peer.line import PASSING
+from peer.connection.connection import PASSING
 from protos.v1.admin_pb2 import RemovePeerRequest, WatchEventsRequest
 from protos.v1.membership_pb2 import EnrolRequest
 

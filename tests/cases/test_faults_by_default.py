@@ -8,8 +8,6 @@ import pytest
 import torch
 
 import aggregators
-from coordinator import recipe
-from coordinator.checks import cautions
 from coordinator.engine.decide import decide, new_run
 from coordinator.engine.state import (
     ModelReady,
@@ -19,6 +17,8 @@ from coordinator.engine.state import (
     RunState,
     RunSubmitted,
 )
+from coordinator.submission.checks import cautions
+from exchange import recipe
 from muster.spec.model import RunSpec
 
 

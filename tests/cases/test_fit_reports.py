@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from muster import FitReport
 from muster.errors import TaskError
-from muster.fitreport import checked
-from muster.metrics import EXAMPLES_MAX
+from muster.task.fitreport import checked
+from muster.task.metrics import EXAMPLES_MAX
 
 MADE: tuple[Any, ...] = (int, np.int64, np.uint64, torch.tensor, np.array, np.atleast_1d)
 

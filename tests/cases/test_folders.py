@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from coordinator.server import RunningCoordinator
 from coordinator.store import Store
 from coordinator.store.database import parse_url
-from muster.config import CoordinatorConfig
-from muster.disk import make_folder
+from muster.config.settings import CoordinatorConfig
 from muster.errors import StorageError
+from muster.files.disk import make_folder
 from muster.transport import MemoryTransport
-from peer.store import PeerStore
+from peer.store.store import PeerStore
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=40).filter(
     lambda name: name not in (".", "..") and len(name.encode()) < 200
@@ -109,7 +109,7 @@ async def test_a_full_disk_is_told_as_one_at_the_start(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("coordinator.store.store.take_folder", full)
-    monkeypatch.setattr("peer.store.FolderLock.take", full)
+    monkeypatch.setattr("peer.store.store.FolderLock.take", full)
     with pytest.raises(StorageError) as coordinator:
         await Store.open(f"sqlite:///{tmp_path}/c/muster.db")
     with pytest.raises(StorageError) as peer:

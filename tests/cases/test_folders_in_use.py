@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from coordinator.server import RunningCoordinator
-from muster.config import CoordinatorConfig
+from muster.config.settings import CoordinatorConfig
 from muster.errors import StateError
 from muster.transport import MemoryTransport
-from peer.store import PeerStore
+from peer.store.store import PeerStore
 
 
 def config(folder: Path, database: Path) -> CoordinatorConfig:
@@ -71,7 +71,7 @@ async def test_a_part_that_lies_elsewhere_has_a_lock_of_its_own(tmp_path: Path, 
 HOLDS = """
 import sys
 from pathlib import Path
-from peer.store import PeerStore
+from peer.store.store import PeerStore
 store = PeerStore(Path(sys.argv[1]))
 print("open", flush=True)
 sys.stdin.read()

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import aggregators
 from aggregators import RuleError, kernels
-from aggregators.registry import RULES, names
-from coordinator.admission import NORM_LIMIT, _check_norm
+from aggregators.core.registry import RULES, names
+from exchange.admission import NORM_LIMIT, _check_norm
 from muster.errors import UpdateRejected
 
 SETTINGS = settings(

@@ -16,7 +16,7 @@ from sqlalchemy import insert
 from cli.client import Client
 from cli.export import collect
 from cli.settings import Settings
-from coordinator import pages
+from coordinator.rpc import pages
 from coordinator.store import tables
 from muster.errors import NotFoundError, TransferError, UsageError
 from muster.spec.model import RunSpec

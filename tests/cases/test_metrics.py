@@ -29,9 +29,9 @@ from coordinator.engine.state import (
     Transition,
 )
 from coordinator.store import Store
-from muster import metrics
-from muster.metrics import METRICS_MAX, as_number, measured
 from muster.spec.model import RunSpec
+from muster.task import metrics
+from muster.task.metrics import METRICS_MAX, as_number, measured
 from protos.v1 import admin_pb2 as pb
 from simulator.local import start_local
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from muster.errors import ConfigError
-from muster.installation import PACKAGES
-from muster.tasks import load_task
+from muster.runtime.installation import PACKAGES
+from muster.task.loading import load_task
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,7 +110,7 @@ def test_a_command_that_fails_over_a_hidden_package_says_so(
     def fail(*_: object, **__: object) -> None:
         raise ConfigError("installation.shadowed", "peer is loaded from elsewhere")
 
-    monkeypatch.setattr("muster.installation.check_installation", fail)
+    monkeypatch.setattr("muster.runtime.installation.check_installation", fail)
     monkeypatch.setattr("cli.node.node_config", lambda *_: 1 / 0)
     monkeypatch.setattr("cli.commands.configs.node_config", lambda *_: 1 / 0)
     assert execute(["config", "show"]) == 6

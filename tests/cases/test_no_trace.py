@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import muster
-from muster.copies import spared, without_inference
-from muster.initial import draw_version
+from muster.model.initial import draw_version
 from muster.seeds import initial_seed
-from muster.tasks import load_task
-from peer import jobs
-from peer.orders import EvaluateOrder, PrepareOrder, TrainOrder
+from muster.task.copies import spared, without_inference
+from muster.task.loading import load_task
+from peer.work import jobs
+from peer.work.orders import EvaluateOrder, PrepareOrder, TrainOrder
 
 TASK = """
 import threading

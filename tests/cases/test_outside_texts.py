@@ -18,9 +18,9 @@ import structlog
 from cli import output, render, render_rounds
 from cli.settings import Settings
 from muster.errors import ConfigError, TaskError, UsageError
-from muster.logs import configure_logging
+from muster.runtime.logs import configure_logging
 from muster.transport.errors import pack_status, unpack_status
-from peer import reports
+from peer.connection import reports
 from protos.v1 import admin_pb2 as pb
 from protos.v1 import membership_pb2
 from tests.coordinator.conftest import Stage

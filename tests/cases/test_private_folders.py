@@ -12,14 +12,14 @@ import structlog
 
 from coordinator.server import RunningCoordinator
 from coordinator.store import Store
-from muster.blobs import BlobStore
-from muster.config import CoordinatorConfig
-from muster.folders import private_folder
-from muster.hashedfile import HashedFile
+from muster.config.settings import CoordinatorConfig
+from muster.files.blobs import BlobStore
+from muster.files.folders import private_folder
+from muster.files.hashedfile import HashedFile
 from muster.transport import MemoryTransport
 from muster.worker.logfile import LogFile
-from peer.models import ModelCache
-from peer.store import PeerStore
+from peer.store.models import ModelCache
+from peer.store.store import PeerStore
 
 
 @pytest.fixture(autouse=True)

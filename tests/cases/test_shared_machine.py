@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from coordinator.store import RunRow
-from muster import cores
+from muster.runtime import cores
 from muster.spec.model import RunSpec
 from simulator.local import LocalFederation, start_local
 
@@ -79,7 +79,7 @@ def peers_workers() -> int:
     found = 0
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.ZombieProcess, psutil.NoSuchProcess):  # of those that have just ended
-            found += "peer.jobs" in child.cmdline()
+            found += "peer.work.jobs" in child.cmdline()
     return found
 
 

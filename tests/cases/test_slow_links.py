@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from muster import transfer
-from muster.backoff import Backoff
-from muster.digests import CHUNK_BYTES, digest_file
-from muster.partial import PartialBody
-from muster.transfer import fetch, read_chunks, upload
+from muster.files.digests import CHUNK_BYTES, digest_file
+from muster.runtime.backoff import Backoff
+from muster.transfer import streams as transfer
+from muster.transfer.partial import PartialBody
+from muster.transfer.streams import fetch, read_chunks, upload
 from muster.transport import GrpcTransport, MemoryTransport, Route
 from muster.transport._turns import Turn
 from muster.transport.limits import Limits

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.permits import load_permitted, task_args
-from muster.config import CoordinatorConfig
+from coordinator.submission.permits import load_permitted, task_args
+from muster.config.settings import CoordinatorConfig
 from muster.errors import ConfigError, MusterError, NotAllowedError, TaskError
 from muster.spec.model import RunSpec
-from muster.tasks import lies_in
+from muster.task.loading import lies_in
 from simulator.local import start_local
 
 TASK = """
@@ -127,7 +127,7 @@ def test_the_standard_library_lies_in_no_folder(name: str, tmp_path_factory: pyt
     assert found in ((False,) if __import__("importlib.util").util.find_spec(name) else (True,))
 
 
-@pytest.mark.parametrize("task", ["os.path:join", "sys:modules", "muster.task:Task", "torch.nn:Linear"])
+@pytest.mark.parametrize("task", ["os.path:join", "sys:modules", "muster.task.task:Task", "torch.nn:Linear"])
 def test_an_installed_module_needs_its_name_said(task: str, tmp_path: Path) -> None:
     with pytest.raises(NotAllowedError, match="may not import"):
         load(task, task_folders=[tmp_path])

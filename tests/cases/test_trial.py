@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 import muster
-from muster import trial
 from muster.errors import TaskError
+from muster.task import trial
 
 
 class Plain(muster.Task):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.engine.decide import decide, new_run
-from coordinator.engine.draft import MORE_WARNINGS, WARNINGS_MAX
+from coordinator.engine.decision_builder import MORE_WARNINGS, WARNINGS_MAX
 from coordinator.engine.state import Decision, ModelReady, ModelVersion, RunState, RunSubmitted, RunWarned
 from coordinator.store import Store
 from muster.spec.model import RunSpec

@@ -10,10 +10,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coordinator.admission import admit
-from coordinator.aggregation import AggregationJob, AggregationResult, UpdateInput, aggregate
-from muster.digests import digest_file
-from muster.modelfile import ModelFile
+from exchange.admission import admit
+from exchange.aggregation import AggregationJob, AggregationResult, UpdateInput, aggregate
+from muster.files.digests import digest_file
+from muster.model.modelfile import ModelFile
 from muster.spec.model import RunSpec
 from tests.coordinator.conftest import Bench
 

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 
 from coordinator.server import RunningCoordinator
-from muster.config import CoordinatorConfig, PeerConfig
+from muster.config.settings import CoordinatorConfig, PeerConfig
 from muster.errors import ConfigError, TaskError
 from muster.spec.model import RunSpec
 from muster.transport import MemoryTransport
 from muster.worker.handover import Handover
 from muster.worker.user import WorkerUser, check_reach, find_user
 from peer.daemon import run_peer
-from peer.store import PeerStore
+from peer.store.store import PeerStore
 from simulator.local import LocalFederation
 
 SETTING = "peer.worker_user"

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from muster.digests import CHUNK_BYTES, checksum
 from muster.errors import InternalError, NotFoundError, StateError
-from muster.modelfile import layout_of, write_initial
+from muster.files.digests import CHUNK_BYTES, checksum
+from muster.model.modelfile import layout_of, write_initial
 from muster.transport.base import CallContext, Route
 from muster.transport.grpc_ import GrpcTransport
 from muster.wire import METHODS, PROTOCOL_VERSION

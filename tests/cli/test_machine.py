@@ -110,7 +110,7 @@ def test_a_defect_shows_its_traceback(muster: Callable[..., Any], monkeypatch: p
     def broken() -> str:
         raise RuntimeError("a wheel came off")
 
-    monkeypatch.setattr("muster.version.muster_version", broken)
+    monkeypatch.setattr("muster.runtime.version.muster_version", broken)
     said = muster("version")
     assert said.code == 1
     assert "in broken" in said.err
@@ -289,7 +289,7 @@ def test_a_shadowed_package_stops_the_start(
     def shadowed() -> None:
         raise ConfigError("installation.shadowed", "peer is loaded from /home/me/peer")
 
-    monkeypatch.setattr("muster.installation.check_installation", shadowed)
+    monkeypatch.setattr("muster.runtime.installation.check_installation", shadowed)
     assert muster("serve").code == 6
     assert muster("join").code == 6
     assert started == []

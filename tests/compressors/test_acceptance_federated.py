@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import compressors
-from compressors import Place
+from compressors import ChunkContext
 
 CLIENTS, STEPS, ROUNDS, SEEDS = 8, 20, 40, (0, 1)
 
@@ -77,7 +77,7 @@ def federated(spelling: str, feedback: str, seed: int) -> tuple[float, float]:
     for number in range(ROUNDS):
         mean = torch.zeros_like(task.vector)
         for client in range(CLIENTS):
-            at = codec.at(Place(common=1000 * seed + number, own=client))
+            at = codec.at(ChunkContext(common=1000 * seed + number, own=client))
             body = link.encode(at, task.update(client), states[client], 0)
             at.decode(body, out)
             mean.add_(out, alpha=1 / CLIENTS)

@@ -15,8 +15,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 import compressors
-from compressors.one_byte import GRID, OneByte, to_bytes
-from compressors.place import Place
+from compressors.core.context import ChunkContext
+from compressors.sketches.one_byte import GRID, OneByte, to_bytes
 
 PEERS, SAMPLES, ROUNDS, BATCH, LR, EPS = 8, 16, 200, 32, 0.2, 1e-3
 HIDDEN, SIZE = 64, 64 * 64 + 64 + 64 * 10 + 10
@@ -74,7 +74,7 @@ def train(seed: int, rounded: Callable[[Numbers], Numbers]) -> float:
     for number in range(ROUNDS):
         moved = torch.zeros(SIZE)
         for peer in range(PEERS):
-            bound = codec.at(Place(common=0, own=1000 * number + peer))
+            bound = codec.at(ChunkContext(common=0, own=1000 * number + peer))
             bits = torch.stack([bound.signs(s // 8, SIZE) >> s % 8 & 1 for s in range(SAMPLES)])
             z = 2 * bits.float() - 1
             sent = rounded(-LR / SAMPLES * digits.slopes(peer, z))

@@ -29,9 +29,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import compressors
-from coordinator import downlink, optimizers
-from coordinator.store.tables import SCALE
-from muster.layout import ParameterLayout, TensorSpec
+from exchange import downlink, optimizers
+from exchange.names import SCALE
+from muster.model.layout import ParameterLayout, TensorSpec
 from muster.spec.model import RunSpec
 
 PEERS, BATCH, STEPS, DENSE = 4, 32, 500, 100

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import compressors
-from compressors import Place
-from compressors.composed import CODINGS
+from compressors import ChunkContext
+from compressors.compose.composed import CODINGS
 from muster.spec import relations
 
 CONTRACTIVE = [
@@ -97,7 +97,7 @@ def test_unbiased_within_omega(spelling: str, size: int) -> None:
     x = torch.randn(size, generator=torch.Generator().manual_seed(size))
     mean, lost = torch.zeros(size, dtype=torch.float64), 0.0
     for seed in range(draws):
-        place = Place(common=2 * seed, own=2 * seed + 1)
+        place = ChunkContext(common=2 * seed, own=2 * seed + 1)
         out = _trip(codec.at(place), x, seed).double()
         mean += out / draws
         lost += float((out - x).square().sum()) / draws
@@ -110,7 +110,8 @@ def test_unbiased_within_omega(spelling: str, size: int) -> None:
 def test_an_unscaled_random_mask_loses_what_it_declares() -> None:
     codec, x = compressors.build("randk:0.1:unscaled"), torch.randn(1000)
     lost = sum(
-        float((_trip(codec.at(Place(0, own)), x) - x).square().sum() / x.square().sum()) for own in range(500)
+        float((_trip(codec.at(ChunkContext(0, own)), x) - x).square().sum() / x.square().sum())
+        for own in range(500)
     )
     assert lost / 500 == pytest.approx(1 - codec.delta(1000), abs=0.005)
 
@@ -177,7 +178,11 @@ def test_kmeans_against_lloyd_written_out() -> None:
 def test_masks_differ_between_senders_and_rounds_unless_they_are_common() -> None:
     x = torch.ones(1000)
     own, common = compressors.build("randk:0.1"), compressors.build("randk:0.1:common")
-    here, beside, later = Place(common=1, own=2), Place(common=1, own=3), Place(common=4, own=5)
+    here, beside, later = (
+        ChunkContext(common=1, own=2),
+        ChunkContext(common=1, own=3),
+        ChunkContext(common=4, own=5),
+    )
     assert torch.equal(_trip(common.at(here), x), _trip(common.at(beside), x))
     assert not torch.equal(_trip(common.at(here), x), _trip(common.at(later), x))
     assert not torch.equal(_trip(own.at(here), x), _trip(own.at(beside), x))
@@ -186,7 +191,7 @@ def test_masks_differ_between_senders_and_rounds_unless_they_are_common() -> Non
 
 
 def test_bodies_of_a_common_mask_add_up() -> None:
-    codec = compressors.build("randk:0.1:common").at(Place(common=9, own=0))
+    codec = compressors.build("randk:0.1:common").at(ChunkContext(common=9, own=0))
     x, y = torch.randn(2, 500, generator=torch.Generator().manual_seed(0))
     bodies = [np.frombuffer(codec.encode(each, 0), dtype="<f4") for each in (x, y)]
     total = torch.empty(500)
@@ -199,7 +204,7 @@ def test_every_coordinate_is_as_likely_as_its_stratum_is_short(size: int) -> Non
     codec, draws = compressors.build("randk:0.3:unscaled"), 4000
     hits = torch.zeros(size)
     for own in range(draws):
-        hits += _trip(codec.at(Place(0, own)), torch.ones(size))
+        hits += _trip(codec.at(ChunkContext(0, own)), torch.ones(size))
     k = math.ceil(0.3 * size)
     assert float(hits.sum()) == k * draws
     lengths = [(j + 1) * size // k - j * size // k for j in range(k)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import compressors
-from compressors import Place
+from compressors import ChunkContext
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 EXACT = (
@@ -37,7 +37,7 @@ EXACT = (
 STOCHASTIC = ("int8:stochastic", "natural", "terngrad", "qsgd:1", "qsgd:7", "qsgd:127")
 EVERY = (*EXACT, "sign", *STOCHASTIC)
 SIZES = (0, 1, 7, 255, 256, 257, 1000, 65_537, 1 << 18)
-PLACE = Place(5, 6)
+PLACE = ChunkContext(5, 6)
 
 
 def seeded(seed=0):

@@ -12,7 +12,7 @@ import torch
 
 import compressors
 from compressors import Codec, CodecDescription, CodecError, Feedback, FeedbackDescription
-from compressors.describe import CHUNK_SIZE
+from compressors.core.describe import CHUNK_SIZE
 
 
 def shipped(group: str) -> list[str]:
@@ -177,7 +177,7 @@ def plugged_in(monkeypatch: pytest.MonkeyPatch) -> None:
         own = [each for each in added if each.group == group]
         return EntryPoints([*entry_points(group=group), *own])
 
-    monkeypatch.setattr("compressors._registry.entry_points", found)
+    monkeypatch.setattr("compressors.core.registry.entry_points", found)
 
 
 @pytest.mark.usefixtures("plugged_in")

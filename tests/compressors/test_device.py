@@ -19,12 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import compressors
-from compressors import Place
-from compressors._dither import dither
+from compressors import ChunkContext
+from compressors.compose.planned import Planned, Planner
+from compressors.core.replay import Replay, Term, write
 from compressors.device import int8, natural, qsgd, sparse, terngrad
 from compressors.device.codec import DeviceCodec
-from compressors.planned import Planned, Planner
-from compressors.replay import Replay, Term, write
+from compressors.quantizers.dither import dither
 
 ELEMENTWISE = ("identity", "bf16", "fp16", "int8", "e4m3", "int4", "nf4", "e3m0")
 SPARSE = ("topk:0.05", "topk:1.0", "randk:0.05", "randk:0.3:common:unscaled")
@@ -82,7 +82,7 @@ def check_both_ways(codec: compressors.Codec, x: Tensor, *, exactly: bool = True
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("spelling", [*ELEMENTWISE, *SPARSE, *COMPOSED, "kmeans:4", "one-byte:8"])
 def test_a_device_makes_the_bytes_of_the_cpu(spelling: str, size: int) -> None:
-    check_both_ways(compressors.build(spelling).at(Place(5, 6)), lognormal_tailed(size))
+    check_both_ways(compressors.build(spelling).at(ChunkContext(5, 6)), lognormal_tailed(size))
 
 
 @pytest.mark.parametrize("strange", STRANGE)
@@ -204,7 +204,7 @@ def test_a_hostile_body_is_refused_before_the_device_sees_it(
         except compressors.DecodeError:
             refused += 1
             with monkeypatch.context() as patch:
-                for name in ("compressors.device.codec.upload", "compressors.sparsifier.upload"):
+                for name in ("compressors.device.codec.upload", "compressors.sparsifiers.sparsifier.upload"):
                     patch.setattr(name, reached)
                 with pytest.raises(compressors.DecodeError):
                     codec.decode_device(body, out)
@@ -316,7 +316,7 @@ def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_device")
 @pytest.mark.parametrize("spelling", [*ELEMENTWISE, "sign", *SPARSE, *COMPOSED, "int8|topk:0.1|int4+zstd"])
 def test_a_chunk_is_encoded_where_it_lies(spelling: str) -> None:
-    codec, x = compressors.build(spelling).at(Place(1, 2)), torch.empty(5000, device="meta")
+    codec, x = compressors.build(spelling).at(ChunkContext(1, 2)), torch.empty(5000, device="meta")
     body = codec.encode(x, 0)
     assert 0 < len(body) <= codec.bytes_max(5000)
     codec.decode(codec.encode(torch.ones(5000), 0), x)

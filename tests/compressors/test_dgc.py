@@ -7,8 +7,8 @@ import torch
 
 import compressors
 from compressors import CodecError, build_feedback
-from compressors.dgc import Dgc, warm_up
-from compressors.planned import SPELLING_MAX
+from compressors.compose.planned import SPELLING_MAX
+from compressors.feedback.dgc import Dgc, warm_up
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

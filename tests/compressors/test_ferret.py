@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import compressors
-from compressors._directions import draw
-from compressors.place import Place
+from compressors.core.context import ChunkContext
+from compressors.sketches.directions import draw
 
 PROPERTY = settings(derandomize=True, database=None, deadline=None, max_examples=60)
 
@@ -38,7 +38,7 @@ def lonely(size: int, seed: int = 0) -> Tensor:
 
 
 def decoded(spelling: str, x: Tensor, common: int = 0) -> Tensor:
-    codec = compressors.build(spelling).at(Place(common, own=3))
+    codec = compressors.build(spelling).at(ChunkContext(common, own=3))
     body = codec.encode(x, seed=1)
     assert len(body) <= codec.bytes_max(x.numel())
     out = torch.full_like(x, math.nan)
@@ -81,7 +81,7 @@ def test_the_random_words_are_those_of_numpys_philox(key: int) -> None:
 @pytest.mark.parametrize("make", [normal, uneven, lonely])
 def test_against_the_equations(size: int, k: int, make: type) -> None:
     x, common = make(size), 77
-    codec = compressors.build(f"ferret:{k}").at(Place(common, own=0))
+    codec = compressors.build(f"ferret:{k}").at(ChunkContext(common, own=0))
     body = codec.encode(x, 0)
     width = math.ceil(size / math.ceil(k / 16))
     blocks = math.ceil(size / width)
@@ -182,14 +182,14 @@ def test_the_bound_grows_with_the_chunk_and_holds(k: int) -> None:
 
 def test_one_pool_for_all_senders_of_a_round() -> None:
     x, codec = normal(5000), compressors.build("ferret:64")
-    body = codec.at(Place(common=9, own=1)).encode(x, 5)
-    assert codec.at(Place(common=9, own=2, pieces=((0, 50, 100),))).encode(x, 6) == body
-    assert codec.at(Place(common=8, own=1)).encode(x, 5) != body
-    assert codec.encode(x, 5) == codec.at(Place(common=0, own=1)).encode(x, 7)
+    body = codec.at(ChunkContext(common=9, own=1)).encode(x, 5)
+    assert codec.at(ChunkContext(common=9, own=2, pieces=((0, 50, 100),))).encode(x, 6) == body
+    assert codec.at(ChunkContext(common=8, own=1)).encode(x, 5) != body
+    assert codec.encode(x, 5) == codec.at(ChunkContext(common=0, own=1)).encode(x, 7)
     both, one, other = (decoded("ferret:64", y, 9) for y in (x, 3 * x, -x))
     torch.testing.assert_close(one + other, 2 * both)
     # Any key there may be, the sum of two included.
-    assert codec.at(Place(common=2**64 + 9, own=0)).encode(x, 0) == body
+    assert codec.at(ChunkContext(common=2**64 + 9, own=0)).encode(x, 0) == body
 
 
 def test_flags_and_spellings() -> None:

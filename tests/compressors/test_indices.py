@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressors import DecodeError, indices
+from compressors import DecodeError
+from compressors.sparsifiers import indices
 
 PROPERTY = settings(derandomize=True, database=None, deadline=None, max_examples=200)
 CODERS: dict[str, Any] = {

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import compressors
 from compressors import CodecError
-from compressors.lgreco import Table, choose
+from compressors.compose.lgreco import Table, choose
 
 PROPERTY = settings(derandomize=True, database=None, deadline=None, max_examples=60)
 

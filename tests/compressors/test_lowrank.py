@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import compressors
-from compressors.place import Place
+from compressors.core.context import ChunkContext
 
 PROPERTY = settings(derandomize=True, database=None, deadline=None, max_examples=60)
 PIECES = ((0, 30, 40), (1200, 1, 100), (1300, 60, 25), (2800, 3, 3), (2809, 1, 7))
@@ -24,11 +24,11 @@ def normal(size: int, seed: int = 0) -> Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed))
 
 
-def matrix_place(rows: int, columns: int, common: int = 0) -> Place:
-    return Place(common, own=0, pieces=((0, rows, columns),))
+def matrix_place(rows: int, columns: int, common: int = 0) -> ChunkContext:
+    return ChunkContext(common, own=0, pieces=((0, rows, columns),))
 
 
-def decoded(rank: int, x: Tensor, place: Place) -> Tensor:
+def decoded(rank: int, x: Tensor, place: ChunkContext) -> Tensor:
     codec = compressors.build(f"powersgd:{rank}").at(place)
     before = x.clone()
     body = codec.encode(x, seed=1)
@@ -159,7 +159,7 @@ def test_any_pieces(shapes: list[tuple[int, int]], rank: int, seed: int, magnitu
         pieces.append((at, rows, columns))
         at += rows * columns
     x = magnitude * normal(at, seed)
-    out = decoded(rank, x, Place(common=seed, own=0, pieces=tuple(pieces)))
+    out = decoded(rank, x, ChunkContext(common=seed, own=0, pieces=tuple(pieces)))
     assert bool(torch.isfinite(out).all())
     for start, rows, columns in pieces:
         part, whole = slice(start, start + rows * columns), x[start : start + rows * columns].double()
@@ -171,13 +171,13 @@ def test_any_pieces(shapes: list[tuple[int, int]], rank: int, seed: int, magnitu
 
 def test_pieces_do_not_mix() -> None:
     x = normal(SIZE)
-    out = decoded(2, x, Place(0, 0, PIECES))
+    out = decoded(2, x, ChunkContext(0, 0, PIECES))
     for start, rows, columns in PIECES:
         if min(rows, columns) < 8:
             assert torch.equal(out[start : start + rows * columns], x[start : start + rows * columns])
         else:
             assert torch.linalg.matrix_rank(out[start : start + rows * columns].view(rows, columns)) == 2
-    whole = compressors.build("powersgd:2").at(Place(0, 0, PIECES)).encode(x, 0)
+    whole = compressors.build("powersgd:2").at(ChunkContext(0, 0, PIECES)).encode(x, 0)
     assert len(whole) == 4 * (2 * 70 + 100 + 2 * 85 + 9 + 7)
 
 
@@ -188,7 +188,7 @@ def test_without_a_place_the_chunk_is_one_row() -> None:
 
 
 def test_a_place_of_another_size_is_a_mistake() -> None:
-    codec = compressors.build("powersgd:1").at(Place(0, 0, PIECES))
+    codec = compressors.build("powersgd:1").at(ChunkContext(0, 0, PIECES))
     with pytest.raises(ValueError, match="has 5 coordinates, and its place is for 2816"):
         codec.encode(torch.zeros(5), 0)
     with pytest.raises(ValueError, match="its place is for 2816"):
@@ -197,10 +197,10 @@ def test_a_place_of_another_size_is_a_mistake() -> None:
 
 def test_the_start_is_common_to_all_senders_of_a_round() -> None:
     x, codec = normal(SIZE), compressors.build("powersgd:2")
-    body = codec.at(Place(9, 1, PIECES)).encode(x, 0)
-    assert codec.at(Place(9, 2, PIECES)).encode(x, 0) == body
-    assert codec.at(Place(8, 1, PIECES)).encode(x, 0) != body
-    assert codec.at(Place(2**64 + 9, 1, PIECES)).encode(x, 0) == body
+    body = codec.at(ChunkContext(9, 1, PIECES)).encode(x, 0)
+    assert codec.at(ChunkContext(9, 2, PIECES)).encode(x, 0) == body
+    assert codec.at(ChunkContext(8, 1, PIECES)).encode(x, 0) != body
+    assert codec.at(ChunkContext(2**64 + 9, 1, PIECES)).encode(x, 0) == body
 
 
 def test_flags_constants_and_spellings() -> None:
@@ -231,7 +231,7 @@ def test_flags_constants_and_spellings() -> None:
 @pytest.mark.parametrize("at", [0, 1250, 1400, SIZE - 1])
 def test_what_is_not_finite_does_not_decode(bad: float, at: int) -> None:
     codec, x, out = (
-        compressors.build("powersgd:2").at(Place(0, 0, PIECES)),
+        compressors.build("powersgd:2").at(ChunkContext(0, 0, PIECES)),
         normal(SIZE),
         torch.full((SIZE,), 7.0),
     )
@@ -245,7 +245,7 @@ def test_what_is_not_finite_does_not_decode(bad: float, at: int) -> None:
 @pytest.mark.parametrize("scalars", [0x7FC00000, 0x7FA00000, 0x7F800000, 0xFF800000])
 @pytest.mark.parametrize("at", [0, 100, 200, 300, 400, 425])
 def test_scalars_that_are_none_are_refused(scalars: int, at: int) -> None:
-    codec, out = compressors.build("powersgd:2").at(Place(0, 0, PIECES)), torch.full((SIZE,), 7.0)
+    codec, out = compressors.build("powersgd:2").at(ChunkContext(0, 0, PIECES)), torch.full((SIZE,), 7.0)
     body = bytearray(codec.encode(normal(SIZE), 0))
     struct.pack_into("<I", body, 4 * at, scalars)
     with pytest.raises(compressors.DecodeError, match="not finite"):
@@ -264,7 +264,7 @@ def test_factors_that_are_too_large_together_are_refused() -> None:
 
 
 def test_any_other_length_is_refused_and_flipped_bits_never_crash() -> None:
-    codec, x = compressors.build("powersgd:2").at(Place(0, 0, PIECES)), normal(SIZE)
+    codec, x = compressors.build("powersgd:2").at(ChunkContext(0, 0, PIECES)), normal(SIZE)
     body, out = codec.encode(x, 0), torch.empty(SIZE)
     for other in (b"", body[:-1], body[:-4], body[4:], body + b"\0", body + body):
         with pytest.raises(compressors.DecodeError, match="bytes where"):

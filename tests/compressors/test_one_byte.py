@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import compressors
-from compressors.one_byte import GRID, OneByte, to_bytes
-from compressors.place import Place
+from compressors.core.context import ChunkContext
+from compressors.sketches.one_byte import GRID, OneByte, to_bytes
 
 PROPERTY = settings(derandomize=True, database=None, deadline=None, max_examples=60)
 WORST = math.exp(1 / 16) - 1
@@ -24,7 +24,7 @@ LEGAL = [code for code in range(256) if code != 0x80]
 
 
 def at(count: int, own: int = 5) -> OneByte:
-    codec = compressors.build(f"one-byte:{count}").at(Place(common=1, own=own))
+    codec = compressors.build(f"one-byte:{count}").at(ChunkContext(common=1, own=own))
     assert isinstance(codec, OneByte)
     return codec
 
@@ -244,7 +244,7 @@ def test_directions_belong_to_a_sender() -> None:
     ours = decoded(at(16, own=1), body, 1000)
     assert not torch.equal(decoded(at(16, own=2), body, 1000), ours)
     codec = compressors.build("one-byte:16")
-    other = codec.at(Place(common=99, own=1, pieces=((0, 10, 100),)))
+    other = codec.at(ChunkContext(common=99, own=1, pieces=((0, 10, 100),)))
     out = torch.empty(1000)
     other.decode(body, out)
     assert torch.equal(out, ours)
@@ -262,7 +262,7 @@ def test_replicas_that_sort_what_comes_are_equal() -> None:
             random.shuffle(messages)
             out = torch.empty(size)
             for peer, body in sorted(messages):
-                codec.at(Place(common=number, own=1000 * number + peer)).decode(body, out)
+                codec.at(ChunkContext(common=number, own=1000 * number + peer)).decode(body, out)
                 weights.add_(out, alpha=1 / 8)
     assert torch.equal(replicas[0], replicas[1])
     assert torch.equal(replicas[0], replicas[2])

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import compressors
-from compressors import DecodeError, Place
-from compressors.planned import LAYER_MIN, Planned, Planner
+from compressors import ChunkContext, DecodeError
+from compressors.compose.planned import LAYER_MIN, Planned, Planner
 
 SPELLING = "topk:0.02+int8|topk:0.005+int8|topk:0.1+int8|int4"
 PROPERTY = settings(derandomize=True, database=None, deadline=None, max_examples=60)
@@ -25,9 +25,9 @@ def planned(spelling: str = SPELLING) -> Planned:
     return codec
 
 
-def place(*sizes: int, first: int = 0) -> Place:
+def place(*sizes: int, first: int = 0) -> ChunkContext:
     stops = itertools.accumulate(sizes)
-    return Place(5, 6, layers=tuple((stop, first + number) for number, stop in enumerate(stops)))
+    return ChunkContext(5, 6, layers=tuple((stop, first + number) for number, stop in enumerate(stops)))
 
 
 def layers(*sizes: int) -> Tensor:
@@ -94,7 +94,9 @@ def test_small_layers_are_joined_to_the_next() -> None:
 
 
 def test_a_layer_of_matrices_keeps_them() -> None:
-    here = Place(1, 2, pieces=((0, 30, 50), (1500, 1, 50), (1550, 40, 40)), layers=((1500, 0), (3150, 2)))
+    here = ChunkContext(
+        1, 2, pieces=((0, 30, 50), (1500, 1, 50), (1550, 40, 40)), layers=((1500, 0), (3150, 2))
+    )
     first, second = planned().at(here).stretches(3150)
     assert first.place.pieces == ((0, 30, 50),)
     assert second.place.pieces == ((0, 1, 50), (50, 40, 40))

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 import compressors
-from compressors.lowrank import LowRank
-from compressors.place import Place
-from compressors.powersgd import Factors, OneExchange, Slots, factor_size, first_factor, orthonormal
+from compressors.core.context import ChunkContext
+from compressors.lowrank.lowrank import LowRank
+from compressors.lowrank.powersgd import Factors, OneExchange, Slots, factor_size, first_factor, orthonormal
 
 SHAPES = [(24, 30), (24,), (3, 4), (16, 2, 3, 3), ()]
 
@@ -269,7 +269,9 @@ def test_a_codec_with_a_common_factor_sends_one_side() -> None:
     x = vectors(1, slots.size)[0]
     for turn in range(2):
         factor = first_factor(slots, turn, 5)
-        codec = compressors.build("powersgd:2:common").at(Place(0, 0, pieces, turn=turn, factor=factor))
+        codec = compressors.build("powersgd:2:common").at(
+            ChunkContext(0, 0, pieces, turn=turn, factor=factor)
+        )
         exchange, out = OneExchange(slots, factor, turn), torch.empty(slots.size)
         body = codec.encode(x, 0)
         assert len(body) == 4 * (100 + 2 * (40 if turn else 30))
@@ -279,7 +281,7 @@ def test_a_codec_with_a_common_factor_sends_one_side() -> None:
         assert torch.equal(out, wanted)
     with pytest.raises(ValueError, match="a factor of 60 numbers, not 80"):
         compressors.build("powersgd:2:common").at(
-            Place(0, 0, pieces, factor=first_factor(slots, 1, 5))
+            ChunkContext(0, 0, pieces, factor=first_factor(slots, 1, 5))
         ).encode(x, 0)
 
 
@@ -309,7 +311,7 @@ def test_with_error_feedback_nothing_is_lost() -> None:
     codec, ef14, factor = compressors.build("powersgd:1:common"), compressors.build_feedback("ef14"), None
     residuals, put_in, given = torch.zeros(3, slots.size), torch.zeros(slots.size), torch.zeros(slots.size)
     for number in range(10):
-        bound = codec.at(Place(7, 0, pieces, turn=number % 2, factor=factor))
+        bound = codec.at(ChunkContext(7, 0, pieces, turn=number % 2, factor=factor))
         assert isinstance(bound, LowRank)
         xs, decoded = vectors(3, slots.size, seed=number), torch.empty(3, slots.size)
         for x, residual, out in zip(xs, residuals, decoded, strict=True):

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import compressors
-from compressors.e3m0 import E3m0
-from compressors.int4 import Int4
-from compressors.nf4 import Nf4
+from compressors.quantizers.e3m0 import E3m0
+from compressors.quantizers.int4 import Int4
+from compressors.quantizers.nf4 import Nf4
 
 SIZES = [1, 2, 63, 64, 65, 257, 321, 513, 1003]
 

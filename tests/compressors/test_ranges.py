@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 import compressors
-from compressors.planned import Planned
-from muster.layout import ParameterLayout, TensorSpec
-from muster.payload import GroupSpec, Manifest, PayloadReader, PayloadWriter
-from muster.places import Places
+from compressors.compose.planned import Planned
+from exchange.payload import GroupSpec, Manifest, PayloadReader, PayloadWriter
+from exchange.places import ChunkContexts
+from muster.model.layout import ParameterLayout, TensorSpec
 from muster.seeds import derive_seed
 
 SPELLINGS = sorted(
@@ -36,7 +36,7 @@ def layout() -> ParameterLayout:
 
 
 LAYOUT = layout()
-PLACES = Places(layout=LAYOUT, base_digest="b" * 64, round=3, sender=99)
+PLACES = ChunkContexts(layout=LAYOUT, base_digest="b" * 64, round=3, sender=99)
 
 
 def update() -> Tensor:
@@ -55,7 +55,7 @@ def encode(spelling: str, index: int) -> bytes:
     if isinstance(codec, Planned):
         codec = codec.planned(tuple(number % len(codec.codecs) for number in range(len(SHAPES))))
     start, stop = LAYOUT.chunk_bounds(index)
-    place = compressors.Place(*PLACES.facts(index))
+    place = compressors.ChunkContext(*PLACES.facts(index))
     return codec.at(place).encode(UPDATE[start:stop], derive_seed(5, "codec", index))
 
 
@@ -66,7 +66,7 @@ def decode(path: Path, indices: Iterable[int]) -> Tensor:
     out = torch.full((LAYOUT.size,), torch.nan)
     for index in indices:
         start, stop = LAYOUT.chunk_bounds(index)
-        place = compressors.Place(*PLACES.facts(index))
+        place = compressors.ChunkContext(*PLACES.facts(index))
         codec.at(place).decode(reader.chunk("params", index), out[start:stop])
     reader.close()
     return out

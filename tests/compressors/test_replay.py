@@ -10,8 +10,8 @@ import torch
 
 import compressors
 from compressors import DecodeError
-from compressors.place import Place
-from compressors.replay import TERMS_MAX, Replay, Term, write
+from compressors.core.context import ChunkContext
+from compressors.core.replay import TERMS_MAX, Replay, Term, write
 
 SIZE = 300
 
@@ -21,7 +21,7 @@ def terms(spelling: str, count: int) -> list[Term]:
     found: list[Term] = []
     for number in range(count):
         x = 1e-3 * torch.randn(SIZE, generator=generator)
-        body = codec.at(Place(common=7, own=100 + number)).encode(x, number)
+        body = codec.at(ChunkContext(common=7, own=100 + number)).encode(x, number)
         found.append(Term(0.25 * (number + 1), 100 + number, body))
     return found
 
@@ -31,9 +31,9 @@ def test_it_is_the_sum_of_its_terms_in_their_order(spelling: str) -> None:
     codec, sent = compressors.build(spelling), terms(spelling, 5)
     wanted, term, out = torch.zeros(SIZE), torch.empty(SIZE), torch.empty(SIZE)
     for share, own, body in sent:
-        codec.at(Place(common=7, own=own)).decode(body, term)
+        codec.at(ChunkContext(common=7, own=own)).decode(body, term)
         wanted += share * term
-    Replay(codec).at(Place(common=7, own=0)).decode(write(sent), out)
+    Replay(codec).at(ChunkContext(common=7, own=0)).decode(write(sent), out)
     assert torch.equal(out, wanted)
     Replay(codec).decode(write([]), out)
     assert not out.any()
@@ -58,7 +58,7 @@ def test_shares_that_are_none_are_refused(share: float) -> None:
 
 
 def test_a_step_that_is_cut_off_is_refused_or_the_sum_of_fewer() -> None:
-    replay, sent = Replay(compressors.build("topk:0.02"), Place(7, 0)), terms("topk:0.02", 3)
+    replay, sent = Replay(compressors.build("topk:0.02"), ChunkContext(7, 0)), terms("topk:0.02", 3)
     body, ends = write(sent), {len(write(sent[:count])) for count in range(4)}
     for cut in range(len(body) + 1):
         out = torch.full((SIZE,), 7.0)

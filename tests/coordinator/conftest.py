@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 import compressors
-from coordinator import jobs
-from coordinator.admission import Expected
 from coordinator.server import RunningCoordinator
 from coordinator.store import EventRow, Store
-from muster.config import CoordinatorConfig
-from muster.digests import checksum, digest_file
+from coordinator.workers import jobs
+from exchange.admission import Expected
+from exchange.payload import GroupSpec, Manifest, PayloadWriter
+from exchange.places import ChunkContexts
+from muster.config.settings import CoordinatorConfig
 from muster.errors import MusterError, TaskError
-from muster.layout import ParameterLayout
-from muster.modelfile import layout_of, write_initial
-from muster.payload import GroupSpec, Manifest, PayloadWriter
-from muster.places import Places
+from muster.files.digests import checksum, digest_file
+from muster.model.layout import ParameterLayout
+from muster.model.modelfile import layout_of, write_initial
 from muster.spec.model import RunSpec
 from muster.transport import MemoryTransport
 from muster.transport.base import Channel
@@ -73,7 +73,7 @@ class Bench:
         codec: str = "identity",
         *,
         scalars: Mapping[str, float] | None = None,
-        places: Places | None = None,
+        places: ChunkContexts | None = None,
         **manifest: Any,
     ) -> Path:
         """Encoded where `places` has it, if it is given."""
@@ -91,7 +91,7 @@ class Bench:
         }
         writer = PayloadWriter(path, Manifest(**facts))
         for index, chunk in enumerate(vector.split(1 << 18)):
-            bound = built if places is None else built.at(compressors.Place(*places.facts(index)))
+            bound = built if places is None else built.at(compressors.ChunkContext(*places.facts(index)))
             writer.append("params", bound.encode(chunk, seed=0))
         writer.finish()
         return path

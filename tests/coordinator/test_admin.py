@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from coordinator.admin import SUBMISSIONS_MAX
 from coordinator.engine.schedule import build
+from coordinator.rpc.admin import SUBMISSIONS_MAX
 from muster.errors import (
     ConfigError,
     MusterError,
@@ -254,7 +254,7 @@ async def test_a_coordinator_whose_loop_has_ended_says_so(
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("coordinator.membership.decide", broken)
+    monkeypatch.setattr("coordinator.membership.detector.decide", broken)
     told = await asyncio.wait_for(asyncio.shield(coordinator.failed), 20)
     assert "a defect" in told
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from coordinator.admission import admit, update_bytes_max
+from exchange.admission import admit, update_bytes_max
+from exchange.payload import GroupSpec
 from muster.errors import UpdateRejected
-from muster.payload import GroupSpec
 from muster.spec.model import RunSpec
 
 MakeSpec = Callable[..., RunSpec]

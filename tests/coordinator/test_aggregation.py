@@ -12,24 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from coordinator import links, step
-from coordinator.aggregation import (
-    AggregationJob,
-    AggregationResult,
-    UpdateInput,
-    aggregate,
-    state_names,
-)
-from coordinator.checks import check_spec
-from coordinator.downlink import DRIFT
-from coordinator.recipe import AggregationRefused
-from coordinator.store.tables import DELTA, SCALE
-from muster.digests import digest_file
+from coordinator.submission.checks import check_spec
+from exchange import links, step
+from exchange.aggregation import AggregationJob, AggregationResult, UpdateInput, aggregate, state_names
+from exchange.downlink import DRIFT
+from exchange.names import DELTA, SCALE
+from exchange.payload import PayloadReader, PayloadWriter
+from exchange.recipe import AggregationRefused
 from muster.errors import ConfigError, TransferError
-from muster.modelfile import ModelFile
-from muster.payload import PayloadReader, PayloadWriter
+from muster.files.digests import digest_file
+from muster.model.modelfile import ModelFile
 from muster.spec.model import RunSpec
-from peer.rebuild import rebuild
+from peer.training.rebuild import rebuild
 
 MakeSpec = Callable[..., RunSpec]
 

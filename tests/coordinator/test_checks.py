@@ -14,8 +14,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from cli.demo import COMPRESSION
-from coordinator import remedies
-from coordinator.checks import NO_REMEDY, check_spec, warnings
+from coordinator.submission import suggestions as remedies
+from coordinator.submission.checks import NO_REMEDY, check_spec, warnings
 from muster.errors import ConfigError
 from muster.spec.load import load_spec, parse_spec
 from muster.spec.model import RunSpec
@@ -272,7 +272,7 @@ async def test_warnings_come_with_the_answer_and_into_the_log(stage: Any) -> Non
 def test_a_warning_without_a_better_feedback_tells_only_why(
     make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coordinator.checks._goes_well", lambda *_: False)
+    monkeypatch.setattr("coordinator.submission.checks._goes_well", lambda *_: False)
     (told,) = warnings(make_spec(compression={"up": "topk:0.01", "down": "int8"}))
     assert told.startswith('compression.up = "topk:0.01"')
     assert told.endswith("sends it later")

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import compressors
-from coordinator.checks import check_spec
-from coordinator.factors import CommonFactor, NextFactor
-from coordinator.recipe import AggregationRefused
+from coordinator.submission.checks import check_spec
+from exchange.factors import CommonFactor, NextFactor
+from exchange.places import ChunkContexts
+from exchange.recipe import AggregationRefused
 from muster.errors import ConfigError, StorageError
-from muster.layout import CHUNK_COORDINATES, ParameterLayout, TensorSpec
-from muster.places import Places
+from muster.model.layout import CHUNK_COORDINATES, ParameterLayout, TensorSpec
 from muster.spec.model import RunSpec
 
 UP = "powersgd:2:common"
@@ -64,10 +64,10 @@ def test_the_next_factor_spans_what_the_step_did(make_spec: Callable[..., RunSpe
     steps = [torch.randn(LAYOUT.size, generator=torch.Generator().manual_seed(version)) for version in (0, 1)]
     present = CommonFactor(spec, LAYOUT, 0, None)
     for version, step in enumerate(steps):
-        places = Places(layout=LAYOUT, base_digest="b" * 64, round=version + 1)
+        places = ChunkContexts(layout=LAYOUT, base_digest="b" * 64, round=version + 1)
         bounds = [LAYOUT.chunk_bounds(index) for index in range(LAYOUT.chunk_count)]
         bound = [
-            present.codec.at(present.at(compressors.Place(*places.facts(index)), index))
+            present.codec.at(present.at(compressors.ChunkContext(*places.facts(index)), index))
             for index in range(LAYOUT.chunk_count)
         ]
         wanted = [
@@ -85,7 +85,7 @@ def test_the_next_factor_spans_what_the_step_did(make_spec: Callable[..., RunSpe
         written = np.fromfile(path, dtype="<f4")
         np.testing.assert_allclose(written, torch.cat(wanted).numpy(), atol=1e-5)
         present = CommonFactor(spec, LAYOUT, version + 1, path)
-        place = present.at(compressors.Place(*places.facts(1)), 1)
+        place = present.at(compressors.ChunkContext(*places.facts(1)), 1)
         assert place.turn == (version + 1) % 2
         assert place.factor is not None
         torch.testing.assert_close(place.factor, wanted[1], atol=1e-5, rtol=0)
@@ -97,7 +97,7 @@ def test_a_step_too_large_for_a_factor_and_a_factor_that_is_gone(
     make_spec: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
     spec = make_spec(compression={"up": UP})
-    places = Places(layout=LAYOUT, base_digest="b" * 64, round=1)
+    places = ChunkContexts(layout=LAYOUT, base_digest="b" * 64, round=1)
     following = NextFactor(CommonFactor(spec, LAYOUT, 0, None), places, tmp_path / "factor")
     base = torch.zeros(CHUNK_COORDINATES)
     with pytest.raises(AggregationRefused, match="too large for the factor"):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from muster.digests import checksum
+from exchange.payload import GroupSpec
 from muster.errors import (
     AuthenticationError,
     MusterError,
@@ -21,7 +21,7 @@ from muster.errors import (
     UpdateRejected,
     VersionError,
 )
-from muster.payload import GroupSpec
+from muster.files.digests import checksum
 from muster.transport import GrpcTransport, MemoryTransport
 from muster.wire import BEGIN_UPDATE, ENROL, GET_UPDATE_STATUS
 from protos.v1 import admin_pb2, membership_pb2, updates_pb2

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from coordinator import effects, jobs
+from coordinator import effects
+from coordinator.workers import jobs
 from muster.errors import MusterError, TaskError
-from muster.initial import draw_version
+from muster.model.initial import draw_version
 from muster.seeds import initial_seed
-from muster.tasks import load_task
+from muster.task.loading import load_task
 
 TASK = """
 import torch

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 import compressors
-from coordinator.admission import admit, update_bytes_max
-from coordinator.aggregation import AggregationJob, UpdateInput, aggregate
-from coordinator.links import state_name
+from exchange.admission import admit, update_bytes_max
+from exchange.aggregation import AggregationJob, UpdateInput, aggregate
+from exchange.links import state_name
+from exchange.payload import GroupSpec, Manifest, PayloadWriter
 from muster.errors import UpdateRejected
-from muster.modelfile import ModelFile
-from muster.payload import GroupSpec, Manifest, PayloadWriter
+from muster.model.modelfile import ModelFile
 from muster.spec.model import RunSpec
 
 MakeSpec = Callable[..., RunSpec]

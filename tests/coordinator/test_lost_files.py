@@ -155,7 +155,7 @@ async def test_a_disk_that_refuses_is_told_and_not_waited_for_without_end(
     def full(job: Any) -> Any:
         raise StorageError("storage.disk_full", "no space left for /data")
 
-    monkeypatch.setattr("coordinator.aggregation.aggregate", full)
+    monkeypatch.setattr("exchange.aggregation.aggregate", full)
     await peer.deliver(offer, peer.write(offer, torch.zeros(5)))
     while not coordinator.effects.obstacle(offer.run_id):
         await stage.running.coordinator.clock.sleep(0.01)

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 import compressors
-from compressors import Codec, CodecError, Feedback, Place
-from compressors.feedback import NoFeedback
-from compressors.masha import Masha, is_anchor
-from coordinator import downlink, optimizers
-from coordinator.checks import check_spec
+from compressors import ChunkContext, Codec, CodecError, Feedback
+from compressors.feedback.feedback import NoFeedback
+from compressors.feedback.masha import Masha, is_anchor
+from coordinator.submission.checks import check_spec
+from exchange import downlink, optimizers
 from muster.errors import ConfigError
-from muster.layout import ParameterLayout, TensorSpec
+from muster.model.layout import ParameterLayout, TensorSpec
 from muster.spec.model import RunSpec, ServerTable
 
 PEERS, SIZE, KEPT = 8, 60, 6
@@ -80,7 +80,7 @@ def masha_errors(
         dense = feedback.codec_in(codec.spelling, version + 1, 0) == "identity"
         uplinks += 1 if dense else KEPT / SIZE
         for sender, operator in enumerate(saddle.operators(model)):
-            place = Place(common=version, own=PEERS * version + sender)
+            place = ChunkContext(common=version, own=PEERS * version + sender)
             bound = identity if dense else codec.at(place)
             bound.decode(feedback.encode(bound, -operator, senders[sender], version), decoded[sender])
             if dense:
@@ -103,7 +103,7 @@ def naive_errors(codec: Codec, feedback: Feedback, step: float, saddle: Saddle) 
 
     def mean(at: Tensor, states: list[dict[str, Tensor]], seed: int) -> Tensor:
         for sender, operator in enumerate(saddle.operators(at)):
-            bound = codec.at(Place(common=0, own=seed + sender))
+            bound = codec.at(ChunkContext(common=0, own=seed + sender))
             bound.decode(feedback.encode(bound, step * operator, states[sender], 0), decoded[sender])
         return decoded.mean(0)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.checks import check_spec
+from coordinator.submission.checks import check_spec
 from muster.errors import ConfigError
 from muster.spec.model import RunSpec
 

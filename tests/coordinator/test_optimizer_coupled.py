@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from coordinator import links, optimizers
-from coordinator.checks import check_spec
+from coordinator.submission.checks import check_spec
+from exchange import links, optimizers
 from muster.errors import ConfigError
 from muster.spec.model import RunSpec, ServerTable
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from coordinator import optimizers
+from exchange import optimizers
 from muster.spec.model import ServerTable
 
 DELTAS = ([0.5, -1.0, 0.0], [0.25, 2.0, 1.0], [-1.0, 0.75, -3.0])

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import aggregators
-from coordinator import recipe
-from coordinator.checks import check_spec
+from coordinator.submission.checks import check_spec
+from exchange import recipe
 from muster import plugins
 from muster.errors import ConfigError
 from muster.spec.model import RunSpec
@@ -131,7 +131,7 @@ def test_lost_updates_never_lower_f(
 
 def test_where_f_comes_from_is_told(make_spec: MakeSpec) -> None:
     told = {
-        faults: make_spec(aggregation={"rule": "median", "faults": faults}).aggregation.faults_told(11)
+        faults: make_spec(aggregation={"rule": "median", "faults": faults}).aggregation.format_faults(11)
         for faults in (0, 2, 0.25, 0.05)
     }
     assert told == {

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from coordinator import membership
+from coordinator.membership import detector as membership
 from muster.errors import (
     AuthenticationError,
     MusterError,

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from coordinator import admission, uploads
+from coordinator.rpc import uploads
+from exchange import admission
 from muster.errors import StateError, StorageError, UpdateRejected
 from muster.wire import BEGIN_UPDATE, GET_UPDATE_STATUS, UPLOAD_UPDATE
 from protos.v1 import admin_pb2, updates_pb2

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.workers import AT_WORK_MAX, CHECKS_MAX, IDLE_MAX, RunWorkers
+from coordinator.workers.workers import AT_WORK_MAX, CHECKS_MAX, IDLE_MAX, RunWorkers
 from muster.errors import StateError, TaskError
 
 

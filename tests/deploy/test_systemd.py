@@ -35,7 +35,7 @@ def test_a_unit_comes_back_after_a_crash_and_never_runs_as_root(path: Path) -> N
 
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
 def test_a_unit_names_settings_that_exist(path: Path) -> None:
-    from muster.config import CoordinatorConfig, PeerConfig
+    from muster.config.settings import CoordinatorConfig, PeerConfig
 
     name, _, value = parse(path)["Service"]["Environment"].partition("=")
     _, table, key = name.replace("__", "_", 1).split("_", 2)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from coordinator import invariants
+from coordinator.engine import invariants
 from coordinator.engine.decide import decide, new_run
 from coordinator.engine.state import (
     Aggregate,
@@ -40,14 +40,14 @@ from coordinator.engine.state import (
     Transition,
     Treatment,
     UpdateAdmitted,
-    UpdateFacts,
     WakeAt,
     WarningState,
     versions_in_use,
 )
 from coordinator.engine.synchronous import Synchronous
-from muster.metrics import from_json
+from exchange.facts import UpdateFacts
 from muster.spec.model import RunSpec
+from muster.task.metrics import from_json
 
 E = TypeVar("E", bound=Effect)
 Row = dict[str, Any]
@@ -247,7 +247,9 @@ class World:
         self.schedule = Synchronous(
             spec,
             refuse=lambda n, cohort: _bound(
-                n, 2 * table.faults_of(cohort) + 1 if more_than_2f else rule_needs, table.faults_told(cohort)
+                n,
+                2 * table.faults_of(cohort) + 1 if more_than_2f else rule_needs,
+                table.format_faults(cohort),
             ),
         )
         event = RunSubmitted(run_id="run", spec=spec, spec_toml="task = ...", request_id="request")

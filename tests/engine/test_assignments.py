@@ -23,9 +23,9 @@ from coordinator.engine.state import (
     ResumeRequested,
     Tick,
     UpdateAdmitted,
-    UpdateFacts,
     UpdateRefused,
 )
+from exchange.facts import UpdateFacts
 
 INITIAL = ModelVersion(version=0, round=0, digest="model-0", size_bytes=100, layout_digest="layout")
 FACTS = UpdateFacts(digest="d", size_bytes=1, dense_bytes=1, examples=1, norm=1.0)

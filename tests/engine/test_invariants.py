@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from coordinator import invariants
+from coordinator.engine import invariants
 from coordinator.engine.state import PauseRequested, ResumeRequested, StopRequested
 
 Log = list[Any]

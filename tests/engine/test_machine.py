@@ -16,7 +16,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from coordinator.engine.draft import deadlines
+from coordinator.engine.decision_builder import deadlines
 from coordinator.engine.standings import REST_SECONDS_MAX, is_aside
 from coordinator.engine.state import (
     Aggregate,
@@ -41,10 +41,10 @@ from coordinator.engine.state import (
     StopRequested,
     Tick,
     UpdateAdmitted,
-    UpdateFacts,
     UpdateRefused,
     WakeAt,
 )
+from exchange.facts import UpdateFacts
 
 PEERS = "abcde"
 FACTS = UpdateFacts(digest="u", size_bytes=1, dense_bytes=1, examples=3, norm=1.0, metrics={"loss": 1.0})

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from coordinator import invariants, membership
+from coordinator.engine import invariants
 from coordinator.engine.state import PeerStatus, PeerView, Transition
-from coordinator.membership import (
+from coordinator.membership import detector as membership
+from coordinator.membership.detector import (
     Connected,
     Disconnected,
     Drain,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from coordinator.engine.assignments import live_offers
+from coordinator.engine.explain import explain
 from coordinator.engine.state import (
     AssignmentFailed,
     AssignmentProgressed,
@@ -14,7 +15,6 @@ from coordinator.engine.state import (
     OwnEvaluated,
     OwnPreparing,
 )
-from coordinator.explain import explain
 
 ROUND = {"deadline_seconds": 10, "prepare_seconds": 100, "grace_seconds": 2}
 
@@ -175,7 +175,7 @@ def test_the_coordinators_own_loading_is_not_taken_from_the_evaluation(make_worl
 
 
 def _deadlines(world: Any) -> frozenset[float]:
-    from coordinator.engine.draft import deadlines
+    from coordinator.engine.decision_builder import deadlines
 
     return deadlines(world.state)
 

@@ -24,10 +24,10 @@ from coordinator.engine.state import (
     StopRequested,
     Tick,
     UpdateAdmitted,
-    UpdateFacts,
     WakeAt,
 )
 from coordinator.engine.synchronous import Synchronous
+from exchange.facts import UpdateFacts
 from muster.errors import ConfigError
 from muster.spec.model import RunSpec
 

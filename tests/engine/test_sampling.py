@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from coordinator import sampling
+from coordinator.engine import sampling
 from muster.errors import ConfigError
 from muster.spec.model import SamplingTable
 

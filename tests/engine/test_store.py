@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from coordinator import invariants, membership
+from coordinator.engine import invariants
 from coordinator.engine.state import PauseRequested, ResumeRequested
+from coordinator.membership import detector as membership
 from coordinator.store import Store
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from coordinator import invariants
+from coordinator.engine import invariants
 from muster.spec.model import RunSpec
 from simulator.processes import ProcessFederation
 

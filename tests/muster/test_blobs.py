@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from muster.blobs import BlobStore
-from muster.digests import digest_bytes
 from muster.errors import StorageError, UsageError
+from muster.files.blobs import BlobStore
+from muster.files.digests import digest_bytes
 
 BODY = b"weights" * 100
 DIGEST = digest_bytes(BODY)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from muster.config import (
+from muster.config.settings import (
     CoordinatorConfig,
     LoadedConfig,
     NodeConfig,

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from muster import cores
-from muster.cores import Slots, said_threads, share, usable_cores
+from muster.runtime import cores
+from muster.runtime.cores import Slots, said_threads, share, usable_cores
 
 SITS = """
 import sys, time
 from pathlib import Path
-from muster.cores import Slots
+from muster.runtime.cores import Slots
 slots = Slots(Path(sys.argv[1])).take()
 print("sits", flush=True)
 time.sleep(60)

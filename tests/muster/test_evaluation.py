@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 import muster
-from muster.evaluation import evaluate_classifier
+from muster.task.evaluation import evaluate_classifier
 
 
 class Plain(muster.Task):

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from muster import failpoints
 from muster.errors import ConfigError, InternalError
-from muster.failpoints import VARIABLE, arm, failpoint
+from muster.runtime import failpoints
+from muster.runtime.failpoints import VARIABLE, arm, failpoint
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,10 @@ def test_nonsense_is_refused(text: str) -> None:
 
 
 def test_kill_ends_the_process_there_on_the_nth_time() -> None:
-    code = "from muster.failpoints import failpoint\nfor n in range(5):\n  print(n, flush=True)\n  failpoint('x')"
+    code = (
+        "from muster.runtime.failpoints import failpoint\n"
+        "for n in range(5):\n  print(n, flush=True)\n  failpoint('x')"
+    )
     ended = subprocess.run(
         [sys.executable, "-c", code],
         check=False,

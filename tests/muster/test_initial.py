@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from muster.initial import draw
-from muster.task import Site, Task
+from muster.model.initial import draw
+from muster.task.task import Site, Task
 
 
 class Drawn(Task):

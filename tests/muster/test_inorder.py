@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from muster.errors import StorageError
-from muster.inorder import AHEAD, THREADS_MAX, in_order
+from muster.runtime.inorder import AHEAD, THREADS_MAX, in_order
 
 THREADS = 4
 

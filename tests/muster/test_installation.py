@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from muster.errors import ConfigError
-from muster.installation import PACKAGES, check_installation, check_locations, location
+from muster.runtime.installation import PACKAGES, check_installation, check_locations, location
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,7 +96,7 @@ def test_a_file_that_is_not_what_was_installed_is_named(tmp_path: Path, change: 
 def test_a_folder_of_the_users_own_is_caught_from_the_outside(tmp_path: Path) -> None:
     (tmp_path / "peer").mkdir()
     (tmp_path / "peer" / "__init__.py").write_text("")
-    code = "from muster.installation import check_installation\ncheck_installation()"
+    code = "from muster.runtime.installation import check_installation\ncheck_installation()"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     ended = subprocess.run(
         [sys.executable, "-P", "-c", code], check=False, env=environment, capture_output=True, text=True

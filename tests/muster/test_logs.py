@@ -12,7 +12,7 @@ import pytest
 import structlog
 
 from muster.errors import ConfigError, StorageError
-from muster.logs import configure_logging
+from muster.runtime.logs import configure_logging
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from muster.errors import ConfigError, InternalError, StorageError, TransferError
-from muster.layout import CHUNK_COORDINATES, ParameterLayout, TensorSpec
-from muster.modelfile import (
+from muster.model.layout import CHUNK_COORDINATES, ParameterLayout, TensorSpec
+from muster.model.modelfile import (
     ModelFile,
     ModelWriter,
     export_state,

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from muster import partial
-from muster.digests import CHUNK_BYTES, checksum, digest_bytes
 from muster.errors import MusterError, OffsetError, StorageError, TransferError
-from muster.partial import PartialBody
+from muster.files.digests import CHUNK_BYTES, checksum, digest_bytes
 from muster.seeds import derive_random
+from muster.transfer import partial
+from muster.transfer.partial import PartialBody
 from protos.v1.tensors_pb2 import BlobHeader, Chunk
 
 BODY = derive_random("partial").randbytes(5 * CHUNK_BYTES + 12345)
@@ -220,8 +220,8 @@ async def test_a_slow_disk_holds_the_sender_and_not_the_event_loop(tmp_path, mon
 KILLED = """
     import asyncio, os, signal, sys
     from pathlib import Path
-    from muster.partial import PartialBody
-    from muster.digests import checksum
+    from muster.transfer.partial import PartialBody
+    from muster.files.digests import checksum
     from protos.v1.tensors_pb2 import BlobHeader, Chunk
 
     async def main(path, source, size):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muster.errors import ConfigError
-from muster.partition import Indices, by_class, dirichlet, iid
+from muster.task.partition import Indices, by_class, dirichlet, iid
 
 LABELS = np.repeat(np.arange(10), 100)
 

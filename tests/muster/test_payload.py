@@ -14,10 +14,10 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from muster.digests import digest_bytes
+from exchange.payload import BODY_BYTES_MAX, GroupSpec, Manifest, PayloadReader, PayloadWriter
 from muster.errors import ConfigError, InternalError, StorageError, UpdateRejected
-from muster.layout import CHUNK_COORDINATES
-from muster.payload import BODY_BYTES_MAX, GroupSpec, Manifest, PayloadReader, PayloadWriter
+from muster.files.digests import digest_bytes
+from muster.model.layout import CHUNK_COORDINATES
 
 MANIFEST = Manifest(
     run_id="run-ä",
@@ -144,7 +144,7 @@ def test_a_full_disk_is_a_storage_error() -> None:
 
 
 def test_updates_need_no_torch() -> None:
-    code = "import sys, muster.payload; sys.exit('torch' in sys.modules)"
+    code = "import sys, exchange.payload; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

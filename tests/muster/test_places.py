@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from muster import places
-from muster.layout import ParameterLayout, TensorSpec
-from muster.places import Places
+from exchange import places
+from exchange.places import ChunkContexts
+from muster.model.layout import ParameterLayout, TensorSpec
 
 
 def make_layout(*shapes: tuple[int, ...]) -> ParameterLayout:
@@ -24,7 +24,7 @@ def test_a_small_model_is_one_chunk_of_its_own_tensors() -> None:
 
 @pytest.mark.parametrize("columns", [1, 3, 7, 10, 64])
 def test_a_tensor_is_cut_where_its_chunk_ends(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
-    monkeypatch.setattr("muster.layout.CHUNK_COORDINATES", 10)
+    monkeypatch.setattr("muster.model.layout.CHUNK_COORDINATES", 10)
     layout = make_layout((3,), (6, columns), (5,))
     for index in range(layout.chunk_count):
         start, stop = layout.chunk_bounds(index)
@@ -40,16 +40,16 @@ def test_a_tensor_is_cut_where_its_chunk_ends(monkeypatch: pytest.MonkeyPatch, c
 
 def test_chunks_rounds_and_bases_have_randomness_of_their_own_and_senders_share_what_is_common() -> None:
     layout = make_layout((600_000,))
-    here = Places(layout=layout, base_digest="b3:00", round=1, sender=5)
+    here = ChunkContexts(layout=layout, base_digest="b3:00", round=1, sender=5)
     others = [
-        Places(layout=layout, base_digest="b3:00", round=2, sender=5).facts(0),
-        Places(layout=layout, base_digest="b3:01", round=1, sender=5).facts(0),
+        ChunkContexts(layout=layout, base_digest="b3:00", round=2, sender=5).facts(0),
+        ChunkContexts(layout=layout, base_digest="b3:01", round=1, sender=5).facts(0),
         here.facts(1),
     ]
     common, own, *_ = here.facts(0)
     for other in others:
         assert other[0] != common
         assert other[1] != own
-    beside = Places(layout=layout, base_digest="b3:00", round=1, sender=6).facts(0)
+    beside = ChunkContexts(layout=layout, base_digest="b3:00", round=1, sender=6).facts(0)
     assert beside[0] == common
     assert beside[1] != own

@@ -10,7 +10,7 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muster.safetensors_header import HEADER_BYTES_MAX, Entry, HeaderError, lay_out, parse, render
+from muster.model.safetensors_header import HEADER_BYTES_MAX, Entry, HeaderError, lay_out, parse, render
 
 PROPERTY = settings(derandomize=True, database=None, deadline=None, max_examples=300)
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muster import sources
-from muster.sources import checked_digest, source_digest
-from muster.tasks import load_task
+from muster.task import sources
+from muster.task.loading import load_task
+from muster.task.sources import checked_digest, source_digest
 
 TASK = """import muster
 {more}

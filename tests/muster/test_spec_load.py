@@ -165,7 +165,7 @@ def test_a_warm_up_ends_before_the_run_does(rounds: int, warm_up: int, said: str
 @pytest.mark.parametrize("spelling", ["", "+", "|", "int8+", "+int8", "int8||int4"])
 def test_of_a_codec_that_is_not_named_no_name_is_told_to_be_wrong(spelling: str) -> None:
     spec = parse_spec(f"{GOOD}[compression]\nup = '{spelling}'\n", "run.toml")
-    assert spec.compression.up == spelling  # `coordinator.checks` tells what is wrong with it
+    assert spec.compression.up == spelling  # `coordinator.submission.checks` tells what is wrong with it
 
 
 def test_a_task_that_is_no_name_is_told_what_one_looks_like() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from muster.errors import ConfigError, MusterError, TaskError
-from muster.task import Task
-from muster.tasks import load_task
+from muster.task.loading import load_task
+from muster.task.task import Task
 
 SOURCE = """
 import muster

@@ -5,8 +5,8 @@ from types import CodeType
 
 import torch
 
-from muster.chunks import __file__ as ours
-from muster.tracebacks import own_frame
+from muster.task.tracebacks import own_frame
+from muster.transfer.chunks import __file__ as ours
 
 MINE = "/home/ann/flowers/task.py"
 

@@ -11,9 +11,6 @@ from typing import Any
 
 import pytest
 
-from muster.backoff import Backoff
-from muster.digests import CHUNK_BYTES, checksum, digest_bytes
-from muster.disk import storage_error
 from muster.errors import (
     DeadlineError,
     MusterError,
@@ -24,9 +21,12 @@ from muster.errors import (
     UnreachableError,
     UpdateRejected,
 )
-from muster.partial import PartialBody
+from muster.files.digests import CHUNK_BYTES, checksum, digest_bytes
+from muster.files.disk import storage_error
+from muster.runtime.backoff import Backoff
 from muster.seeds import derive_random
-from muster.transfer import Tail, fetch, read_chunks, upload
+from muster.transfer.partial import PartialBody
+from muster.transfer.streams import Tail, fetch, read_chunks, upload
 from muster.transport import Channel, GrpcTransport, MemoryTransport, Route
 from muster.transport.faults import SeededFaults
 from muster.transport.memory import MemoryHub

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muster.cores import VARIABLES
+from muster.runtime.cores import VARIABLES
 from muster.worker.environment import worker_environment
 
 NEEDED = [

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from muster import wire
-from muster.config import PeerConfig
-from muster.digests import checksum, digest_bytes
+from muster.config.settings import PeerConfig
 from muster.errors import AuthenticationError, MusterError, NotFoundError, TaskError, UnreachableError
+from muster.files.digests import checksum, digest_bytes
 from muster.spec.model import RunSpec
 from muster.transport.base import CallContext, Route
 from muster.transport.memory import MemoryHub, MemoryTransport
 from peer.daemon import Peer
-from peer.store import PeerStore
+from peer.store.store import PeerStore
 from protos.v1 import membership_pb2 as pb
 from protos.v1 import models_pb2, updates_pb2
 from protos.v1.tensors_pb2 import BlobHeader, Chunk
@@ -94,8 +94,8 @@ def initial_model(tmp_path: Path, toy_folder: Path) -> Callable[..., tuple[Path,
     def make(**options: Any) -> tuple[Path, str, str]:
         import torch
 
-        from muster.modelfile import layout_of, write_initial
-        from muster.tasks import load_task
+        from muster.model.modelfile import layout_of, write_initial
+        from muster.task.loading import load_task
 
         task = load_task("toy_task:Toy", [toy_folder], options)
         torch.manual_seed(1)
@@ -442,8 +442,8 @@ class Bench:
 @pytest.fixture
 async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     bench = Bench(tmp_path)
-    monkeypatch.setattr("peer.assignments.failpoint", bench.failpoint)
-    monkeypatch.setattr("peer.workbench.failpoint", bench.failpoint)
+    monkeypatch.setattr("peer.work.assignments.failpoint", bench.failpoint)
+    monkeypatch.setattr("peer.work.job_runner.failpoint", bench.failpoint)
     await bench.serve()
     yield bench
     await bench.close()

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from muster.digests import digest_bytes
 from muster.errors import (
     AuthenticationError,
     NotAllowedError,
@@ -16,6 +15,7 @@ from muster.errors import (
     UnreachableError,
     UpdateRejected,
 )
+from muster.files.digests import digest_bytes
 from muster.spec.model import RunSpec
 from protos.v1 import membership_pb2 as pb
 from protos.v1 import updates_pb2

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from muster.errors import TaskError
-from peer import devices
-from peer.devices import WorkerPool, choose_devices
+from peer.work import devices
+from peer.work.devices import WorkerPool, choose_devices
 
 
 class Probe:

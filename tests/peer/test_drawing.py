@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from muster.digests import digest_bytes
 from muster.errors import StorageError, TaskError
-from muster.initial import draw_version
+from muster.files.digests import digest_bytes
+from muster.model.initial import draw_version
 from muster.seeds import initial_seed
 from muster.spec.model import RunSpec
-from muster.tasks import load_task
-from peer import jobs
+from muster.task.loading import load_task
+from peer.work import jobs
 from protos.v1 import membership_pb2 as pb
 from protos.v1.models_pb2 import ModelDelta, PlanModelResponse
 

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muster import wire
-from muster.clock import SystemClock
-from muster.config import PeerConfig
-from muster.digests import checksum
+from muster.config.settings import PeerConfig
+from muster.files.digests import checksum
+from muster.runtime.clock import SystemClock
 from muster.transport import MemoryTransport, Route
-from peer import assignments
+from peer.connection.checks import heartbeat_seconds, offer_refusal, plan_mistake
 from peer.daemon import Peer
-from peer.told import heartbeat_seconds, offer_refusal, plan_mistake
+from peer.work import assignments
 from protos.v1 import membership_pb2 as pb
 from protos.v1 import models_pb2
 from protos.v1.tensors_pb2 import BlobHeader, Chunk

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 import compressors
+from exchange.payload import PayloadReader
 from muster.errors import ConfigError, MusterError, StorageError, TaskError, TransferError
-from muster.modelfile import ModelFile, ModelWriter, layout_of, load_into, read_state
-from muster.payload import PayloadReader
+from muster.model.modelfile import ModelFile, ModelWriter, layout_of, load_into, read_state
 from muster.spec.model import RunSpec
-from muster.tasks import load_task
-from peer import jobs
-from peer.orders import Evaluated, EvaluateOrder, Trained, TrainOrder
+from muster.task.loading import load_task
+from peer.work import jobs
+from peer.work.orders import Evaluated, EvaluateOrder, Trained, TrainOrder
 
 Train = Callable[..., Trained]
 Initial = Callable[..., tuple[Path, str, str]]
@@ -107,7 +107,7 @@ def test_the_update_is_what_training_changed(order: Callable[..., TrainOrder], t
 def _reference_epoch(model: nn.Module, folder: Path, seed: int) -> None:
     """One epoch of plain SGD written out: batches of 32 and of the 9 that are left."""
     from muster.seeds import derive_seed
-    from muster.task import Site
+    from muster.task.task import Site
 
     task = load_task("toy_task:Toy", [folder], {})
     inputs, targets = task.train_data(Site(name="ada")).tensors  # type: ignore[attr-defined]

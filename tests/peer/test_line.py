@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from muster.errors import InternalError, MusterError, UnreachableError
-from peer.line import Line
+from peer.connection.connection import CoordinatorConnection
 from protos.v1 import membership_pb2 as pb
 
 AWAY = UnreachableError("transport.unreachable", "127.0.0.1:7070 does not answer", cause="connection refused")
@@ -28,7 +28,7 @@ class Refusing:
 
     def __init__(self, script: list[MusterError]) -> None:
         self.script = script
-        self.line: Line | None = None
+        self.line: CoordinatorConnection | None = None
 
     async def unary(self, *_: Any, **__: Any) -> None:
         if len(self.script) == 1 and self.line is not None:
@@ -48,7 +48,9 @@ async def test_a_coordinator_that_is_not_there_is_told_once(
 ) -> None:
     channel: Any = Refusing([*script])
     clock: Any = Clock()
-    line = Line(channel, pb.Credentials(peer_id="ward"), device="cpu", clock=clock, random=Random(1))
+    line = CoordinatorConnection(
+        channel, pb.Credentials(peer_id="ward"), device="cpu", clock=clock, random=Random(1)
+    )
     channel.line = line
     caller: Any = None
     with structlog.testing.capture_logs() as logs:

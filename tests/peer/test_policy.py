@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from muster.errors import ConfigError, NotAllowedError
-from peer.policy import load_policy
+from peer.work.policy import load_policy
 
 
 def write(tmp_path: Path, text: str) -> Path:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from muster.spec.model import RunSpec
-from peer.orders import Site, train_order
+from peer.work.orders import Site, train_order
 from protos.v1 import membership_pb2 as pb
 
 FAILED = pb.ASSIGNMENT_PHASE_FAILED
@@ -102,7 +102,7 @@ async def test_a_killed_daemon_computes_the_same_update(
     real: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trained in this process, in a worker, and again after a restart: equal bytes, and state that goes on."""
-    from peer import jobs
+    from peer.work import jobs
 
     # Sums over more threads round differently; other tests of this process may have chosen another number.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -15,22 +15,22 @@ from numpy.random import Philox
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compressors.one_byte import GRID, to_bytes
-from coordinator import links
+from compressors.sketches.one_byte import GRID, to_bytes
+from exchange import links
+from exchange.payload import PayloadReader
+from exchange.places import ChunkContexts
 from muster.errors import ConfigError, TaskError
-from muster.layout import CHUNK_COORDINATES
-from muster.modelfile import ModelFile, layout_of, write_initial
-from muster.payload import PayloadReader
-from muster.places import Places
+from muster.model.layout import CHUNK_COORDINATES
+from muster.model.modelfile import ModelFile, layout_of, write_initial
 from muster.seeds import assignment_seed, derive_seed
 from muster.spec.model import RunSpec
-from muster.task import Site, Task
-from muster.tasks import load_task
-from peer import jobs
-from peer import orders as peer_orders
-from peer.orders import Trained, TrainOrder
+from muster.task.loading import load_task
+from muster.task.task import Site, Task
 from peer.training import build
 from peer.training.batches import Batches
+from peer.work import jobs
+from peer.work import orders as peer_orders
+from peer.work.orders import Trained, TrainOrder
 from protos.v1.membership_pb2 import Assignment
 
 ROUND, PEER, BASE = 4, "ada", "ba5e"
@@ -115,7 +115,7 @@ def bodies(order: TrainOrder) -> list[bytes]:
     return found
 
 
-def directions(places: Places, count: int) -> NDArray[np.float32]:
+def directions(places: ChunkContexts, count: int) -> NDArray[np.float32]:
     """[count, size] of +-1, by numpy's own Philox."""
     layout = places.layout
     found = np.empty((count, layout.size), dtype=np.float32)

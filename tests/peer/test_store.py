@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from muster.errors import StateError, StorageError
-from peer.store import Held, PeerStore
+from peer.store.store import Held, PeerStore
 
 
 def held(
@@ -200,7 +200,7 @@ def test_unused_runs_are_forgotten_but_not_those_at_work(tmp_path: Path) -> None
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
     with PeerStore(tmp_path):
         code = (
-            "import sys; from pathlib import Path; from peer.store import PeerStore; "
+            "import sys; from pathlib import Path; from peer.store.store import PeerStore; "
             "from muster.errors import StateError\n"
             "try: PeerStore(Path(sys.argv[1]))\n"
             "except StateError as error: print(error.id)"

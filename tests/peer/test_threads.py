@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from muster import cores
-from muster.cores import Slots
-from peer.orders import DrawOrder, TrainOrder
-from peer.threads import RUNS_MAX, Threads
+from muster.runtime import cores
+from muster.runtime.cores import Slots
+from peer.work.orders import DrawOrder, TrainOrder
+from peer.work.threads import RUNS_MAX, Threads
 
 
 @pytest.fixture

@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressors.powersgd import Factors
+from compressors.lowrank.powersgd import Factors
+from exchange.payload import PayloadReader
+from exchange.places import pieces
 from muster.errors import TaskError
-from muster.layout import CHUNK_COORDINATES
-from muster.modelfile import ModelFile, layout_of, write_initial
-from muster.payload import PayloadReader
-from muster.places import pieces
-from muster.task import FitReport
-from peer.honest import Honest, StateFiles
-from peer.orders import TrainOrder
-from peer.update import WrittenUpdate, write_update
+from muster.model.layout import CHUNK_COORDINATES
+from muster.model.modelfile import ModelFile, layout_of, write_initial
+from muster.task.task import FitReport
+from peer.training.local_update import LocalUpdate, StateFiles
+from peer.training.update import WrittenUpdate, write_update
+from peer.work.orders import TrainOrder
 
 CHUNKS = 6
 
@@ -189,7 +189,7 @@ def test_what_a_drill_sees_is_clipped_each_by_itself(tmp_path: Path, trained: nn
     delta = delta_of(trained, tmp_path / "base")
     (3 * delta).numpy().tofile(view)
     norm = float(delta.double().norm())
-    honest = Honest(trained, base, [view], cast("StateFiles", None), 0.0)
+    honest = LocalUpdate(trained, base, [view], cast("StateFiles", None), 0.0)
     honest.clip(1.5 * norm)
     rows = torch.cat([honest.chunk(index).clone() for index in range(CHUNKS)], dim=1)
     honest.close()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from muster.spec.model import RunSpec
-from muster.tasks import load_task
+from muster.task.loading import load_task
 from simulator.local import start_local
 
 ROOT = Path(__file__).parents[2]

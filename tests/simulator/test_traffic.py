@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import traffic
 from benchmarks.traffic_settings import DENSE, SETTINGS, WORKLOADS, Setting, Workload
-from coordinator.checks import check_spec
+from coordinator.submission.checks import check_spec
 from protos.v1 import admin_pb2 as pb
 
 

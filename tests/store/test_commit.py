@@ -7,8 +7,8 @@ from sqlalchemy import Engine, event
 
 from coordinator.engine.state import AssignmentStatus
 from coordinator.store import Store, Transfer
-from muster import failpoints
 from muster.errors import InternalError, StateError
+from muster.runtime import failpoints
 
 
 async def test_commit_gives_each_transition_its_event_number(store: Store, script: Any) -> None:

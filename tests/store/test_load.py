@@ -35,11 +35,11 @@ from coordinator.engine.state import (
     Tick,
     Treatment,
     UpdateAdmitted,
-    UpdateFacts,
     UpdateRefused,
     WarningState,
 )
 from coordinator.store import Store
+from exchange.facts import UpdateFacts
 from muster.spec.model import EvaluateTable, RoundTable, RunSpec
 
 

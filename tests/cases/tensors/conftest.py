@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from coordinator import admission, aggregation, downlink, links
-from coordinator.store.tables import DELTA, FACTOR, SCALE
-from muster.initial import draw_version
-from muster.modelfile import ModelFile, export_state
+from exchange import admission, aggregation, downlink, links
+from exchange.names import DELTA, FACTOR, SCALE
+from muster.model.initial import draw_version
+from muster.model.modelfile import ModelFile, export_state
 from muster.seeds import assignment_seed, initial_seed
 from muster.spec.model import RunSpec
-from muster.tasks import load_task
-from peer import jobs as peer_jobs
-from peer.orders import Site, evaluate_order, train_order
-from peer.rebuild import rebuild
+from muster.task.loading import load_task
+from peer.training.rebuild import rebuild
+from peer.work import jobs as peer_jobs
+from peer.work.orders import Site, evaluate_order, train_order
 from protos.v1.membership_pb2 import Assignment
 
 _numbers = itertools.count()

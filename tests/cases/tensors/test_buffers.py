@@ -11,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressors import integers
-from coordinator.untrained import Chunk, move_buffers, ordered
+from compressors.core import integers
+from exchange.payload import PayloadReader, PayloadWriter
+from exchange.untrained import Chunk, move_buffers, ordered
 from muster.errors import TaskError, UpdateRejected
-from muster.layout import TRIMMED as TRIMMED_MOVES
-from muster.layout import TensorSpec, Vector
-from muster.payload import PayloadReader, PayloadWriter
+from muster.model.layout import TRIMMED as TRIMMED_MOVES
+from muster.model.layout import TensorSpec, Vector
 
 Rounds = Callable[..., Any]
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from muster.errors import ConfigError, TaskError
-from muster.integers import bounds, narrow, widen
-from muster.layout import ParameterLayout
-from muster.modelfile import (
+from muster.model.integers import bounds, narrow, widen
+from muster.model.layout import ParameterLayout
+from muster.model.modelfile import (
     ModelFile,
     check_takes,
     check_unchanged,

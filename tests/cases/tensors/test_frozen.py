@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from exchange.payload import PayloadReader
 from muster.errors import TaskError
-from muster.payload import PayloadReader
-from peer.fixed import fixed_tail
+from peer.work.fixed import fixed_tail
 
 Rounds = Callable[..., Any]
 

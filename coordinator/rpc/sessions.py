@@ -1,0 +1,271 @@
+"""Membership calls: enrolment, and the session stream that carries heartbeats, offers and reports."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING
+
+import structlog
+
+from coordinator.engine.state import (
+    AssignmentEvaluated,
+    AssignmentFailed,
+    AssignmentProgressed,
+    AssignmentStatus,
+    Event,
+    PeerStatus,
+)
+from coordinator.membership import detector
+from coordinator.membership.enrolment import EnrolmentGate
+from coordinator.membership.members import hash_secret
+from coordinator.rpc.offers import Session, offer_message
+from muster.errors import AuthenticationError, NotFoundError, StorageError, TransferError, UsageError
+from muster.runtime.version import muster_version
+from muster.task.metrics import EXAMPLES_MAX, NAME_CHARACTERS_MAX
+from muster.task.sources import checked_digest
+from muster.texts import DESCRIPTION_CHARS_MAX, many_lines, one_line
+from muster.transport.base import CallContext, Route
+from muster.wire import ENROL, SESSION
+from protos.v1 import membership_pb2 as pb
+
+if TYPE_CHECKING:
+    from coordinator.service import Coordinator
+
+log = structlog.get_logger()
+
+NAME_LENGTH_MAX = 64
+SECRET_LENGTH_MIN = 16
+WARNINGS_MAX = 4  # of one report
+WARNING_CHARACTERS_MAX = 1_000
+
+_PROGRESS = {
+    pb.ASSIGNMENT_PHASE_ACCEPTED: AssignmentStatus.ACCEPTED,
+    pb.ASSIGNMENT_PHASE_PREPARING: AssignmentStatus.PREPARING,
+    pb.ASSIGNMENT_PHASE_TRAINING: AssignmentStatus.TRAINING,
+    pb.ASSIGNMENT_PHASE_UPLOADING: AssignmentStatus.UPLOADING,
+}
+
+
+class MembershipServicer:
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+        self._gate = EnrolmentGate(peers_max=coordinator.config.peers_max)
+
+    def routes(self) -> list[Route]:
+        return [
+            Route(method=ENROL, handle=self.enrol, caller=self._known),
+            Route(method=SESSION, handle=self.session, caller=self._caller),
+        ]
+
+    def _known(self, request: pb.EnrolRequest) -> str:
+        """Who enrols again, as before each session."""
+        known = self._coordinator.members.get(request.name)
+        return request.name if known is not None and known.secret_hash == hash_secret(request.secret) else ""
+
+    def _caller(self, first: pb.SessionRequest) -> str:
+        if first.WhichOneof("message") != "hello":
+            raise _no_hello()
+        credentials = first.hello.credentials
+        return self._coordinator.members.authenticate(credentials.peer_id, credentials.secret)
+
+    async def enrol(self, request: pb.EnrolRequest, context: CallContext) -> pb.EnrolResponse:
+        name = request.name
+        if not _is_name(name):
+            raise UsageError(
+                "peer.bad_name",
+                f"{name!r} is no peer name",
+                cause=f"a name has 1 to {NAME_LENGTH_MAX} letters, digits, '.', '_' or '-'",
+                fix="set peer.name in the configuration, or --name",
+            )
+        if len(request.secret) < SECRET_LENGTH_MIN:
+            raise UsageError(
+                "peer.bad_secret", f"a peer's secret has at least {SECRET_LENGTH_MIN} characters"
+            )
+        secret_hash = hash_secret(request.secret)
+        known = self._coordinator.members.get(name)
+        removed = known is not None and known.status is PeerStatus.REVOKED
+        if known is not None and known.secret_hash != secret_hash and not removed:
+            raise AuthenticationError(
+                "peer.name_taken",
+                f"the name {name!r} belongs to another peer",
+                cause="it enrolled before with another secret; the data folder of this peer may be new or lost",
+                fix=f"take another name (--name), or give this peer its old data folder back; if that is lost, the "
+                f"coordinator's admin frees the name: muster peer remove {name}",
+            )
+        event = detector.Enrolled(
+            peer_id=name,
+            secret_hash=secret_hash,
+            device=one_line(request.device, DESCRIPTION_CHARS_MAX),
+            muster_version=one_line(request.muster_version, DESCRIPTION_CHARS_MAX),
+            instance=one_line(request.instance, DESCRIPTION_CHARS_MAX),
+        )
+        now = self._coordinator.clock.now()
+        if known is None or (removed and known.secret_hash != secret_hash):
+            self._gate.check(context.address, self._coordinator.members.count(), now)
+        elif not removed and not detector.tells_nothing_new(known, event):
+            self._gate.check_again(name, now)
+        await self._coordinator.members.submit(event)
+        self._coordinator.members.authenticate(name, request.secret)
+        return pb.EnrolResponse(peer_id=name, coordinator_version=muster_version())
+
+    async def session(
+        self, requests: AsyncIterator[pb.SessionRequest], context: CallContext
+    ) -> AsyncIterator[pb.SessionResponse]:
+        coordinator = self._coordinator
+        first = await anext(requests, None)
+        if first is None:
+            raise _no_hello()
+        peer_id, hello = self._caller(first), first.hello
+        await coordinator.members.submit(detector.Connected(peer_id=peer_id))
+        member = coordinator.members.get(peer_id)
+        session = Session(peer_id=peer_id, epoch=member.epoch if member else 0)
+        coordinator.sessions.open(session)
+        reader = asyncio.create_task(self._read(session, requests))
+        try:
+            yield pb.SessionResponse(
+                welcome=pb.Welcome(
+                    epoch=session.epoch, heartbeat_seconds=coordinator.config.heartbeat_seconds
+                )
+            )
+            # Not through the outbox, which is bounded: however much there is to settle, the peer takes it at its pace.
+            for settling in self._reconciled(session, hello):
+                yield settling
+            while (message := await session.outbox.get()) is not None:
+                yield message
+                if session.overflowed:
+                    raise TransferError("session.unread", "the peer does not read what its session sends")
+            if reader.done() and isinstance(misuse := reader.exception(), UsageError):
+                raise misuse
+        finally:
+            reader.cancel()
+            goodbye = await _result(reader)
+            if coordinator.sessions.closed(session):
+                coordinator.spawn(self._ended(session, goodbye))
+
+    async def _ended(self, session: Session, goodbye: bool) -> None:
+        await self._coordinator.members.submit_surely(
+            detector.Disconnected(peer_id=session.peer_id, epoch=session.epoch, goodbye=goodbye)
+        )
+
+    def _reconciled(self, session: Session, hello: pb.Hello) -> Iterator[pb.SessionResponse]:
+        """What the peer holds goes on or is cancelled; what it should hold and does not is offered again."""
+        coordinator = self._coordinator
+        held = set(hello.held_assignment_ids)
+        for run, assignment, deadline_at in coordinator.live_assignments(session.peer_id):
+            # Also what it holds: the offer tells the deadline, which may have moved.
+            held.discard(assignment.assignment_id)
+            model = run.models.get(assignment.base_version)
+            if model is not None:  # without its base the work is over meanwhile
+                yield offer_message(run, assignment, model, deadline_at - coordinator.clock.now())
+        for assignment_id in held:
+            cancel = pb.Cancel(assignment_id=assignment_id, reason="the coordinator no longer waits for it")
+            yield pb.SessionResponse(cancel=cancel)
+        for run_id in hello.held_run_ids:
+            if run_id not in coordinator.runs and run_id not in coordinator.unreadable:
+                yield pb.SessionResponse(run_ended=pb.RunEnded(run_id=run_id))
+
+    async def _read(self, session: Session, requests: AsyncIterator[pb.SessionRequest]) -> bool:
+        """Handles what the peer says, in order. Gives whether it said goodbye."""
+        try:
+            async for message in requests:
+                match message.WhichOneof("message"):
+                    case "heartbeat":
+                        if not await self._coordinator.members.heartbeat(session.peer_id, session.epoch):
+                            return False  # it was given up meanwhile: with a new session it is back
+                        ack = pb.HeartbeatAck(sequence=message.heartbeat.sequence)
+                        session.send(pb.SessionResponse(heartbeat_ack=ack))
+                    case "report":
+                        await self._report(session, message.report)
+                    case "goodbye":
+                        return True
+                    case _:
+                        raise UsageError("session.unexpected", "a session has one hello, at its start")
+            return False
+        except Exception:
+            log.exception("session.failed", peer_id=session.peer_id)
+            raise
+        finally:
+            session.close("the session has ended", reconnect=True)
+
+    async def _report(self, session: Session, report: pb.AssignmentReport) -> None:
+        run, assignment = await self._coordinator.find_assignment(report.assignment_id)
+        if assignment is None or assignment.peer_id != session.peer_id:
+            # Perhaps of a time before the database was lost; the peer has been told to drop it, and goes on.
+            log.warning("report.ignored", peer_id=session.peer_id, assignment_id=report.assignment_id)
+            return
+        event = _event(assignment.run_id, report)
+        if run is None or assignment.status.ended:
+            return  # it crossed with a deadline or a cancellation, which the peer has been told of
+        try:
+            await self._coordinator.post(event)
+        except NotFoundError:
+            return  # the run ended meanwhile
+        except StorageError:
+            raise  # the peer comes again with it
+        except (
+            Exception
+        ) as error:  # this report can never be stored: it costs the assignment that it is about
+            log.exception("report.refused", peer_id=session.peer_id, assignment_id=report.assignment_id)
+            await self._coordinator.post_surely(
+                AssignmentFailed(
+                    run_id=assignment.run_id,
+                    assignment_id=assignment.assignment_id,
+                    error_id="report.refused",
+                    message=one_line(f"its report cannot be stored: {type(error).__name__}: {error}"),
+                    traceback="",
+                    retry=False,
+                )
+            )
+
+
+def _no_hello() -> UsageError:
+    return UsageError("session.no_hello", "a session starts with a hello")
+
+
+def _event(run_id: str, report: pb.AssignmentReport) -> Event:
+    if report.phase in _PROGRESS:
+        return AssignmentProgressed(
+            run_id=run_id,
+            assignment_id=report.assignment_id,
+            status=_PROGRESS[report.phase],
+            warnings=_warnings(report),
+        )
+    if report.phase == pb.ASSIGNMENT_PHASE_EVALUATED:
+        return AssignmentEvaluated(
+            run_id=run_id,
+            assignment_id=report.assignment_id,
+            metrics={one_line(name, NAME_CHARACTERS_MAX): value for name, value in report.metrics.items()},
+            examples=min(report.example_count, EXAMPLES_MAX),
+            warnings=_warnings(report),
+            source_digest=checked_digest(report.source_digest),
+        )
+    if report.phase == pb.ASSIGNMENT_PHASE_FAILED:
+        failure = report.failure
+        return AssignmentFailed(
+            run_id=run_id,
+            assignment_id=report.assignment_id,
+            error_id=one_line(failure.error_id, DESCRIPTION_CHARS_MAX),
+            message=many_lines(failure.message),
+            traceback=many_lines(failure.traceback, keep="end"),
+            retry=failure.retry,
+        )
+    raise UsageError("session.bad_report", f"phase {report.phase} is unknown here")
+
+
+def _warnings(report: pb.AssignmentReport) -> tuple[str, ...]:
+    return tuple(one_line(sentence, WARNING_CHARACTERS_MAX) for sentence in report.warnings[:WARNINGS_MAX])
+
+
+def _is_name(name: str) -> bool:
+    allowed = name.replace(".", "").replace("_", "").replace("-", "")
+    plain = allowed.isascii() and allowed.isalnum() and name[0] not in ".-"
+    return 0 < len(name) <= NAME_LENGTH_MAX and plain
+
+
+async def _result(reader: asyncio.Task[bool]) -> bool:
+    """Whether a reader that has ended or is being cancelled had read a goodbye."""
+    try:
+        return await reader
+    except (asyncio.CancelledError, Exception):  # logged where it happened
+        return False

@@ -1,0 +1,181 @@
+"""One round's aggregation: geometry, then one pass, then the server's step, in bounded memory.
+
+Reads mapped update files chunk by chunk (n x chunk in memory), at most twice, and writes the new model version and the
+optimizer's state chunk by chunk. A pure function of its inputs with a fixed order of reduction: run again after a
+crash it writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import aggregators
+from aggregators.core.rule import Needs
+from exchange import downlink, links, optimizers, recipe, step
+from exchange.decoded import Decoded, decoded, kept_names
+from exchange.names import DELTA, FACTOR
+from exchange.recipe import AggregationRefused
+from muster.model.modelfile import ModelFile
+from muster.seeds import derive_seed
+from muster.spec.model import RunSpec
+
+CAPPED_TOLD = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateInput:
+    assignment_id: str
+    peer_id: str
+    path: Path
+    examples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AggregationJob:
+    """`updates` are sorted by peer id; `states` maps the optimizer's state names to files (absent: zeros)."""
+
+    spec: RunSpec
+    base: Path
+    updates: Sequence[UpdateInput]
+    states: Mapping[str, Path]
+    base_version: int
+    base_digest: str
+    round: int
+    cohort: int  # how many peers were asked
+    model_out: Path
+    states_out: Mapping[str, Path]  # with a place for `DELTA`, if the downlink compresses
+
+
+@dataclass(frozen=True, kw_only=True)
+class Treated:
+    assignment_id: str
+    weight: float
+    score: float
+    selected: bool
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AggregationResult:
+    model_digest: str
+    model_bytes: int
+    state_digests: Mapping[str, str]
+    treatments: tuple[Treated, ...]
+    reason: str
+    seconds: float
+    warnings: tuple[tuple[str, str], ...] = ()  # cause and sentence
+
+
+def aggregate(job: AggregationJob) -> AggregationResult:
+    """Runs in a thread of its own, off the event loop. Raises `AggregationRefused`, `StorageError`."""
+    began = time.perf_counter()
+    pipeline = recipe.pipeline(job.spec, job.cohort)
+    peers = tuple(update.peer_id for update in job.updates)
+    refusal = recipe.refuse(job.spec, len(peers), job.cohort) or recipe.missing_trusted(job.spec, peers)
+    if refusal:
+        raise AggregationRefused(refusal)
+    with ExitStack() as stack:
+        base = ModelFile(job.base)
+        stack.callback(base.close)
+        source = stack.enter_context(decoded(job, pipeline, base.layout))
+        plan = _decide(job, pipeline, source)
+        model, states = step.apply(job, base, source, plan)
+    capped = _capped(job, pipeline)
+    treatments = tuple(
+        Treated(
+            assignment_id=update.assignment_id,
+            weight=float(plan.weights[i]),
+            score=float(plan.scores[i]),
+            selected=plan.selected[i],
+            sentence=plan.treatment[i],
+        )
+        for i, update in enumerate(job.updates)
+    )
+    return AggregationResult(
+        model_digest=model.digest,
+        model_bytes=model.size_bytes,
+        state_digests=states,
+        treatments=treatments,
+        reason="; ".join(filter(None, (plan.reason, job.spec.format_faults(job.cohort), *capped))),
+        seconds=time.perf_counter() - began,
+        warnings=(*(("examples.capped", told) for told in capped), *_nobody(plan)),
+    )
+
+
+def _decide(job: AggregationJob, pipeline: aggregators.Pipeline, source: Decoded) -> aggregators.Plan:
+    """The first pass, if the rule needs one."""
+    trusted = job.spec.aggregation.trusted_peer
+    survey = aggregators.Survey(
+        pipeline,
+        len(job.updates),
+        source.layout.columns_size,
+        kept=len(source.kept),
+        seed=derive_seed(job.spec.seed, "aggregation", job.round, source.drawn()),
+    )
+    try:
+        if survey.needed:
+            for start, chunk in source.chunks():
+                survey.add(start, chunk)
+        return survey.plan(
+            weights=_weights(job),
+            trusted=next((i for i, u in enumerate(job.updates) if u.peer_id == trusted), None),
+        )
+    except aggregators.RuleError as error:
+        raise AggregationRefused(str(error)) from error
+
+
+def _weights(job: AggregationJob) -> Tensor | None:
+    """Shares of a weighted mean: declared example counts, which the spec may cap, since they are only the peers'
+    word."""
+    table = job.spec.aggregation
+    if table.weights == "uniform":
+        return None
+    cap = table.examples_max
+    counts = [update.examples if cap is None else min(update.examples, cap) for update in job.updates]
+    return torch.tensor(counts, dtype=torch.float64)
+
+
+def _nobody(plan: aggregators.Plan) -> tuple[tuple[str, str], ...]:
+    """Tells where a rule has given nobody a share, so that the model stays where it is."""
+    if any(plan.selected):
+        return ()
+    return (
+        ("aggregation.nobody", f"no update has a share in the new model, which does not move: {plan.reason}"),
+    )
+
+
+def _capped(job: AggregationJob, pipeline: aggregators.Pipeline) -> tuple[str, ...]:
+    """Tells where the spec's cap makes peers of unlike example counts weigh alike."""
+    table = job.spec.aggregation
+    if table.examples_max is None or table.weights == "uniform" or Needs.WEIGHTS not in pipeline.needs:
+        return ()
+    above = [update.peer_id for update in job.updates if update.examples > table.examples_max]
+    if not above:
+        return ()
+    more = f" and {len(above) - CAPPED_TOLD} more" if len(above) > CAPPED_TOLD else ""
+    whose = ", ".join(above[:CAPPED_TOLD]) + more
+    return (
+        f"the examples of {len(above)} of {len(job.updates)} updates ({whose}) count as {table.examples_max}, "
+        "which is aggregation.examples_max",
+    )
+
+
+def state_names(
+    spec: RunSpec, updates: Sequence[UpdateInput], *, cohort: int, base_version: int
+) -> tuple[str, ...]:
+    """What a round with these updates keeps beside the version that it makes: each a place in `states_out`."""
+    return (
+        *optimizers.build(spec.server).state_names,
+        *downlink.state_names(spec, base_version),
+        *((DELTA,) if downlink.compresses(spec) else ()),
+        *((FACTOR,) if spec.compression.common_factor else ()),
+        *((links.state_name(update.peer_id) for update in updates) if links.sends_differences(spec) else ()),
+        *kept_names(recipe.pipeline(spec, cohort), updates),
+    )

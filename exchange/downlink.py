@@ -1,0 +1,166 @@
+"""What goes down to the peers: the server's step itself is compressed, so that a version is what peers can decode.
+
+    p = step + e;  m = C(p);  e = p - m;  new version = base + m
+
+The body of C(p) is kept beside the version as its delta. Whoever holds the base makes the new version of it to the last
+bit, and the digest proves it; everybody else fetches the version whole. There is one model, the one that peers train
+from, and e, the residual, is the coordinator's alone: EF14 (Seide et al. 2014) on the server's side. Whatever the rule
+did, it did before.
+
+`down = "replay"` sends, instead of a body of the step, the updates that it is a weighted sum of, each with its share,
+see `compressors.core.replay`: the peers repeat the sum.
+
+1-bit Adam's step is a momentum times a scale that has stayed as it is since the warm-up. Divided by it, the step is as
+even as what comes up, and one bit will do (Tang et al. 2021); peers fetch the scale once. The warm-up goes down whole.
+There all senders go on from the momentum that went down, c; here each goes on from its own. Where all of them are in
+the round and the rule is a mean, theirs have the mean a, and what this makes of the next mean is added to it; for a
+part of them or another rule it is an approximation, and what it adds up to is bounded:
+
+    m = a + drift;  c = C(m + e);  e = m + e - c;  drift = beta1 (c - a)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import compressors
+from compressors.core import integers
+from compressors.core.replay import PREFIX, Replay, Term, write
+from compressors.feedback.feedback import LOSSLESS
+from exchange.names import SCALE
+from exchange.payload import BESIDE, SCALED, Manifest, PayloadWriter, groups_of
+from exchange.places import ChunkContexts
+from muster.model.layout import BUFFERS, CHUNK_COORDINATES, COUNTERS, ParameterLayout
+from muster.seeds import derive_seed
+from muster.spec.model import RunSpec
+
+ONEBIT_ADAM = "onebit-adam"
+DRIFT = "down/drift"
+
+
+def state_names(spec: RunSpec, base_version: int) -> tuple[str, ...]:
+    """The vectors [d] that the downlink keeps from this version to the next."""
+    if not compresses(spec) or replays(spec):
+        return ()
+    names = compressors.build_feedback(spec.compression.down_feedback).state_names
+    return (*(f"down/{name}" for name in names), *((SCALE, DRIFT) if _scales(spec, base_version) else ()))
+
+
+def _scales(spec: RunSpec, base_version: int) -> bool:
+    """Whether the step from this version goes down without its scale."""
+    return spec.server.optimizer == ONEBIT_ADAM and base_version >= spec.compression.warm_up_rounds
+
+
+def compresses(spec: RunSpec) -> bool:
+    return spec.compression.down != "identity"
+
+
+def replays(spec: RunSpec) -> bool:
+    return spec.compression.down == "replay"
+
+
+class Delta:
+    """The file that leads from one version to the next, chunk by chunk in order. Raises `StorageError`."""
+
+    def __init__(
+        self, codec: str, layout: ParameterLayout, out: Path, *, base_digest: str, round: int
+    ) -> None:
+        self._places = ChunkContexts(layout=layout, base_digest=base_digest, round=round)
+        self._index = 0
+        self._beside = compressors.build(BESIDE[BUFFERS])
+        self._step = torch.empty(min(CHUNK_COORDINATES, layout.size))
+        self._writer = PayloadWriter(
+            out,
+            Manifest(
+                run_id="",
+                round=round,
+                assignment_id="",
+                base_digest=base_digest,
+                layout_digest=layout.digest,
+                groups=groups_of(layout, codec),
+            ),
+        )
+
+    def _place(self) -> compressors.ChunkContext:
+        """Of the chunk that is next."""
+        return compressors.ChunkContext(*self._places.facts(self._index))
+
+    def _append(self, body: bytes) -> None:
+        self._writer.append("params", body)
+        self._index += 1
+
+    def take_beside(self, group: str, new: Tensor) -> None:
+        """The next chunk of buffers or counters: the new version's values, in the order of the groups."""
+        body = integers.encode(new) if group == COUNTERS else self._beside.encode(new, 0)
+        self._writer.append(group, body)
+
+    def finish(self) -> str:
+        """The delta's digest."""
+        return self._writer.finish().digest
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Downlink(Delta):
+    """One version's step, encoded; where it is scaled, without its scale, which peers have."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        layout: ParameterLayout,
+        out: Path,
+        *,
+        base_digest: str,
+        round: int,
+        base_version: int,
+    ) -> None:
+        table = spec.compression
+        self._scaled = _scales(spec, base_version)
+        self._beta = spec.server.beta1
+        whole = spec.server.optimizer == ONEBIT_ADAM and not self._scaled
+        self._codec = compressors.build(LOSSLESS if whole else table.down)
+        self._feedback = compressors.build_feedback(table.down_feedback)
+        self._seed = derive_seed(spec.seed, "down", round)
+        codec = f"{SCALED}{self._codec.spelling}" if self._scaled else self._codec.spelling
+        super().__init__(codec, layout, out, base_digest=base_digest, round=round)
+
+    def take(self, base: Tensor, new: Tensor, state: Mapping[str, Tensor]) -> None:
+        """Makes of `new` [c] what the peers will decode from `base` [c]; `state` [c] each, in place."""
+        step = self._step[: len(new)]
+        torch.sub(new, base, out=step)
+        kept = {name: state[f"down/{name}"] for name in self._feedback.state_names}
+        scale, mean = (state[SCALE] if self._scaled else None), step
+        if scale is not None:
+            mean = step.div_(scale).masked_fill_(scale == 0, 0.0).clone()
+            step.add_(state[DRIFT])
+        codec = self._codec.at(self._place())
+        body = self._feedback.encode(codec, step, kept, derive_seed(self._seed, "codec", self._index))
+        codec.decode(body, step)
+        if scale is not None:
+            torch.sub(step, mean, out=state[DRIFT]).mul_(self._beta)
+            step.mul_(scale)
+            # Where nothing ever moves, nothing is left to be sent.
+            for left in (*kept.values(), state[DRIFT]):
+                left.masked_fill_(scale == 0, 0.0)
+        torch.add(base, step, out=new)
+        self._append(body)
+
+
+class Replayed(Delta):
+    """One version's step as the sum of the round's updates, which are encoded with `up`."""
+
+    def __init__(self, up: str, layout: ParameterLayout, out: Path, *, base_digest: str, round: int) -> None:
+        self._replay = Replay(compressors.build(up))
+        super().__init__(f"{PREFIX}{up}", layout, out, base_digest=base_digest, round=round)
+
+    def take(self, base: Tensor, new: Tensor, terms: Sequence[Term]) -> None:
+        """Makes of `new` [c] what the peers will: `base` [c] and the sum of the terms."""
+        body, step = write(terms), self._step[: len(new)]
+        self._replay.at(self._place()).decode(body, step)
+        torch.add(base, step, out=new)
+        self._append(body)

@@ -1,0 +1,31 @@
+"""Server momentum: m = beta m + delta, then w += lr m (FedAvgM; Hsu et al. 2019), or Nesterov's look-ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from exchange.optimizers.base import ServerOptimizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Momentum(ServerOptimizer):
+    state_names: ClassVar[tuple[str, ...]] = ("momentum",)
+
+    def step(self, base: Tensor, delta: Tensor, state: Mapping[str, Tensor], out: Tensor) -> None:
+        momentum = state["momentum"].mul_(self.table.momentum).add_(delta)
+        out.copy_(base).add_(momentum, alpha=self.table.lr)
+
+
+class Nesterov(ServerOptimizer):
+    """w += lr (delta + beta m), with m already holding this round's delta (as in torch.optim.SGD(nesterov=True))."""
+
+    state_names: ClassVar[tuple[str, ...]] = ("momentum",)
+
+    def step(self, base: Tensor, delta: Tensor, state: Mapping[str, Tensor], out: Tensor) -> None:
+        momentum = state["momentum"].mul_(self.table.momentum).add_(delta)
+        out.copy_(base).add_(delta, alpha=self.table.lr).add_(
+            momentum, alpha=self.table.lr * self.table.momentum
+        )

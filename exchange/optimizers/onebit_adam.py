@@ -1,0 +1,49 @@
+"""1-bit Adam's server: Adam in the warm-up rounds, then a frozen second moment and the senders' own momenta.
+
+warm-up   m = beta1 m + (1 - beta1) delta;  v = beta2 v + (1 - beta2) delta^2;  w += lr m / (sqrt(v) + tau)
+then      w += lr delta / (sqrt(v) + tau)                     delta is a mean of momenta,
+                                                              `compressors.feedback.local_momentum`
+
+Tang et al. 2021. A coordinate whose v is zero at the end of the warm-up, such as the weight of a pixel that is always
+black, never moves again: one bit cannot say 0, and would push it by lr scale / tau in every round. And no v counts for
+less than a thousandth of the mean in its chunk.
+
+From then on a step is a vector that stays as it is times the mean of momenta, so that the way down may be as coarse as
+the way up: see `exchange.downlink`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from exchange.optimizers.base import ServerOptimizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FLOOR = 1e-3  # of the mean of v where it is not zero
+
+
+class OneBitAdam(ServerOptimizer):
+    state_names: ClassVar[tuple[str, ...]] = ("first_moment", "second_moment")
+
+    def step(self, base: Tensor, delta: Tensor, state: Mapping[str, Tensor], out: Tensor) -> Tensor | None:
+        table, second = self.table, state["second_moment"]
+        if self.warming_up:
+            first = state["first_moment"].mul_(table.beta1).add_(delta, alpha=1 - table.beta1)
+            second.mul_(table.beta2).addcmul_(delta, delta, value=1 - table.beta2)
+            torch.sqrt(second, out=out).add_(table.tau)
+            torch.div(first, out, out=out).mul_(table.lr).add_(base)
+            return None
+        scale = self._scale(second)
+        torch.mul(delta, scale, out=out).add_(base)
+        return scale
+
+    def _scale(self, second: Tensor) -> Tensor:
+        alive = second > 0
+        floor = FLOOR * float(second.double().sum()) / max(1, int(alive.sum()))
+        root = torch.clamp(second, min=floor).sqrt_().add_(self.table.tau)
+        return alive.float().mul_(self.table.lr).div_(root)

@@ -1,0 +1,18 @@
+"""Plain averaging with a step size: w += lr * delta (FedAvg for lr = 1; McMahan et al. 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from exchange.optimizers.base import ServerOptimizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Sgd(ServerOptimizer):
+    def step(
+        self, base: Tensor, delta: Tensor, state: Mapping[str, Tensor], out: Tensor
+    ) -> None:  # stateless
+        out.copy_(base).add_(delta, alpha=self.table.lr)

@@ -1,0 +1,59 @@
+"""Version 0 of a run: drawn by its task from a seed, on the coordinator and again by the peers that need it.
+
+The same bytes come out where torch and the kind of CPU are the same and `Task.model` draws from nothing but the global
+generators; whether they do, the digest tells. The number of cores does not matter: one thread draws, since
+`orthogonal_` and sums over large tensors round otherwise with each number of threads.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from muster.files.hashedfile import BlobInfo
+from muster.model.layout import ParameterLayout
+from muster.model.modelfile import layout_of, write_initial
+from muster.task.defaults import code_of
+from muster.task.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    model: nn.Module
+    layout: ParameterLayout
+    info: BlobInfo
+
+
+def seed_generators(seed: int) -> None:
+    """Seeds every global generator that a task may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def draw(task: Task, seed: int) -> nn.Module:
+    """A new model of the task, its initial values drawn from the seed."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        seed_generators(seed)
+        with code_of(task):
+            return task.model()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def draw_version(task: Task, seed: int, path: Path) -> Drawn:
+    """Draws the model and writes it to `path` as a model version. Raises as `layout_of` does."""
+    return write_drawn(task, draw(task, seed), path)
+
+
+def write_drawn(task: Task, model: nn.Module, path: Path) -> Drawn:
+    """Writes what was drawn. Raises as `layout_of` does."""
+    layout = layout_of(model, task.buffers)
+    return Drawn(model=model, layout=layout, info=write_initial(path, layout, model))

@@ -1,0 +1,223 @@
+"""From a trained model to an update file, chunk by chunk.
+
+    delta = trained - base              base as the model really held it, in native dtypes
+    delta scaled down                   to the norm that the feedback sets, if it does: of all chunks together
+    m     = beta m + (1 - beta) delta   if the run has worker momentum; m starts as delta
+    body  = feedback.encode(codec, m)   what the codec leaves behind, the residual, stays here
+
+Worker momentum: Karimireddy, He, Jaggi, Learning from History for Byzantine Robust Optimization, ICML 2021;
+it lowers the variance among honest updates, which is what a robust rule lives on.
+
+Chunks are encoded on as many threads as torch may use, and appended in their order; memory: a few chunks for each
+thread, whatever the model's size. State arrays are read from their present files and written to
+new ones, which count only once the coordinator has given its receipt.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import compressors
+from compressors.compose.planned import Planned, Planner
+from compressors.core import integers
+from compressors.feedback.feedback import LOSSLESS, MAGNITUDE_MAX, is_bounded
+from exchange.payload import BESIDE, Manifest, PayloadWriter, groups_of
+from exchange.places import ChunkContexts
+from muster.errors import TaskError
+from muster.files.hashedfile import BlobInfo
+from muster.model.finite import all_finite
+from muster.model.layout import BUFFERS, COUNTERS, PARAMS, Column, ParameterLayout
+from muster.model.modelfile import ModelFile, check_unchanged
+from muster.runtime.inorder import in_order
+from muster.seeds import derive_seed
+from muster.task.task import FitReport
+from peer.training.attack_simulation import AttackSimulation
+from peer.training.factor import CommonFactor
+from peer.training.local_update import Deltas, LocalUpdate, StateFiles, momenta_names
+from peer.training.statefile import StateWriter
+from peer.work.orders import TrainOrder
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenUpdate:
+    info: BlobInfo
+    staged: dict[str, Path]
+
+
+def write_update(
+    order: TrainOrder,
+    model: nn.Module,
+    base: ModelFile,
+    report: FitReport,
+    *,
+    source_digest: str = "",
+    drill: AttackSimulation | None,
+    views: Sequence[Path],
+) -> WrittenUpdate:
+    """Raises `TaskError` `task.not_finite`, `task.too_large`, `task.model_changed` or `task.frozen_changed`,
+    `StorageError`, and of a drill `ConfigError`. The files are synced.
+
+    `views` are files of `write_delta`: what else the drill sees. Each keeps a momentum of its own.
+    """
+    feedback = compressors.build_feedback(order.feedback)
+    codec = compressors.build(_codec(order, feedback))
+    layout = base.layout
+    manifest = Manifest(
+        run_id=order.run_id,
+        round=order.round,
+        assignment_id=order.assignment_id,
+        base_digest=order.base_digest,
+        layout_digest=layout.digest,
+        groups=groups_of(layout, codec.spelling),
+        scalars=_scalars(report),
+        source_digest=source_digest,
+    )
+    check_unchanged(model, base)
+    places = order.places(layout)
+    beside = compressors.build(BESIDE[BUFFERS])
+    beta = float(order.train["worker_momentum"])
+    momenta = momenta_names(1 + len(views)) if beta else []
+    with ExitStack() as stack:
+        factor = CommonFactor(order, codec, layout)
+        stack.callback(factor.close)
+        state = StateFiles(order, [*feedback.state_names, *momenta], layout.size, stack)
+        honest = LocalUpdate(model, base, views, state, beta)
+        stack.callback(honest.close)
+        honest.clip(feedback.norm_max(order.senders))
+        forgery = None if drill is None else drill.plan(honest, order.seed)
+        if isinstance(codec, Planned) and forgery is None:
+            codec = codec.planned(_plan(codec, feedback, order, _Sources(honest, state, places)))
+        writer = PayloadWriter(Path(order.update), manifest)
+        stack.callback(writer.close)
+
+        def encoded(index: int) -> bytes:
+            column = layout.columns[index]
+            start, stop = column.start, column.stop
+            rows = honest.chunk(index)
+            if forgery is None:
+                _check(order, rows[0], codec if column.group == PARAMS else beside, layout, column)
+            update = rows[0]
+            if forgery is not None:
+                update = torch.empty_like(update)
+                forgery.forge(rows, update, start)
+            if column.group != PARAMS:
+                return beside.encode(update, 0)
+            kept = {name: state.read(name, start, stop) for name in feedback.state_names}
+            seed = derive_seed(order.seed, "codec", index)
+            place = factor.at(compressors.ChunkContext(*places.facts(index)), index)
+            try:
+                body = feedback.encode(codec.at(place), update, kept, seed)
+            except compressors.DecodeError as error:
+                raise _too_large(order, codec) from error
+            state.write({**kept, **dict(zip(momenta, rows, strict=False))}, start)
+            return body
+
+        threads = None if forgery is None else 1  # an attack's code need not bear more
+        bodies = in_order(encoded, len(layout.columns), threads)
+        stack.callback(bodies.close)
+        for column, body in zip(layout.columns, bodies, strict=True):
+            writer.append(column.group, body)
+        for chunk in honest.counters() if COUNTERS in layout.groups else ():
+            writer.append(COUNTERS, integers.encode(chunk))
+        info = writer.finish()
+        _sync(Path(order.update))
+        return WrittenUpdate(info=info, staged=state.finish())
+
+
+class _Sources(NamedTuple):
+    honest: LocalUpdate
+    state: StateFiles
+    places: ChunkContexts
+
+
+def _plan(
+    codec: Planned, feedback: compressors.Feedback, order: TrainOrder, sources: _Sources
+) -> tuple[int, ...]:
+    """Which codec each layer has: what will be sent is encoded once more than otherwise, with each of them."""
+    honest, state, places = sources
+    layout = places.layout
+    planner = Planner(codec, len(layout.tensors))
+    for index in range(layout.chunk_count):
+        start, stop = layout.chunk_bounds(index)
+        kept = {name: state.read(name, start, stop) for name in feedback.state_names}
+        at = planner.at(compressors.ChunkContext(*places.facts(index)))
+        update = honest.chunk(index)[0]
+        _check(order, update, codec, layout, layout.columns[index])
+        try:
+            feedback.encode(at, update, kept, derive_seed(order.seed, "codec", index))
+        except compressors.DecodeError as error:
+            raise _too_large(order, codec) from error
+    return planner.choice()
+
+
+def _codec(order: TrainOrder, feedback: compressors.Feedback) -> str:
+    """The run's codec in this round. But where differences are sent, and the coordinator has a sum of them of
+    which this peer has lost its own copy, both begin anew with a body that loses nothing."""
+    lost = any(name not in order.state for name in feedback.state_names)
+    if feedback.receiver_state_names and order.counted_round and lost:
+        return "identity"
+    return feedback.codec_in(order.codec, order.base_version + 1, order.warm_up_rounds)
+
+
+def write_delta(model: nn.Module, base: ModelFile, path: Path) -> None:
+    """What training changed, to a new file of float32. Raises `StorageError`. Not synced."""
+    deltas = Deltas(model, base)
+    writer = StateWriter(path)
+    try:
+        for column in base.layout.columns:
+            delta = torch.empty(column.stop - column.start, dtype=torch.float32)
+            deltas.read(column, delta)
+            writer.write(delta, column.start)
+    finally:
+        writer.close()
+
+
+def _scalars(report: FitReport) -> dict[str, float]:
+    return {
+        "examples": float(report.examples),
+        "steps": float(report.steps),
+        **{f"metric/{name}": float(value) for name, value in report.metrics.items()},
+    }
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _check(
+    order: TrainOrder, update: Tensor, codec: compressors.Codec, layout: ParameterLayout, column: Column
+) -> None:
+    if is_bounded(update):
+        return
+    if not all_finite(update):
+        vector = layout.groups[column.group]
+        at = vector.chunk_bounds(column.index)[0] + int((~update.isfinite()).nonzero()[0])
+        raise TaskError(
+            "task.not_finite",
+            f"training {order.task} on this peer gave values that are not finite in {vector.tensor_at(at)!r}",
+            cause="the loss diverged, or the data hold NaN or infinity",
+            fix="lower [train] lr, set [train] clip_norm, or look at this site's data",
+        )
+    if column.group == PARAMS and codec.spelling != LOSSLESS:
+        raise _too_large(order, codec)
+
+
+def _too_large(order: TrainOrder, codec: compressors.Codec) -> TaskError:
+    return TaskError(
+        "task.too_large",
+        f"training {order.task} on this peer gave values too large for the codec {codec.spelling}, though finite",
+        cause=f"the loss diverged; only identity is given values above {MAGNITUDE_MAX:.2g}, and some codecs bear less",
+        fix="lower [train] lr, set [train] clip_norm, or look at this site's data",
+    )
