@@ -6,16 +6,18 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from muster.spec.model import RunSpec
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.utils.data import Dataset
 
+    from muster.model.modelfile import ModelFile
     from muster.task.task import FitContext, Site, Task
 
 T = TypeVar("T")
@@ -67,18 +69,23 @@ class _Check:
         self.seen.facts["parameters_frozen"] = sum(each.numel() for each in parameters) - trained
         return model
 
+    def data(self, task: Task) -> Dataset[Any]:
+        from muster.model.initial import seed_generators
+        from muster.seeds import derive_seed
+
+        seed_generators(derive_seed(self.spec.seed, "data", self.site.name))
+        return self.step(
+            "train_data", lambda: trial().loaded("train_data", lambda: task.train_data(self.site))
+        )
+
     def train(self, task: Task, model: nn.Module) -> None:
         """One step of the run's own algorithm where it takes steps by gradients; else the loss alone."""
         from muster.model.initial import seed_generators
-        from muster.seeds import derive_seed
         from peer.training import build
         from peer.training.batches import size_of
 
         train, facts = self.spec.train, self.seen.facts
-        seed_generators(derive_seed(self.spec.seed, "data", self.site.name))
-        data = self.step(
-            "train_data", lambda: trial().loaded("train_data", lambda: task.train_data(self.site))
-        )
+        data = self.data(task)
         facts["examples"] = size_of(data)
         batch = self.step(
             "batch", lambda: trial().first_batch(data, min(facts["examples"], train.batch_size))
@@ -102,20 +109,48 @@ class _Check:
                 f"the loss is {after} after one step; train.lr is {train.lr:g}: try less"
             )
 
-    def fit(self, task: Task, model: nn.Module) -> None:
-        """The task's own loop, whole: there is no step of it that could be taken alone."""
-        from muster.model.initial import seed_generators
-        from muster.task.fitreport import checked
+    def fit(self, task: Task, model: nn.Module, base: ModelFile) -> bool:
+        """The task's own loop, on one batch; whether it leaves training to the run's algorithm."""
+        from muster.errors import TaskError
+        from muster.model.modelfile import check_unchanged
+        from muster.task.fittrial import try_fit
 
-        seed_generators(self.spec.seed)
-        report: Any = self.step("fit", lambda: trial().run("fit", lambda: task.fit(model, self._context())))
-        if report is None:
-            algorithm = self.spec.train.algorithm
-            told = f"nothing was trained: fit gave None, and {algorithm} is not tried out here"
-            self.seen.warnings.append(told)
+        data: Dataset[Any] | None = None
+        try:
+            data = self.data(task)
+        except TaskError as error:  # a loop of its own may never ask for them
+            self.seen.warnings.append(error.message)
+        context = replace(self._context(), train=self.spec.train.model_dump(mode="json"))
+        tried = self.step(
+            "fit on one batch",
+            lambda: try_fit(
+                task,
+                model,
+                data,
+                context,
+                who=f"{self.spec.task}.fit",
+                check=lambda trained: check_unchanged(trained, base),
+            ),
+        )
+        if not tried.ended:
+            self.seen.warnings.append(f"fit was not tried to its end: {tried.told}")
+        elif tried.report is not None:
+            self.seen.facts |= {"examples": tried.report.examples, "steps": tried.report.steps}
+        if trial().has_examples(data):
+            self.seen.facts["examples"] = len(cast(Any, data))
+        return tried.ended and tried.report is None
+
+    def learn(self, task: Task, model: nn.Module, base: ModelFile) -> None:
+        from muster.task.fittrial import has_own_fit
+
+        if has_own_fit(task) and not self.fit(task, model, base):
             return
-        counted = checked(report, f"{self.spec.task}.fit")
-        self.seen.facts |= {"examples": counted.examples, "steps": counted.steps}
+        algorithm = self.spec.train.algorithm
+        if trial().asks_loss(algorithm):
+            self.train(task, model)
+        else:
+            told = f"nothing was trained: {algorithm} is not tried out here"
+            self.seen.warnings.append(told)
 
     def evaluate(self, task: Task, model: nn.Module) -> None:
         import torch
@@ -173,10 +208,7 @@ def check(
         path = Path(folder) / "version"
         model = made.model(task, path)
         with closing(ModelFile(path)) as base, code_of(task):
-            if trial().tries_loss(task, spec.train.algorithm):
-                made.train(task, model)
-            else:
-                made.fit(task, model)
+            made.learn(task, model, base)
             check_unchanged(model, base)
             made.evaluate(task, model)
     return made.seen

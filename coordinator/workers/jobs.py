@@ -114,7 +114,7 @@ def get_ready(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # no
             return {}
     if not (args["algorithm"] and trial.has_examples(data)):
         return {}
-    double, model = spared(task, _model(task, args))
+    double, model, _ = spared(task, _model(task, args))
     if model is _modules[_key(args)]:
         _modules.clear()  # it could not be copied, and the trial may leave something in it
     base = ModelFile(Path(args["path"]))

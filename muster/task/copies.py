@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
@@ -37,7 +37,13 @@ def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module | 
         return None
 
 
-def spared(task: Task, model: nn.Module) -> tuple[Task, nn.Module]:
+class Spared(NamedTuple):
+    task: Task
+    model: nn.Module
+    shared: tuple[str, ...]  # attributes of the task that could not be copied
+
+
+def spared(task: Task, model: nn.Module) -> Spared:
     """A task and a module that can be worked with in place of these, which stay as they are. What of the task cannot be
     copied the two tasks share; of what cannot be copied at all the original is given."""
     try:
@@ -50,19 +56,24 @@ def spared(task: Task, model: nn.Module) -> tuple[Task, nn.Module]:
     of_model = {id(each) for each in (*model.parameters(), *model.buffers())}
     memo |= {id(each): each for each in shared if id(each) not in of_model}
     known = dict(memo)  # a copy that fails half-way leaves halves in its own
+    # `copy.deepcopy` enters a memo under its own address. No other object may come to lie there, and be taken for it.
+    alive = [memo, known]
     tried = copied(model, known)
     if tried is None:
         tried = memo[id(model)] = model
     else:
         memo = known
+    uncopied: list[str] = []
     for name, value in vars(task).items() if double is not task else ():
         known = dict(memo)
+        alive.append(known)
         try:
             vars(double)[name] = copy.deepcopy(value, known)
         except Exception:  # whatever the user's own objects raise when they are copied
+            uncopied.append(name)
             continue
         memo = known
-    return double, tried
+    return Spared(double, tried, tuple(uncopied))
 
 
 def _find_shared(value: Any, found: list[Any], depth: int) -> None:

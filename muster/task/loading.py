@@ -164,6 +164,7 @@ def _keeping(load: Callable[..., Any]) -> Callable[..., Any]:
             kept[site.name] = data
         return kept[site.name]
 
+    vars(load_once)["__wrapped__"] = load
     return load_once
 
 

@@ -58,6 +58,7 @@ class FitContext:
     places: ChunkContexts | None = (
         None  # where the chunks of that lie: randomness that the coordinator derives too
     )
+    trial: bool = False  # True in the trial before the first round, see `Task.fit`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,5 +142,10 @@ class Task(ABC):
         return {} if data is None else evaluate_classifier(self, model, data)
 
     def fit(self, model: nn.Module, context: FitContext) -> FitReport | None:
-        """A training loop of the user's own; None (the default) leaves it to the run's algorithm."""
+        """A training loop of the user's own; None (the default) leaves it to the run's algorithm.
+
+        It is tried before the first round, on copies of task and module: `train_data` and `test_data` give one batch
+        then, and `context.train` says one pass or step. What a loop writes to files or keeps in globals it should leave
+        while `context.trial` is set.
+        """
         return None

@@ -36,9 +36,14 @@ _PARTS_MAX = 100  # a longer list holds examples
 T = TypeVar("T")
 
 
+def asks_loss(algorithm: str) -> bool:
+    """Whether training by this algorithm goes through `Task.loss`, so that it can be tried."""
+    return algorithm in _ASKS_GRADIENT
+
+
 def tries_loss(task: Task, algorithm: str) -> bool:
-    """Whether training of this task by this algorithm goes through `Task.loss`, so that it can be tried."""
-    return type(task).fit is Task.fit and algorithm in _ASKS_GRADIENT
+    """The same of this task, which may train by a loop of its own."""
+    return type(task).fit is Task.fit and asks_loss(algorithm)
 
 
 def has_examples(data: Dataset[Any] | None) -> TypeGuard[Dataset[Any]]:
@@ -70,7 +75,7 @@ def first_batch(data: Dataset[Any], size: int) -> Any:
     """The first examples of a map-style dataset as one batch, as training makes them. Raises `TaskError`
     "task.bad_examples", "task.data_failed"."""
     count = min(size, len(cast(Any, data)))
-    with _kept(data):
+    with kept(data):
         examples = loaded(
             "the dataset's __getitem__", lambda: [cast(Any, data)[index] for index in range(min(2, count))]
         )
@@ -111,7 +116,7 @@ def try_loss(
         _check_pair(batch)
     gradient = _ASKS_GRADIENT.get(algorithm, True)
     before = _shapes(model)
-    with _kept(model), _kept(task):
+    with kept(model), kept(task):
         model.train(gradient)
         with torch.set_grad_enabled(gradient):
             loss = _loss(task, model, batch)
@@ -136,7 +141,7 @@ def try_evaluation(
     if type(task).loss is Task.loss:
         _check_pair(batch)
     count = min(batch_size, len(cast(Any, data)))
-    with _kept(model), _kept(task), _kept(data):
+    with kept(model), kept(task), kept(data):
         try:
             return evaluate_classifier(task, model, Subset(data, range(count)))
         except Exception as error:
@@ -260,7 +265,7 @@ def _check_grown(
 
 
 @contextmanager
-def _kept(thing: Any) -> Generator[None]:
+def kept(thing: Any) -> Generator[None]:
     """Puts back what a trial may change: mode, gradients and buffers of a module, plain attributes of the object and of
     its parts, and the random generators found in it."""
     modules = list(thing.modules()) if isinstance(thing, nn.Module) else []

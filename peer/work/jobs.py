@@ -35,6 +35,7 @@ from muster.task import trial
 from muster.task.copies import copied, spared, without_inference
 from muster.task.defaults import code_of
 from muster.task.fitreport import checked
+from muster.task.fittrial import has_own_fit, try_fit
 from muster.task.loading import keep_data, load_task
 from muster.task.metrics import EXAMPLES_MAX, Measured, in_words, measured
 from muster.task.sources import source_digest
@@ -53,7 +54,7 @@ NOTE_CHARACTERS_MAX = 300
 Progress = Callable[[float], None]
 
 
-class ChunkContext:
+class Place:
     """A task at this site, with what it has loaded. At most one place keeps a module in memory."""
 
     def __init__(self, order: Order) -> None:
@@ -107,7 +108,7 @@ def _require_sources(order: Order, found: str) -> None:
         )
 
 
-_places: OrderedDict[tuple[str, str], ChunkContext] = OrderedDict()
+_places: OrderedDict[tuple[str, str], Place] = OrderedDict()
 
 
 def _key(order: Order) -> tuple[str, str]:
@@ -117,9 +118,9 @@ def _key(order: Order) -> tuple[str, str]:
     )
 
 
-def _place(order: Order) -> ChunkContext:
+def _place(order: Order) -> Place:
     key = _key(order)
-    place = _places.pop(key, None) or ChunkContext(order)
+    place = _places.pop(key, None) or Place(order)
     for other in _places.values():
         other.drop_module()
     _places[key] = place
@@ -181,17 +182,19 @@ def get_ready(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # no
     return {}
 
 
-def _try_training(order: PrepareOrder, place: ChunkContext, model: nn.Module, base: ModelFile) -> None:
+def _try_training(order: PrepareOrder, place: Place, model: nn.Module, base: ModelFile) -> None:
     algorithm = order.train["algorithm"]
+    data: Dataset[Any] | None = None
     try:
         data = trial.loaded("train_data", lambda: place.train_data(None, ""))
     except TaskError as error:
-        if type(place.task).fit is Task.fit:
+        if not has_own_fit(place.task):
             raise
         # A loop of its own may never ask for them; where it does, it fails there and says so.
         print(f"train_data of {order.task} was not loaded ahead of its fit: {error.message}", file=sys.stderr)
+    if has_own_fit(place.task) and not _leaves_training(order, place, model, base, data):
         return
-    if not trial.tries_loss(place.task, algorithm):
+    if data is None or not trial.asks_loss(algorithm):
         return
     batch = trial.first_batch(data, min(size_of(data), order.train["batch_size"]))
     # What loading has set in the task is in the copy.
@@ -201,7 +204,38 @@ def _try_training(order: PrepareOrder, place: ChunkContext, model: nn.Module, ba
         check_unchanged(tried, base)
 
 
-def _try_evaluation(place: ChunkContext, model: nn.Module) -> None:
+def _leaves_training(
+    order: PrepareOrder, place: Place, model: nn.Module, base: ModelFile, data: Dataset[Any] | None
+) -> bool:
+    """Tries out the task's own loop; whether it leaves training to the run's algorithm, as far as that can be told."""
+    tried = try_fit(
+        place.task,
+        model,
+        data,
+        _context(order, place, base.layout, progress=lambda _share: None),
+        who=f"{order.task}.fit",
+        check=lambda trained: check_unchanged(trained, base),
+    )
+    if not tried.ended:
+        print(f"{order.task}.fit was not tried to its end: {tried.told}", file=sys.stderr)
+    return tried.ended and tried.report is None
+
+
+def _context(
+    order: PrepareOrder | TrainOrder, place: Place, layout: ParameterLayout, *, progress: Progress
+) -> FitContext:
+    return FitContext(
+        site=place.site,
+        device=torch.device(order.device),
+        seed=order.seed,
+        train=order.train,
+        progress=progress,
+        codec=order.codec,
+        places=order.places(layout),
+    )
+
+
+def _try_evaluation(place: Place, model: nn.Module) -> None:
     seed_generators(derive_seed(place.site.seed, "data", place.site.name))
     data = trial.loaded("test_data", lambda: place.task.test_data(place.site))
     if data is not None and trial.run("the length of test_data", lambda: trial.has_examples(data)):
@@ -210,10 +244,10 @@ def _try_evaluation(place: ChunkContext, model: nn.Module) -> None:
 
 
 @contextmanager
-def _spared(place: ChunkContext, model: nn.Module) -> Generator[tuple[Task, nn.Module]]:
+def _spared(place: Place, model: nn.Module) -> Generator[tuple[Task, nn.Module]]:
     """Copies of the task and its module for a trial. Where there can be none, the trial puts back what it can, and the
     module is drawn anew."""
-    task, tried = spared(place.task, model)
+    task, tried, _ = spared(place.task, model)
     try:
         yield task, tried
     finally:
@@ -262,7 +296,7 @@ def train(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
 
 def _train_views(
     order: TrainOrder,
-    place: ChunkContext,
+    place: Place,
     base: ModelFile,
     drill: AttackSimulation,
     files: list[Path],
@@ -287,7 +321,7 @@ def _part(progress: Progress, number: int, count: int) -> Progress:
 
 def _fit(
     order: TrainOrder,
-    place: ChunkContext,
+    place: Place,
     model: nn.Module,
     drill: AttackSimulation | None,
     progress: Progress,
@@ -297,15 +331,7 @@ def _fit(
 ) -> FitReport:
     """The task's own training loop if it has one, else the run's algorithm, on this site's data or on a
     bootstrap of them."""
-    context = FitContext(
-        site=place.site,
-        device=torch.device(order.device),
-        seed=order.seed,
-        train=order.train,
-        progress=lambda share: progress(share * (1.0 - ENCODING_SHARE)),
-        codec=order.codec,
-        places=order.places(layout),
-    )
+    context = _context(order, place, layout, progress=lambda share: progress(share * (1.0 - ENCODING_SHARE)))
     seed_generators(order.seed)
     with code_of(place.task):
         report: Any = place.task.fit(model, context)
@@ -375,7 +401,7 @@ def _counted(order: EvaluateOrder, found: Measured) -> Evaluated:
 
 
 @contextmanager
-def _scored(place: ChunkContext, model: nn.Module) -> Generator[nn.Module]:
+def _scored(place: Place, model: nn.Module) -> Generator[nn.Module]:
     """A copy of the module, to be evaluated; one that cannot be copied is evaluated itself, and drawn anew for the next
     training."""
     copy = copied(model)

@@ -76,6 +76,13 @@ class PrepareOrder(Order):
     evaluates: bool  # whether the run has this site evaluate too
     train: Mapping[str, Any]  # the run spec's [train]
     base_version: int
+    base_digest: str
+    round: int
+    codec: str
+
+    def places(self, layout: ParameterLayout) -> ChunkContexts:
+        """Of the chunks of an update in this round."""
+        return ChunkContexts(layout=layout, base_digest=self.base_digest, round=self.round, sender=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +185,14 @@ def prepare_order(
     train = spec.train.model_dump(mode="json")
     evaluates = spec.evaluate.every > 0 and "peers" in spec.evaluate.on
     return PrepareOrder(
-        **common, role=offer.role, evaluates=evaluates, train=train, base_version=offer.base_version
+        **common,
+        role=offer.role,
+        evaluates=evaluates,
+        train=train,
+        base_version=offer.base_version,
+        base_digest=offer.base_digest,
+        round=offer.round,
+        codec=spec.compression.up,
     )
 
 

@@ -92,6 +92,24 @@ class Dataless(Looped):
         return muster.FitReport(examples=1, steps=0)
 
 
+class Stepping(Remembers):
+    # A loop of its own that remembers from round to round.
+
+    def test_data(self, site):
+        return TensorDataset(torch.randn(40, 4), torch.zeros(40, dtype=torch.long))  # drawn when it is asked for
+
+    def fit(self, model, context):
+        self.optimizer = getattr(self, "optimizer", torch.optim.Adam(model.parameters(), lr=0.1))
+        batches = torch.utils.data.DataLoader(self.train_data(context.site), batch_size=5, shuffle=True)
+        for batch in batches:
+            self.loss(model, batch).backward()
+            self.optimizer.step()
+        inputs, _ = self.test_data(context.site)[:]
+        with torch.no_grad():
+            model.linear.bias += inputs.mean()
+        return muster.FitReport(examples=len(batches.dataset), steps=len(batches))
+
+
 class Tabled(Remembers):
     # Its evaluation, in a mode of its own, makes what its training takes too.
 
@@ -138,6 +156,7 @@ def orders(tmp_path: Path) -> Callable[..., Any]:
         }
         if kind is PrepareOrder:
             values = {"role": "train", "evaluates": True, "train": table, "base_version": 0, **values}
+            values |= {"base_digest": "ba5e", "round": 1, "codec": "identity"}
         if kind is TrainOrder:
             values |= {"assignment_id": "a", "round": 1, "base_version": 0, "base_digest": "ba5e"}
             values |= {
@@ -164,15 +183,16 @@ def done(job: str, order: Any) -> dict[str, Any]:
     return jobs.JOBS[job](order, lambda _share: None)
 
 
-@pytest.mark.parametrize("options", [{}, {"lock": True}], ids=["copied", "drawn anew"])
+@pytest.mark.parametrize("name", ["Remembers", "Stepping"])
+@pytest.mark.parametrize("options", [{}, {"lock": True}], ids=["copied", "not copied"])
 def test_training_gives_the_same_bytes_with_and_without_a_trial(
-    orders: Callable[..., Any], tmp_path: Path, options: Any
+    orders: Callable[..., Any], tmp_path: Path, options: Any, name: str
 ) -> None:
-    done("train", orders(TrainOrder, "Remembers", options))
+    done("train", orders(TrainOrder, name, options))
     plain = (tmp_path / "update").read_bytes()
     jobs._places.clear()
-    done("get_ready", orders(PrepareOrder, "Remembers", options))
-    done("train", orders(TrainOrder, "Remembers", options))
+    done("get_ready", orders(PrepareOrder, name, options, evaluates=False))
+    done("train", orders(TrainOrder, name, options))
     assert (tmp_path / "update").read_bytes() == plain
 
 
@@ -228,13 +248,41 @@ class Holding(muster.Task):
 def test_a_copy_refers_to_its_own_and_shares_data() -> None:
     net = nn.Linear(2, 2)
     task = Holding(net)
-    double, model = spared(task, net)
+    double, model, shared = spared(task, net)
     assert isinstance(double, Holding)
+    assert shared == ("lock",)
     assert double.net is model is not net
     assert [id(each) for each in double.parameters] == [id(each) for each in model.parameters()]
     assert (double.data is task.data, double.lock is task.lock) == (True, True)
     double.scale(torch.ones(1))
     assert (list(task.recent), list(double.recent)) == ([1.0], [1.0, 2.0])
+
+
+class Kept(muster.Task):
+    """With much to copy, one thing after the other."""
+
+    def __init__(self) -> None:
+        for number in range(60):
+            setattr(self, f"list{number}", [number])
+            setattr(self, f"tensor{number}", torch.full((2,), float(number)))
+
+    def model(self) -> nn.Module:
+        return nn.Linear(2, 2)
+
+    def train_data(self, site: muster.Site) -> Any:
+        raise NotImplementedError
+
+
+def test_all_that_a_task_keeps_is_copied_as_it_is() -> None:
+    task = Kept()
+    double, _, shared = spared(task, task.model())
+    assert shared == ()
+    for name, value in vars(task).items():
+        twin = vars(double)[name]
+        if isinstance(value, Tensor):
+            assert twin is not value and torch.equal(twin, value)
+        elif isinstance(value, list):
+            assert twin is not value and twin == value
 
 
 def test_tensors_of_inference_mode_become_plain_ones_wherever_a_task_keeps_them() -> None:

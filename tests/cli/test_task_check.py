@@ -38,7 +38,7 @@ class Loud(Sound):
 
 class Looped(Sound):
     def fit(self, model, context):
-        assert context.train["steps"] == 1
+        assert context.trial and context.train["epochs"] == 1
         return muster.FitReport(examples=5, steps=3)
 
 

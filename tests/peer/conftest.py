@@ -56,6 +56,10 @@ class Toy(muster.Task):
     def fit(self, model, context):
         mischief = Path(context.site.data.get("mischief", "/nowhere"))
         word = mischief.read_text() if mischief.exists() else ""
+        if word == "raise at once":
+            raise RuntimeError("no luck at all")
+        if context.trial:
+            return None
         if word == "raise":
             raise RuntimeError("no such luck")
         if word == "kill":

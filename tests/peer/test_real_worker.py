@@ -56,6 +56,12 @@ async def test_a_task_may_fail_in_every_way_and_costs_only_the_assignment(real: 
     real.start()
     session = await coordinator.session()
 
+    real.mischief.write_text("raise at once")  # so that nobody waits for any training
+    session.send(offer=real.offer(9, **real.changes))
+    failure = (await coordinator.told("r.9.ada.1", FAILED)).failure
+    assert (failure.error_id, failure.retry) == ("task.failed", False)
+    assert "no luck at all" in failure.message
+
     real.mischief.write_text("raise")
     session.send(offer=real.offer(1, **real.changes))
     failure = (await coordinator.told("r.1.ada.1", FAILED)).failure
