@@ -2,9 +2,12 @@
 module, is known before any training was paid for.
 
 Nobody but the loop knows how long it takes, so its data bound it: `train_data` and `test_data` give the first batch
-alone, and `[train]` one pass or one step. One that has examples from elsewhere is stopped at its first step, or word of
-progress, once `STOP_SECONDS` are over. A loop that fails may only need more examples than a batch. So it is asked
-again, with all data, and stopped at its first step or word of progress: what it raises until then, training would too.
+alone, and `[train]` one pass or one step. One that has examples from elsewhere is stopped at its next step, or word of
+progress, once `STOP_SECONDS` are over.
+
+A loop that fails may only need more examples than a batch. So it is asked again, with all data, of which a `DataLoader`
+gives one batch each time. What it raises before its first step or word of progress, training would raise too, and what
+is a mistake of its program (`_MISTAKES`) at any time. Anything else may still come of so few examples, and is let be.
 
 Everything happens on copies (`muster.task.copies.spared`); of whom they cannot be made, no trial is made. What a loop
 keeps elsewhere, in files or in globals, stays, unless it looks at `FitContext.trial`.
@@ -14,15 +17,17 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from muster.model.initial import seed_generators
 from muster.seeds import derive_seed
@@ -34,6 +39,7 @@ from muster.task.trial import kept, run
 
 STOP_SECONDS = 10.0
 
+_MISTAKES = (TypeError, NameError, AttributeError, ImportError)
 _ROOM = (MemoryError, torch.OutOfMemoryError)  # for two modules at once; training needs one
 
 
@@ -73,33 +79,41 @@ def try_fit(
     trial = _Trial(task, model, data, context)
     if (missing := trial.not_copied()) is not None:
         return FitTried(ended=False, told=f"{missing} cannot be copied")
-    try:
-        with trial.loop(batch=context.train["batch_size"], seconds=STOP_SECONDS) as (loop, tried):
-            found: Any = loop()
-    except _Enough:
-        return FitTried(ended=False, told=f"it was stopped after {STOP_SECONDS:.0f} s")
-    except _ROOM as error:
-        return FitTried(ended=False, told=f"there is no room for two models: {error}")
-    except Exception as error:  # the user's own, of which the next attempt tells whether it counts
-        first = f"{type(error).__name__}: {error}"
-    else:
+    for batch in (context.train["batch_size"], None):
+        try:
+            with trial.loop(batch) as (loop, tried):
+                found: Any = loop()
+        except _Enough:
+            return FitTried(ended=False, told=f"it was stopped after {STOP_SECONDS:.0f} s")
+        except _ROOM as error:
+            return FitTried(ended=False, told=f"there is no room for two models: {error}")
+        except Exception as error:  # the user's own
+            if batch is not None:
+                continue
+            if isinstance(error, _MISTAKES) or not trial.signs:
+                run("fit", partial(_raise, error))
+            return FitTried(
+                ended=False, told=f"it fails on so few examples, with {type(error).__name__}: {error}"
+            )
         report = None if found is None else checked(found, who)
         check(tried)
         return FitTried(ended=True, report=report)
-    try:
-        with trial.loop(batch=None, seconds=0.0) as (loop, _):
-            run("fit", loop)
-    except (_Enough, *_ROOM):
-        pass
-    return FitTried(ended=False, told=f"it fails on one batch alone, with {first}")
+    raise AssertionError("unreachable: with all data it ends, or fails")
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 class _Trial:
+    """`signs`: of life in the newest loop, steps of optimizers and words of progress."""
+
     def __init__(self, task: Task, model: nn.Module, data: Dataset[Any] | None, context: FitContext) -> None:
         self._task = task
         self._model = model
         self._data = data
         self._context = context
+        self.signs = 0
 
     def not_copied(self) -> str | None:
         double, model, shared = spared(self._task, self._model)
@@ -108,24 +122,30 @@ class _Trial:
         return "the task" if double is self._task else f"the task's {shared[0]!r}" if shared else None
 
     @contextmanager
-    def loop(self, *, batch: int | None, seconds: float) -> Generator[tuple[Callable[[], object], nn.Module]]:
+    def loop(self, batch: int | None) -> Generator[tuple[Callable[[], object], nn.Module]]:
         """The loop to be called, on copies, and the module that it trains; of each dataset it has one batch of that
-        size, or all. After so many seconds it is stopped at the next sign of progress."""
+        size, or all, one batch at a time."""
         double, model, _ = spared(self._task, self._model)
         for name in ("train_data", "test_data"):
             found = self._data if name == "train_data" else None
             vars(double)[name] = self._loading(double, name, found, batch)
         began = time.monotonic()
+        self.signs = 0
 
         def sign(*_: object) -> None:
-            if time.monotonic() - began >= seconds:
+            self.signs += 1
+            if time.monotonic() - began >= STOP_SECONDS:
                 raise _Enough
 
-        context = replace(self._context, progress=sign, train=_shortened(self._context.train), trial=True)
+        train = self._context.train if batch is None else _shortened(self._context.train)
+        context = replace(self._context, progress=sign, train=train, trial=True)
         hook = register_optimizer_step_post_hook(sign)
         seed_generators(derive_seed(context.seed, "trial"))
         try:
-            with nullcontext() if self._data is None else kept(self._data):
+            with (
+                nullcontext() if self._data is None else kept(self._data),
+                nullcontext() if batch is not None else _one_batch_each(),
+            ):
                 yield lambda: double.fit(model, context), model
         finally:
             hook.remove()
@@ -150,6 +170,21 @@ def _own(task: Task, double: Task, name: str) -> Callable[..., Any]:
     if inspect.ismethod(load) and load.__self__ is task:
         return cast(Callable[..., Any], load.__func__.__get__(double))
     return cast(Callable[..., Any], load)
+
+
+@contextmanager
+def _one_batch_each() -> Generator[None]:
+    """Every pass over a `DataLoader` ends after its first batch."""
+    whole = DataLoader.__iter__
+
+    def first(loader: DataLoader[Any]) -> Iterator[Any]:
+        return islice(whole(loader), 1)
+
+    DataLoader.__iter__ = first  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        DataLoader.__iter__ = whole  # type: ignore[method-assign]
 
 
 def _first(data: Any, count: int) -> Any:

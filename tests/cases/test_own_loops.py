@@ -112,6 +112,11 @@ def raising(task: Looped, model: nn.Module, context: muster.FitContext) -> Any:
     raise KeyError("lr")
 
 
+def misspelling(task: Looped, model: nn.Module, context: muster.FitContext) -> Any:
+    report = sound(task, model, context)
+    return muster.FitReport(example=report.examples, steps=report.steps)  # type: ignore[call-arg]
+
+
 def thawing(task: Looped, model: nn.Module, context: muster.FitContext) -> Any:
     with torch.no_grad():
         next(model.parameters()).add_(1.0)
@@ -127,6 +132,7 @@ def other_loss(task: Looped, model: nn.Module, context: muster.FitContext) -> An
     ("loop", "error_id", "told"),
     [
         (raising, "task.failed", "fit raised KeyError: 'lr'"),
+        (misspelling, "task.failed", "fit raised TypeError: "),
         (thawing, "task.frozen_changed", "frozen"),
         (other_loss, "task.failed", "fit raised RuntimeError: The size of tensor"),
         (lambda task, model, context: 5, "task.bad_report", "a:Looped.fit gave 5"),
@@ -136,7 +142,7 @@ def other_loss(task: Looped, model: nn.Module, context: muster.FitContext) -> An
             "examples=-1",
         ),
     ],
-    ids=["raises", "thaws", "its loss", "no report", "no count"],
+    ids=["raises", "misspells", "thaws", "its loss", "no report", "no count"],
 )
 @pytest.mark.filterwarnings("ignore:Using a target size")
 def test_what_is_wrong_with_a_loop_is_told(loop: Loop, error_id: str, told: str) -> None:
@@ -162,10 +168,21 @@ def dropping(task: Looped, model: nn.Module, context: muster.FitContext) -> Any:
 
 
 @pytest.mark.parametrize("loop", [splitting, dropping])
-def test_a_loop_that_needs_more_than_a_batch_is_let_be(loop: Loop) -> None:
-    found = tried(loop)
+def test_a_loop_that_needs_more_than_a_batch_has_all_data(loop: Loop) -> None:
+    assert tried(loop).ended
+
+
+def scoring(task: Looped, model: nn.Module, context: muster.FitContext) -> Any:
+    report = sound(task, model, context)
+    if report.steps < 50:
+        raise ValueError("only one class is present")
+    return report
+
+
+def test_what_so_few_examples_may_be_the_cause_of_is_let_be() -> None:
+    found = tried(scoring)
     assert not found.ended
-    assert found.told.startswith("it fails on one batch alone, with ")
+    assert found.told == "it fails on so few examples, with ValueError: only one class is present"
 
 
 def endless(signs: str) -> Loop:
@@ -191,7 +208,8 @@ def test_a_loop_of_other_examples_is_stopped(monkeypatch: pytest.MonkeyPatch, si
     monkeypatch.setattr(fittrial, "STOP_SECONDS", 0.05)
     found = tried(endless(signs))
     assert not found.ended and found.told.startswith("it was stopped")
-    # Nothing stops anybody's steps afterwards.
+    # Nothing stops anybody's steps or batches afterwards.
+    assert len([*DataLoader(TensorDataset(torch.ones(8)), batch_size=2)]) == 4
     parameter = nn.Parameter(torch.ones(1))
     torch.optim.SGD([parameter], lr=0.1).step()
 
