@@ -16,11 +16,11 @@ from coordinator.rpc.models import ModelsServicer
 from coordinator.rpc.sessions import MembershipServicer
 from coordinator.rpc.uploads import UpdatesServicer
 from coordinator.service import Coordinator
-from coordinator.store import Store
+from coordinator.store import SqlStore
 from coordinator.store.lock import take_folders
 from muster.config.settings import CoordinatorConfig
 from muster.errors import InternalError
-from muster.files.blobs import BlobStore
+from muster.files.blobs import FolderBlobStore
 from muster.files.disk import make_folder
 from muster.files.folderlock import FolderLock
 from muster.files.folders import write_private
@@ -59,13 +59,13 @@ class RunningCoordinator:
         blobs, spool = folder / "blobs", folder / "spool"
         for each in (folder, blobs, spool):
             make_folder(each, "coordinator.data_dir, --data-dir")
-        store = await Store.open(config.database_url)
+        store = await SqlStore.open(config.database_url)
         try:
             locks = take_folders(folder, (blobs, spool), store.folder)
         except BaseException:
             await store.close()
             raise
-        coordinator = Coordinator(config, store, BlobStore(blobs), clock or SystemClock())
+        coordinator = Coordinator(config, store, FolderBlobStore(blobs), clock or SystemClock())
         try:
             await coordinator.start()
             routes = [

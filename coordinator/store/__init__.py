@@ -1,5 +1,6 @@
-"""The durable store: SQLite in the data folder, or PostgreSQL."""
+"""What a coordinator remembers: in SQLite or PostgreSQL, or for simulations in memory."""
 
+from coordinator.store.protocol import Store
 from coordinator.store.rows import (
     AssignmentRow,
     EventRow,
@@ -11,7 +12,7 @@ from coordinator.store.rows import (
     Transfer,
     WarningRow,
 )
-from coordinator.store.store import Store
+from coordinator.store.sql import SqlStore
 
 __all__ = [
     "AssignmentRow",
@@ -21,6 +22,7 @@ __all__ = [
     "PeerRow",
     "RoundRow",
     "RunRow",
+    "SqlStore",
     "Store",
     "Transfer",
     "WarningRow",

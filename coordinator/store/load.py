@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Table, and_, func, select
+from sqlalchemy import ColumnElement, Connection, Table, and_, func, select
 
 from coordinator.engine.state import (
     AssignmentState,
@@ -29,7 +30,34 @@ from muster.spec.model import RunSpec
 from muster.task.metrics import from_json
 from muster.texts import one_line
 
-Groups = Mapping[str, Sequence[RowMapping]]
+UNREADABLE = (ValueError, TypeError, LookupError)  # whatever a damaged row or another version's raises
+
+
+class Row(Protocol):
+    """A row of a table, by column."""
+
+    def __getitem__(self, name: str, /) -> Any: ...
+
+
+Groups = Mapping[str, Sequence[Row]]
+
+
+class RowsOfRun(Protocol):
+    """What a run has beside its row and what is live of it."""
+
+    def models(self, versions: Iterable[int]) -> Iterable[Row]:
+        """In order."""
+        ...
+
+    def counted(self) -> Mapping[str, int]:
+        """The last committed round, by peer, that has an update of its in it."""
+        ...
+
+    def standings(self) -> Iterable[Row]:
+        """By peer."""
+        ...
+
+    def warnings(self) -> Iterable[Row]: ...
 
 
 def load_runs(connection: Connection, unread: dict[str, str] | None = None) -> list[RunState]:
@@ -54,18 +82,26 @@ def load_runs(connection: Connection, unread: dict[str, str] | None = None) -> l
     assignments = _live_assignments(connection)
     loaded: list[RunState] = []
     for row in rows:
-        held = [groups.get(row["run_id"], ()) for groups in (live_rounds, live_evaluations, assignments)]
+        run_id = row["run_id"]
         try:
-            loaded.append(_run(connection, row, *held))
-        except (
-            ValueError,
-            TypeError,
-            LookupError,
-        ) as error:  # whatever a damaged row or another version's holds
+            loaded.append(
+                run_state(
+                    row,
+                    live_rounds.get(run_id, ()),
+                    live_evaluations.get(run_id, ()),
+                    assignments.get(run_id, ()),
+                    _SqlRows(connection, run_id),
+                )
+            )
+        except UNREADABLE as error:
             if unread is None:
                 raise
-            unread[row["run_id"]] = one_line(f"what is stored of it cannot be read here: {error!r}")
+            unread[run_id] = why_unread(error)
     return loaded
+
+
+def why_unread(error: Exception) -> str:
+    return one_line(f"what is stored of it cannot be read here: {error!r}")
 
 
 def not_ended(
@@ -82,7 +118,7 @@ def _of_live_runs(connection: Connection, table: Table, *where: ColumnElement[bo
         .where(not_ended(runs, RunStatus), *where)
         .order_by(*table.primary_key.columns)
     )
-    groups: dict[str, list[RowMapping]] = defaultdict(list)
+    groups: dict[str, list[Row]] = defaultdict(list)
     for row in found.mappings():
         groups[row["run_id"]].append(row)
     return groups
@@ -105,7 +141,7 @@ def _live_assignments(connection: Connection) -> Groups:
         ),
         (evaluations.c.state == EvaluationStatus.RUNNING.value, assignments.c.role == "evaluate"),
     )
-    groups: dict[str, list[RowMapping]] = defaultdict(list)
+    groups: dict[str, list[Row]] = defaultdict(list)
     for table, joined, where in (of_round, of_evaluation):
         found = select(assignments).join(table, joined).where(*where).order_by(assignments.c.assignment_id)
         for row in connection.execute(found).mappings():
@@ -113,13 +149,52 @@ def _live_assignments(connection: Connection) -> Groups:
     return groups
 
 
-def _run(
-    connection: Connection,
-    row: RowMapping,
-    round_rows: Iterable[RowMapping],
-    evaluation_rows: Iterable[RowMapping],
-    assignment_rows: Iterable[RowMapping],
+class _SqlRows:
+    def __init__(self, connection: Connection, run_id: str) -> None:
+        self._connection = connection
+        self._run_id = run_id
+
+    def models(self, versions: Iterable[int]) -> Iterable[Row]:
+        models = tables.MODELS
+        return self._rows(models, models.c.version.in_(sorted(versions)))
+
+    def standings(self) -> Iterable[Row]:
+        return self._rows(tables.STANDINGS)
+
+    def warnings(self) -> Iterable[Row]:
+        return self._rows(tables.WARNINGS)
+
+    def _rows(self, table: Table, *where: ColumnElement[bool]) -> Iterable[Row]:
+        order = table.primary_key.columns
+        found = select(table).where(table.c.run_id == self._run_id, *where).order_by(*order)
+        return self._connection.execute(found).mappings()
+
+    def counted(self) -> Mapping[str, int]:
+        assignments, rounds = tables.ASSIGNMENTS, tables.ROUNDS
+        of_round = and_(rounds.c.run_id == assignments.c.run_id, rounds.c.number == assignments.c.round)
+        found = self._connection.execute(
+            select(assignments.c.peer_id, func.max(assignments.c.round).label("last"))
+            .join(rounds, of_round)
+            .where(
+                assignments.c.run_id == self._run_id,
+                assignments.c.role == "train",
+                assignments.c.state == AssignmentStatus.DELIVERED.value,
+                rounds.c.state == RoundStatus.COMMITTED.value,
+            )
+            .group_by(assignments.c.peer_id)
+        )
+        return {row.peer_id: row.last for row in found}
+
+
+def run_state(
+    row: Row,
+    round_rows: Iterable[Row],
+    evaluation_rows: Iterable[Row],
+    assignment_rows: Iterable[Row],
+    beside: RowsOfRun,
 ) -> RunState:
+    """The run as it stood after the last commit, from its row, those of its live rounds and evaluations, and those of
+    their assignments. Raises one of `UNREADABLE`."""
     by_round: dict[int, dict[str, AssignmentState]] = defaultdict(dict)
     by_version: dict[int, dict[str, AssignmentState]] = defaultdict(dict)
     for assignment in map(_assignment, assignment_rows):
@@ -129,7 +204,7 @@ def _run(
             by_version[assignment.base_version][assignment.assignment_id] = assignment
     rounds = {r["number"]: _round(r, by_round[r["number"]]) for r in round_rows}
     evaluations = {e["version"]: _evaluation(e, by_version[e["version"]]) for e in evaluation_rows}
-    newest = _models(connection, row["run_id"], {row["model_version"]} - {None})
+    newest = _models(beside, {row["model_version"]} - {None})
     model = newest.get(row["model_version"])
     return RunState(
         run_id=row["run_id"],
@@ -141,34 +216,34 @@ def _run(
         model=model,
         rounds=rounds,
         evaluations=evaluations,
-        models=_models(connection, row["run_id"], versions_in_use(model, rounds, evaluations)),
-        counted=_counted(connection, row["run_id"]),
-        standings=_standings(connection, row["run_id"]),
+        models=_models(beside, versions_in_use(model, rounds, evaluations)),
+        counted=dict(beside.counted()),
+        standings=_standings(beside.standings()),
         rest=_rest(row),
         last_round=row["last_round"],
         committed=row["committed"],
         skipped=row["skipped"],
         skipped_in_row=row["skipped_in_row"],
-        warnings=_warnings(connection, row["run_id"]),
+        warnings=_warnings(beside.warnings()),
     )
 
 
-def _warnings(connection: Connection, run_id: str) -> dict[str, WarningState]:
-    warnings = tables.WARNINGS
-    found = connection.execute(select(warnings).where(warnings.c.run_id == run_id))
+def _warnings(rows: Iterable[Row]) -> dict[str, WarningState]:
     return {
-        row["cause"]: WarningState(**{name: value for name, value in row.items() if name != "run_id"})
-        for row in found.mappings()
+        row["cause"]: WarningState(
+            cause=row["cause"],
+            reason=row["reason"],
+            peer_id=row["peer_id"],
+            times=row["times"],
+            first_round=row["first_round"],
+            last_round=row["last_round"],
+            last_at=row["last_at"],
+        )
+        for row in rows
     }
 
 
-def _models(connection: Connection, run_id: str, versions: Iterable[int]) -> dict[int, ModelVersion]:
-    models = tables.MODELS
-    found = connection.execute(
-        select(models)
-        .where(models.c.run_id == run_id, models.c.version.in_(sorted(versions)))
-        .order_by(models.c.version)
-    )
+def _models(beside: RowsOfRun, versions: Iterable[int]) -> dict[int, ModelVersion]:
     return {
         row["version"]: ModelVersion(
             version=row["version"],
@@ -177,32 +252,11 @@ def _models(connection: Connection, run_id: str, versions: Iterable[int]) -> dic
             size_bytes=row["size_bytes"],
             layout_digest=row["layout_digest"],
         )
-        for row in found.mappings()
+        for row in beside.models(versions)
     }
 
 
-def _counted(connection: Connection, run_id: str) -> dict[str, int]:
-    """The last committed round, by peer, that has an update of its in it."""
-    assignments, rounds = tables.ASSIGNMENTS, tables.ROUNDS
-    found = connection.execute(
-        select(assignments.c.peer_id, func.max(assignments.c.round).label("last"))
-        .join(rounds, and_(rounds.c.run_id == assignments.c.run_id, rounds.c.number == assignments.c.round))
-        .where(
-            assignments.c.run_id == run_id,
-            assignments.c.role == "train",
-            assignments.c.state == AssignmentStatus.DELIVERED.value,
-            rounds.c.state == RoundStatus.COMMITTED.value,
-        )
-        .group_by(assignments.c.peer_id)
-    )
-    return {row.peer_id: row.last for row in found}
-
-
-def _standings(connection: Connection, run_id: str) -> dict[str, PeerStanding]:
-    standings = tables.STANDINGS
-    found = connection.execute(
-        select(standings).where(standings.c.run_id == run_id).order_by(standings.c.peer_id)
-    )
+def _standings(rows: Iterable[Row]) -> dict[str, PeerStanding]:
     return {
         row["peer_id"]: PeerStanding(
             peer_id=row["peer_id"],
@@ -214,15 +268,15 @@ def _standings(connection: Connection, run_id: str) -> dict[str, PeerStanding]:
             instance=row["instance"],
             times=row["times"],
         )
-        for row in found.mappings()
+        for row in rows
     }
 
 
-def _rest(row: RowMapping) -> Rest | None:
+def _rest(row: Row) -> Rest | None:
     return None if row["rest_until"] is None else Rest(until=row["rest_until"], present=row["rest_present"])
 
 
-def _round(row: RowMapping, assignments: Mapping[str, AssignmentState]) -> RoundState:
+def _round(row: Row, assignments: Mapping[str, AssignmentState]) -> RoundState:
     return RoundState(
         number=row["number"],
         status=RoundStatus(row["state"]),
@@ -239,7 +293,7 @@ def _round(row: RowMapping, assignments: Mapping[str, AssignmentState]) -> Round
     )
 
 
-def _evaluation(row: RowMapping, assignments: Mapping[str, AssignmentState]) -> EvaluationState:
+def _evaluation(row: Row, assignments: Mapping[str, AssignmentState]) -> EvaluationState:
     return EvaluationState(
         version=row["version"],
         round=row["round"],
@@ -250,7 +304,7 @@ def _evaluation(row: RowMapping, assignments: Mapping[str, AssignmentState]) -> 
     )
 
 
-def _assignment(row: RowMapping) -> AssignmentState:
+def _assignment(row: Row) -> AssignmentState:
     metrics = from_json(row["metrics_json"])
     evaluates = row["role"] == "evaluate"
     update = None

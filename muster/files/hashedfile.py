@@ -1,4 +1,4 @@
-"""Writing a blob once, with its digest. Not synced: `BlobStore.adopt` does that."""
+"""Writing a blob once, with its digest. Not synced: `FolderBlobStore.adopt` does that."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ class PartialBody:
 
     async def complete(self) -> None:
         """Verifies that the body is whole and the one that its header tells. It is in the file; whoever needs it on
-        the disk syncs it (`BlobStore.adopt` does).
+        the disk syncs it (`FolderBlobStore.adopt` does).
 
         Raises `TransferError` "transfer.truncated" (what is held stays), "transfer.digest" (it is removed).
         """

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.server import RunningCoordinator
-from coordinator.store import Store
+from coordinator.store import SqlStore
 from coordinator.store.database import parse_url
 from muster.config.settings import CoordinatorConfig
 from muster.errors import StorageError
@@ -111,7 +111,7 @@ async def test_a_full_disk_is_told_as_one_at_the_start(
     monkeypatch.setattr("coordinator.store.store.take_folder", full)
     monkeypatch.setattr("peer.store.store.FolderLock.take", full)
     with pytest.raises(StorageError) as coordinator:
-        await Store.open(f"sqlite:///{tmp_path}/c/muster.db")
+        await SqlStore.open(f"sqlite:///{tmp_path}/c/muster.db")
     with pytest.raises(StorageError) as peer:
         PeerStore(tmp_path / "p")
     assert {coordinator.value.id, peer.value.id} == {"storage.disk_full"}

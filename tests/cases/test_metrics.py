@@ -28,7 +28,7 @@ from coordinator.engine.state import (
     RunSubmitted,
     Transition,
 )
-from coordinator.store import Store
+from coordinator.store import SqlStore
 from muster.spec.model import RunSpec
 from muster.task import metrics
 from muster.task.metrics import METRICS_MAX, as_number, measured
@@ -268,10 +268,10 @@ async def test_not_finite_is_kept_in_both_databases(database_url: str) -> None:
         run_id="r",
         data={"metrics": metrics.plain_all(found)},
     )
-    store = await Store.open(database_url)
+    store = await SqlStore.open(database_url)
     await store.commit([*submitted.transitions, *started.transitions, evaluated])
     await store.close()
-    store = await Store.open(database_url)
+    store = await SqlStore.open(database_url)
     row = await store.run("r")
     assert row is not None
     assert row.metrics == pytest.approx(found, nan_ok=True)

@@ -11,9 +11,9 @@ import pytest
 import structlog
 
 from coordinator.server import RunningCoordinator
-from coordinator.store import Store
+from coordinator.store import SqlStore
 from muster.config.settings import CoordinatorConfig
-from muster.files.blobs import BlobStore
+from muster.files.blobs import FolderBlobStore
 from muster.files.folders import private_folder
 from muster.files.hashedfile import HashedFile
 from muster.transport import MemoryTransport
@@ -65,7 +65,7 @@ async def test_what_an_older_version_left_open_is_narrowed(tmp_path: Path) -> No
     with structlog.testing.capture_logs() as logs:
         private_folder(folder)
     assert [entry["event"] for entry in logs] == ["folder.narrowed"]
-    await (await Store.open(f"sqlite:///{folder}/muster.db")).close()
+    await (await SqlStore.open(f"sqlite:///{folder}/muster.db")).close()
     assert open_to_others(folder) == []
 
 
@@ -81,7 +81,7 @@ def test_a_folder_that_is_shared_on_purpose_is_left_and_told(tmp_path: Path, sha
     assert entry["log_level"] == "warning"
     assert str(folder) in entry["reason"]
     assert "data_dir" in entry["reason"]
-    BlobStore(folder / "blobs")
+    FolderBlobStore(folder / "blobs")
     with PeerStore(folder) as store:
         store.secret("ward")
     assert open_to_others(folder)[1:] == []

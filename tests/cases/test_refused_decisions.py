@@ -14,7 +14,7 @@ from sqlalchemy import text
 from coordinator.engine.state import Tick, Transition
 from coordinator.journal import Journal, Outcome
 from coordinator.service import engine
-from coordinator.store import Store
+from coordinator.store import SqlStore
 from muster.errors import StateError
 from muster.wire import METHODS
 from protos.v1 import admin_pb2 as pb
@@ -57,7 +57,7 @@ def peer_row(name: str, **values: Any) -> Transition:
 
 
 async def test_one_decision_of_a_batch_cannot_be_stored_and_the_others_are(database_url: str) -> None:
-    store = await Store.open(database_url)
+    store = await SqlStore.open(database_url)
     journal = Journal(store)
     journal.count_bytes("run", 1, "good-0", "up", 5)
     undone: list[str] = []

@@ -8,7 +8,7 @@ from typing import Any
 from coordinator.engine.decide import decide, new_run
 from coordinator.engine.decision_builder import MORE_WARNINGS, WARNINGS_MAX
 from coordinator.engine.state import Decision, ModelReady, ModelVersion, RunState, RunSubmitted, RunWarned
-from coordinator.store import Store
+from coordinator.store import SqlStore
 from muster.spec.model import RunSpec
 
 SPEC = RunSpec.model_validate({"task": "digits:Digits", "rounds": 3})
@@ -57,7 +57,7 @@ def test_causes_without_end_are_bounded_and_still_counted() -> None:
 
 async def test_warnings_outlive_the_coordinator(database_url: str) -> None:
     """Those of the spec, too; and what was told before a restart is not told again after it."""
-    store = await Store.open(database_url)
+    store = await SqlStore.open(database_url)
     first = submitted(("compression.up", "topk loses what it leaves out"))
     assert told(first) == ["topk loses what it leaves out"]
     await store.commit(first.transitions)
@@ -65,7 +65,7 @@ async def test_warnings_outlive_the_coordinator(database_url: str) -> None:
     await store.commit(second.transitions)
     await store.close()
 
-    store = await Store.open(database_url)
+    store = await SqlStore.open(database_url)
     (state,) = await store.load_runs()
     assert state == second.state
     again = warn(state, "slow:a", "a is slow still", round=2, peer_id="a")

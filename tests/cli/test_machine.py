@@ -359,12 +359,12 @@ def test_doctor_finds_what_is_broken(muster: Callable[..., Any], at_home: Path) 
 def test_doctor_knows_the_schema(muster: Callable[..., Any], at_home: Path) -> None:
     import asyncio
 
-    from coordinator.store import Store
+    from coordinator.store import SqlStore
 
     url = f"sqlite:///{at_home}/muster.db"
 
     async def make() -> None:
-        await (await Store.open(url)).close()
+        await (await SqlStore.open(url)).close()
 
     asyncio.run(make())
     (at_home / "muster.toml").write_text(f"[coordinator]\ndatabase_url = '{url}'\n")

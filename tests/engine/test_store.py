@@ -8,11 +8,11 @@ from typing import Any
 from coordinator.engine import invariants
 from coordinator.engine.state import PauseRequested, ResumeRequested
 from coordinator.membership import detector as membership
-from coordinator.store import Store
+from coordinator.store import SqlStore
 
 
 async def test_the_store_gives_back_every_state_of_a_run(make_world: Any, tmp_path: Path) -> None:
-    store = await Store.open(f"sqlite:///{tmp_path / 'muster.db'}")
+    store = await SqlStore.open(f"sqlite:///{tmp_path / 'muster.db'}")
     try:
         world = make_world(
             peers="abcd",

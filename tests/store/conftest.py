@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from coordinator.engine.state import Transition
-from coordinator.store import Store
+from coordinator.store import SqlStore, Store
 from muster.spec.model import RunSpec
 
 SPEC = RunSpec(task="examples.digits:Digits", rounds=3)
@@ -121,6 +121,6 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 async def store(database_url: str) -> AsyncIterator[Store]:
-    opened = await Store.open(database_url)
+    opened = await SqlStore.open(database_url)
     yield opened
     await opened.close()

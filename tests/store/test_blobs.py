@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event
 
-from coordinator.store import Store, blobs, load
+from coordinator.store import SqlStore, Store, blobs, load
 from muster.errors import NotFoundError, StateError
 
 
@@ -83,7 +83,7 @@ async def test_an_ended_run_needs_no_optimizer(filled: Store, script: Any) -> No
 
 
 async def test_what_is_asked_after_each_round_does_not_grow_with_history(tmp_path: Path) -> None:
-    store = await Store.open(f"sqlite:///{tmp_path / 'muster.db'}")
+    store = await SqlStore.open(f"sqlite:///{tmp_path / 'muster.db'}")
 
     def plans(connection: Connection) -> list[str]:
         asked: list[tuple[str, Any]] = []

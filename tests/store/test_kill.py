@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from coordinator.store import Store
+from coordinator.store import SqlStore
 
 CHILD = """
 import asyncio, json, sys
 from coordinator.engine.state import Transition
-from coordinator.store import Store, Transfer
+from coordinator.store import SqlStore, Transfer
 
 async def main():
-    store = await Store.open(sys.argv[1])
+    store = await SqlStore.open(sys.argv[1])
     transitions = [Transition(**row) for row in json.loads(sys.argv[2])]
     await store.commit(transitions, [Transfer(run_id="r1", round=1, peer_id="a", direction="up", bytes=7)])
     await store.close()
@@ -55,7 +55,7 @@ def _round(script: Any) -> list[Any]:
 
 
 async def _seen(url: str) -> tuple[list[str], list[str], int, int]:
-    store = await Store.open(url)
+    store = await SqlStore.open(url)
     try:
         (run,) = await store.load_runs()
         rounds = [str(round_.status) for round_ in run.rounds.values()]
@@ -71,7 +71,7 @@ async def _seen(url: str) -> tuple[list[str], list[str], int, int]:
 async def test_a_kill_around_the_commit_leaves_all_or_nothing(
     database_url: str, script: Any, point: str
 ) -> None:
-    store = await Store.open(database_url)
+    store = await SqlStore.open(database_url)
     await store.commit([script.peer("a"), script.peer("b"), script.run()])
     await store.close()
 
@@ -85,7 +85,7 @@ async def test_a_kill_around_the_commit_leaves_all_or_nothing(
         assert await _seen(database_url) == everything
         return
     assert await _seen(database_url) == nothing
-    store = await Store.open(database_url)  # and what was lost can be done again
+    store = await SqlStore.open(database_url)  # and what was lost can be done again
     await store.commit(_round(script))
     await store.close()
     assert (await _seen(database_url))[:2] == everything[:2]

@@ -11,7 +11,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, create_engine, inspect, text
 
-from coordinator.store import Store, migrate
+from coordinator.store import SqlStore, Store, migrate
 from coordinator.store.database import make_migrating_engine, parse_url, write
 from coordinator.store.tables import METADATA
 from muster.errors import StorageError, VersionError
@@ -94,7 +94,7 @@ async def test_the_migrations_make_the_tables_that_the_code_uses(database_url: s
 
 async def test_opening_again_changes_nothing(database_url: str, script: Any) -> None:
     for expected in (0, 1):
-        store = await Store.open(database_url)
+        store = await SqlStore.open(database_url)
         assert len(await store.load_peers()) == expected
         await store.commit([script.peer(f"p{expected}")])
         await store.close()
@@ -114,20 +114,20 @@ async def test_a_first_migration_killed_half_way_leaves_nothing(
         Path(path).parent.mkdir()
     assert _upgrade_in_child(database_url, next_versions, KILL_THE_MIGRATION="1") == -signal.SIGKILL
     assert _look(database_url, lambda connection: inspect(connection).get_table_names()) == []
-    store = await Store.open(database_url)
+    store = await SqlStore.open(database_url)
     await store.close()
 
 
 async def test_a_later_migration_killed_half_way_leaves_the_old_schema(
     database_url: str, next_versions: Path, script: Any
 ) -> None:
-    store = await Store.open(database_url)
+    store = await SqlStore.open(database_url)
     await store.commit([script.peer("a", reason="as it was"), script.run(), script.round(1)])
     await store.close()
 
     assert _upgrade_in_child(database_url, next_versions, KILL_THE_MIGRATION="1") == -signal.SIGKILL
     assert _look(database_url, _schema) == (migrate.head(), False, False, ["as it was"])
-    store = await Store.open(database_url)  # the old version of Muster works on
+    store = await SqlStore.open(database_url)  # the old version of Muster works on
     assert len(await store.rounds("r1")) == 1
     await store.close()
 
@@ -136,7 +136,7 @@ async def test_a_later_migration_killed_half_way_leaves_the_old_schema(
     assert _look(database_url, lambda c: c.execute(text("SELECT count(*) FROM rounds")).scalar_one()) == 1
 
     with pytest.raises(VersionError) as caught:
-        await Store.open(database_url)
+        await SqlStore.open(database_url)
     assert caught.value.id == "store.schema_newer"
     assert "9999" in caught.value.message
     assert "upgrade" in caught.value.fix
@@ -145,7 +145,7 @@ async def test_a_later_migration_killed_half_way_leaves_the_old_schema(
 async def test_rows_that_refer_to_nothing_stop_a_migration(tmp_path: Path, next_versions: Path) -> None:
     """SQLite checks no reference while a table is made anew, so they are all checked at the end."""
     url = f"sqlite:///{tmp_path / 'muster.db'}"
-    store = await Store.open(url)
+    store = await SqlStore.open(url)
     await store.close()
     engine = make_migrating_engine(parse_url(url))
     orphan = "INSERT INTO models VALUES ('r?', 0, 0, 'd', 1, 'l', 0.0, 0)"

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from coordinator.store import Store
+from coordinator.store import SqlStore
 from coordinator.store.lock import LOCK_NAME
 from muster.errors import ConfigError, NotFoundError, StateError, StorageError
 
 HOLDS = """
 import asyncio, sys
-from coordinator.store import Store
+from coordinator.store import SqlStore
 
 async def main():
-    await Store.open(sys.argv[1])
+    await SqlStore.open(sys.argv[1])
     print("open", flush=True)
     sys.stdin.read()
 
@@ -37,17 +37,17 @@ def _url(path: Path) -> str:
 
 
 async def test_a_second_opener_in_this_process_is_refused(path: Path, script: Any) -> None:
-    first = await Store.open(_url(path))
+    first = await SqlStore.open(_url(path))
     try:
         with pytest.raises(StateError) as caught:
-            await Store.open(_url(path.with_name("other.db")))  # the folder is what is taken
+            await SqlStore.open(_url(path.with_name("other.db")))  # the folder is what is taken
         assert caught.value.id == "store.in_use"
         assert caught.value.fields["pid"] == str(os.getpid())
         assert caught.value.fix
         assert await first.commit([script.peer("a")]) == [1]
     finally:
         await first.close()
-    again = await Store.open(_url(path))
+    again = await SqlStore.open(_url(path))
     assert len(await again.peers()) == 1
     await again.close()
 
@@ -68,18 +68,18 @@ async def test_a_second_process_is_refused_until_the_first_is_dead(
     path: Path, holder: subprocess.Popen[str]
 ) -> None:
     with pytest.raises(StateError) as caught:
-        await Store.open(_url(path))
+        await SqlStore.open(_url(path))
     assert caught.value.id == "store.in_use"
     assert str(holder.pid) in str(caught.value)
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    store = await Store.open(_url(path))
+    store = await SqlStore.open(_url(path))
     await store.close()
     assert (path.parent / LOCK_NAME).exists()
 
 
 async def test_sqlite_is_set_up_to_lose_nothing(path: Path, script: Any) -> None:
-    store = await Store.open(_url(path))
+    store = await SqlStore.open(_url(path))
     names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
 
     def settings(connection: Any) -> list[Any]:
@@ -94,24 +94,24 @@ async def test_sqlite_is_set_up_to_lose_nothing(path: Path, script: Any) -> None
 
 async def test_without_create_a_missing_database_is_told(path: Path) -> None:
     with pytest.raises(NotFoundError) as caught:
-        await Store.open(_url(path), create=False)
+        await SqlStore.open(_url(path), create=False)
     assert caught.value.id == "store.not_found"
     assert not path.parent.exists()
 
 
 async def test_without_create_an_empty_server_is_told(postgres_url: str) -> None:
     with pytest.raises(NotFoundError) as caught:
-        await Store.open(postgres_url, create=False)
+        await SqlStore.open(postgres_url, create=False)
     assert caught.value.id == "store.not_found"
     assert postgres_url.rpartition("@")[2] in str(caught.value)
     assert postgres_url.split(":")[2].split("@", maxsplit=1)[0] not in str(caught.value)  # the password
 
 
 async def test_without_create_an_old_database_opens(database_url: str, script: Any) -> None:
-    first = await Store.open(database_url)
+    first = await SqlStore.open(database_url)
     await first.commit([script.peer("a")])
     await first.close()
-    again = await Store.open(database_url, create=False)
+    again = await SqlStore.open(database_url, create=False)
     assert len(await again.peers()) == 1
     await again.close()
 
@@ -122,14 +122,14 @@ async def test_without_create_an_old_database_opens(database_url: str, script: A
 )
 async def test_a_url_that_cannot_be_used_is_told(url: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        await Store.open(url)
+        await SqlStore.open(url)
     assert caught.value.id == "store.url"
     assert "postgresql://" in caught.value.fix
 
 
 @pytest.mark.parametrize("driver", ["sqlite", "sqlite+aiosqlite", "sqlite+pysqlite"])
 async def test_the_driver_is_ours_to_choose(driver: str, path: Path) -> None:
-    store = await Store.open(f"{driver}:///{path}")
+    store = await SqlStore.open(f"{driver}:///{path}")
     assert store.where == f"sqlite+pysqlite:///{path}"
     await store.close()
 
@@ -138,14 +138,14 @@ async def test_a_file_that_is_no_database_is_told(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"a file of another kind, long enough to be read as one page\n" * 100)
     with pytest.raises(StorageError) as caught:
-        await Store.open(_url(path))
+        await SqlStore.open(_url(path))
     assert caught.value.id == "store.damaged"
 
 
 async def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError) as caught:
-        await Store.open(_url(tmp_path / "file" / "muster.db"))
+        await SqlStore.open(_url(tmp_path / "file" / "muster.db"))
     assert caught.value.id == "store.unavailable"
 
 
@@ -153,9 +153,9 @@ async def test_an_open_that_fails_gives_the_folder_back(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"x" * 5000)
     with pytest.raises(StorageError):
-        await Store.open(_url(path))
+        await SqlStore.open(_url(path))
     path.unlink()
-    store = await Store.open(_url(path))
+    store = await SqlStore.open(_url(path))
     await store.close()
 
 
@@ -163,7 +163,7 @@ async def test_a_writer_that_does_not_end_is_told(
     path: Path, script: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("coordinator.store.database.BUSY_TIMEOUT_SECONDS", 0.05)
-    store = await Store.open(_url(path))
+    store = await SqlStore.open(_url(path))
     shell = sqlite3.connect(path, isolation_level=None)
     shell.execute("BEGIN IMMEDIATE")
     with pytest.raises(StorageError, match="does not answer") as caught:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.store import Store, Transfer
+from coordinator.store import SqlStore, Store, Transfer
 
 
 @pytest.fixture
@@ -153,10 +153,10 @@ async def test_a_watcher_wakes_with_the_commit(store: Store, script: Any) -> Non
 
 
 async def test_numbers_go_on_after_a_restart(database_url: str, script: Any) -> None:
-    first = await Store.open(database_url)
+    first = await SqlStore.open(database_url)
     await first.commit([script.peer("a"), script.peer("b")])
     await first.close()
-    second = await Store.open(database_url)
+    second = await SqlStore.open(database_url)
     try:
         assert await second.wait_for_events(after=1) == 2
         assert await second.commit([script.peer("c")]) == [3]

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
-from coordinator.store import Store
+from coordinator.store import SqlStore, Store
 from muster.errors import StorageError
 
 
 async def test_a_full_disk_under_sqlite(tmp_path: Path, script: Any) -> None:
-    store = await Store.open(f"sqlite:///{tmp_path / 'muster.db'}")
+    store = await SqlStore.open(f"sqlite:///{tmp_path / 'muster.db'}")
 
     def limit(connection: Connection, pages: int) -> None:
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
@@ -34,7 +34,7 @@ async def test_a_full_disk_under_sqlite(tmp_path: Path, script: Any) -> None:
 
 
 async def test_a_full_disk_under_postgresql(postgres_url: str, script: Any) -> None:
-    store = await Store.open(postgres_url)
+    store = await SqlStore.open(postgres_url)
     await store._database.write(_fill_the_disk)
     with pytest.raises(StorageError) as caught:
         await store.commit([script.peer("a"), script.run()])
@@ -60,7 +60,7 @@ def _fill_the_disk(connection: Connection) -> None:
 async def test_a_server_that_stops_and_comes_back(
     postgres_server: Any, postgres_url: str, script: Any
 ) -> None:
-    store = await Store.open(postgres_url)
+    store = await SqlStore.open(postgres_url)
     await store.commit([script.peer("a"), script.run()])
     postgres_server.stop()
     try:
@@ -79,7 +79,7 @@ async def test_a_server_that_stops_and_comes_back(
 async def test_a_server_that_is_not_there(postgres_url: str) -> None:
     head, _, database = postgres_url.rpartition("/")
     with pytest.raises(StorageError) as caught:
-        await Store.open(f"{head.rpartition(':')[0]}:1/{database}")
+        await SqlStore.open(f"{head.rpartition(':')[0]}:1/{database}")
     assert caught.value.id == "store.unavailable"
 
 

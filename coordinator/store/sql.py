@@ -1,5 +1,4 @@
-"""The coordinator's memory: every transition and its event in one transaction; nothing is ever
-half-written."""
+"""The store in a database: SQLite in the data folder, or PostgreSQL. `coordinator.store.protocol` has the contract."""
 
 from __future__ import annotations
 
@@ -18,6 +17,7 @@ from coordinator.store.aside import end_run
 from coordinator.store.database import Database, make_migrating_engine, parse_url, sqlite_path, write
 from coordinator.store.faults import storage_errors
 from coordinator.store.lock import take_folder
+from coordinator.store.protocol import EVENTS_PAGE, Store
 from coordinator.store.rows import (
     AssignmentRow,
     EventRow,
@@ -37,14 +37,11 @@ from muster.files.folderlock import FolderLock
 from muster.files.folders import private_database
 from muster.runtime.failpoints import failpoint
 
-EVENTS_PAGE = 1000
-
 Result = TypeVar("Result")
 
 
-class Store:
-    """Open one with `Store.open`. Every method may raise `StorageError`: "store.unavailable" when the
-    database does not answer, "store.damaged" when it is not sound, and in `commit` "storage.disk_full"."""
+class SqlStore(Store):
+    """Open one with `SqlStore.open`."""
 
     def __init__(self, database: Database, lock: FolderLock | None, newest: int) -> None:
         self._database = database
@@ -80,7 +77,6 @@ class Store:
             raise
 
     async def close(self) -> None:
-        """After the commits that are under way."""
         await asyncio.gather(*self._writing, return_exceptions=True)
         await asyncio.to_thread(self._database.close)
         if self._lock is not None:
@@ -89,12 +85,10 @@ class Store:
 
     @property
     def folder(self) -> Path | None:
-        """Where the database lies, which is this process's while the store is open; None where it is on a server."""
         return self._database.folder
 
     @property
     def where(self) -> str:
-        """The database for people: its URL without the password."""
         return self._database.where
 
     # -- writing ---------------------------------------------------------------------------------------------
@@ -102,15 +96,6 @@ class Store:
     async def commit(
         self, transitions: Sequence[Transition], transfers: Sequence[Transfer] = ()
     ) -> list[int]:
-        """Writes all of it or, on any error, nothing. Returns one number for each transition: its event's
-        sequence, or 0 if its kind is empty and it tells no event. Sequences grow in the order of commits.
-
-        Raises `StateError` "store.conflict" if a row is not in the state that its transition starts from, or
-        a row is there already that must not be. If the connection to PostgreSQL breaks during COMMIT itself,
-        "store.unavailable" leaves open whether it was done; `load_runs` then tells.
-
-        A caller that is cancelled meanwhile does not stop the transaction.
-        """
         task = asyncio.get_running_loop().create_task(self._commit(transitions, transfers))
         self._writing.add(task)
         task.add_done_callback(self._writing.discard)
@@ -140,40 +125,26 @@ class Store:
         self._news = asyncio.Event()
 
     async def end_unread(self, run_id: str, reason: str, at: float) -> None:
-        """Cancels a run whose rows cannot be read, by its id alone, and ends what is under way in it."""
         self._tell(await self._database.write(lambda connection: end_run(connection, run_id, reason, at)))
 
     async def forget_blobs(self, digests: Iterable[str]) -> None:
-        """Records that these blobs are given up, so that neither `live_blobs` nor `unneeded_blobs` tells them
-        again. Call it before the files are removed: what a kill leaves of them is then swept at the next
-        start."""
         given_up = list(digests)
         await self._database.write(lambda connection: blobs.forget(connection, given_up))
 
     async def remove_run(self, run_id: str, at: float, reason: str) -> frozenset[str]:
-        """Deletes every row of a run that has ended, and records an event that belongs to no run. Gives the digests of
-        the blobs that no row names any more; their files are the caller's to remove, or the next start's.
-
-        Raises `NotFoundError` "run.not_found", `StateError` "run.live".
-        """
         removed, sequence = await self._database.write(lambda c: removal.remove_run(c, run_id, at, reason))
         self._tell(sequence)
         return removed
 
     async def named_peers(self) -> frozenset[str]:
-        """Those whom a run's rows name."""
         return await self._database.read(queries.named_peers)
 
     async def prune_peer_events(self, keep: int) -> None:
-        """Deletes all but so many of each peer's own events, and all of names that are forgotten; those of runs stay as
-        long as their runs."""
         await self._database.write(lambda c: removal.prune_peer_events(c, keep))
 
     # -- what happened ---------------------------------------------------------------------------------------
 
     async def wait_for_events(self, after: int) -> int:
-        """Returns as soon as this process has committed an event with a greater number than `after`: the
-        greatest."""
         while self._newest <= after:
             await self._news.wait()
         return self._newest
@@ -181,7 +152,6 @@ class Store:
     async def events(
         self, after: int = 0, run_id: str | None = None, limit: int = EVENTS_PAGE
     ) -> list[EventRow]:
-        """The first `limit` events with a greater number than `after`, in order."""
         where = [tables.EVENTS.c.sequence > after]
         if run_id is not None:
             where.append(tables.EVENTS.c.run_id == run_id)
@@ -190,7 +160,6 @@ class Store:
     async def recent_events(
         self, *, run_id: str | None = None, peer_id: str | None = None, limit: int = 20
     ) -> list[EventRow]:
-        """The last `limit` events, in order."""
         where = [tables.EVENTS.c.sequence > 0]
         if run_id is not None:
             where.append(tables.EVENTS.c.run_id == run_id)
@@ -199,7 +168,6 @@ class Store:
         return await self._database.read(lambda c: queries.events(c, *where, limit=limit, newest=True))
 
     async def delivered_sequence(self, assignment_id: str) -> int:
-        """The number of the event that made an update or evaluation durable; 0 if there is none."""
         found = await self._database.read(
             lambda c: queries.event_sequence(c, assignment_id, "assignment.delivered")
         )
@@ -208,24 +176,17 @@ class Store:
     # -- taking up where things stand ------------------------------------------------------------------------
 
     async def load_runs(self, unread: dict[str, str] | None = None) -> list[RunState]:
-        """Runs that have not ended, oldest first, exactly as the last commit left them. `unread` takes those
-        whose rows cannot be read, with the reason; without it, one of them raises."""
         return await self._database.read(lambda connection: load.load_runs(connection, unread))
 
     async def load_peers(self) -> list[PeerRecord]:
         return await self._database.read(queries.peer_records)
 
     async def live_blobs(self) -> frozenset[str]:
-        """Digests of the blobs that rows name; whatever else lies in the blob store is an orphan."""
         return await self._database.read(blobs.live)
 
     async def unneeded_blobs(
         self, *, updates_keep_rounds: int, models_keep: int | None, ended_runs_keep: int | None = None
     ) -> frozenset[str]:
-        """Digests of the blobs that may be given up (`forget_blobs`), then removed: updates of rounds that
-        have ended but for each run's last `updates_keep_rounds`, versions but for each run's newest
-        `models_keep` (None: all) and what live work needs, and old states of the server optimizer; and all but the
-        last version of ended runs but for the newest `ended_runs_keep` (None: all)."""
         return await self._database.read(
             lambda c: blobs.unneeded(
                 c,
@@ -238,12 +199,10 @@ class Store:
     # -- questions -------------------------------------------------------------------------------------------
 
     async def runs(self, *, after: tuple[float, str] | None = None, limit: int | None = None) -> list[RunRow]:
-        """Newest first; those behind the run that was made at `after[0]` and has the id `after[1]`."""
         where = () if after is None else (queries.behind_run(*after),)
         return await self._database.read(lambda c: queries.runs(c, *where, limit=limit))
 
     async def counts(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
-        """How many peers and how many runs there are in each state."""
         return await self._database.read(
             lambda c: (Counter(queries.peer_states(c)), Counter(queries.run_states(c)))
         )
@@ -252,22 +211,18 @@ class Store:
         return _first(await self._database.read(lambda c: queries.runs(c, tables.RUNS.c.run_id == run_id)))
 
     async def run_by_request(self, request_id: str) -> RunRow | None:
-        """The run that was made for this request, so that a request that comes twice submits once."""
         return _first(
             await self._database.read(lambda c: queries.runs(c, tables.RUNS.c.request_id == request_id))
         )
 
     async def warnings(self, run_id: str) -> list[WarningRow]:
-        """Newest last."""
         return await self._database.read(lambda c: queries.warnings(c, run_id))
 
     async def rounds(self, run_id: str, *, after: int = 0, limit: int | None = None) -> list[RoundRow]:
-        """In order, without their assignments; those behind the number `after`."""
         where = (tables.ROUNDS.c.run_id == run_id, tables.ROUNDS.c.number > after)
         return await self._database.read(lambda c: queries.rounds(c, *where, limit=limit))
 
     async def bare_round(self, run_id: str, number: int) -> tuple[RoundRow, RoundTotals] | None:
-        """Without its assignments, but with their totals."""
         where = (tables.ROUNDS.c.run_id == run_id, tables.ROUNDS.c.number == number)
 
         def work(connection: Connection) -> tuple[RoundRow, RoundTotals] | None:
@@ -281,14 +236,12 @@ class Store:
     async def assignments(
         self, run_id: str, number: int, *, after: tuple[str, str, int] | None = None, limit: int | None = None
     ) -> list[AssignmentRow]:
-        """Of a round, by role, peer and attempt; those behind the one of `after`."""
         where = [tables.ASSIGNMENTS.c.run_id == run_id, tables.ASSIGNMENTS.c.round == number]
         if after is not None:
             where.append(queries.behind_assignment(*after))
         return await self._database.read(lambda c: queries.assignments(c, *where, limit=limit))
 
     async def round(self, run_id: str, number: int) -> RoundRow | None:
-        """With its assignments, those of its model's evaluation after those that trained."""
         return await self._database.read(lambda c: queries.round_(c, run_id, number))
 
     async def assignment(self, assignment_id: str) -> AssignmentRow | None:
@@ -296,7 +249,6 @@ class Store:
         return _first(await self._database.read(lambda c: queries.assignments(c, where)))
 
     async def peers(self, *, after: str = "", limit: int | None = None) -> list[PeerRow]:
-        """By id; those behind `after`."""
         where = tables.PEERS.c.peer_id > after
         return await self._database.read(lambda c: queries.peers(c, where, limit=limit))
 
@@ -306,14 +258,12 @@ class Store:
         )
 
     async def models(self, run_id: str, *, after: int = -1, limit: int | None = None) -> list[ModelRow]:
-        """Every version, in order; those behind the version `after`."""
         where = (tables.MODELS.c.run_id == run_id, tables.MODELS.c.version > after)
         return await self._database.read(lambda c: queries.models(c, *where, limit=limit))
 
     async def model(
         self, run_id: str, *, version: int | None = None, round: int | None = None
     ) -> ModelRow | None:
-        """The version of that number, or the one that that round made (0: the initial one), or the newest."""
         where = [tables.MODELS.c.run_id == run_id]
         if version is not None:
             where.append(tables.MODELS.c.version == version)
@@ -322,21 +272,17 @@ class Store:
         return _first(await self._database.read(lambda c: queries.models(c, *where, newest=1)))
 
     async def model_by_digest(self, run_id: str, digest: str) -> ModelRow | None:
-        """The newest version with these bytes."""
         where = (tables.MODELS.c.run_id == run_id, tables.MODELS.c.digest == digest)
         return _first(await self._database.read(lambda c: queries.models(c, *where, newest=1)))
 
     async def deltas(self, run_id: str, after: int, upto: int) -> list[str]:
-        """Digests of the deltas that make versions `after` + 1 to `upto`, in order, as far as they are kept."""
         return await self._database.read(lambda c: queries.deltas(c, run_id, after, upto))
 
     async def model_by_state(self, run_id: str, names: Sequence[str], digest: str) -> ModelRow | None:
-        """The newest version that has these bytes beside it under one of the names: a delta, say, that makes it."""
         version = await self._database.read(lambda c: queries.version_with(c, run_id, names, digest))
         return None if version is None else await self.model(run_id, version=version)
 
     async def optimizer_states(self, run_id: str, version: int) -> Mapping[str, str]:
-        """The server optimizer's state vectors as they were when `version` was made: name to blob digest."""
         return await self._database.read(lambda c: queries.optimizer_states(c, run_id, version))
 
 
