@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import gc
 import importlib
 import io
 import json
@@ -57,6 +58,9 @@ class Child:
             try:
                 own = {FRAMEWORKS_JOB: frameworks, PRELOAD_JOB: preload}
                 jobs = {**importlib.import_module(module).JOBS, **own}
+                # What was imported stays. Left to the collector, it would be walked at every collection: with torch,
+                # 0.2 s each.
+                gc.freeze()
             except BaseException as error:  # told to whoever asks for the first job
                 broken = error
         while (message := self._inbox.get()) is not None:

@@ -48,6 +48,7 @@ from peer.training.update import write_delta, write_update
 from peer.work.orders import DrawOrder, Evaluated, EvaluateOrder, Order, PrepareOrder, Trained, TrainOrder
 
 PLACES_MAX = 64  # sites whose datasets are kept in memory at once
+MODULES_BYTES_MAX = 256 << 20  # of modules that other sites on the CPU keep while one works
 ENCODING_SHARE = 0.1  # of a training job's progress
 NOTE_CHARACTERS_MAX = 300
 
@@ -55,7 +56,7 @@ Progress = Callable[[float], None]
 
 
 class Place:
-    """A task at this site, with what it has loaded. At most one place keeps a module in memory."""
+    """A task at this site, with what it has loaded."""
 
     def __init__(self, order: Order) -> None:
         self.task: Task = load_task(order.task, order.task_folders, order.options)
@@ -91,6 +92,12 @@ class Place:
         load_into(self.model, base)
         return self.model
 
+    def module_bytes(self) -> int:
+        if self.model is None:
+            return 0
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
     def drop_module(self) -> None:
         if self.model is not None:
             self.model = None
@@ -121,12 +128,20 @@ def _key(order: Order) -> tuple[str, str]:
 def _place(order: Order) -> Place:
     key = _key(order)
     place = _places.pop(key, None) or Place(order)
-    for other in _places.values():
-        other.drop_module()
+    _trim_modules(order.device)
     _places[key] = place
     while len(_places) > PLACES_MAX:
         _places.popitem(last=False)
     return place
+
+
+def _trim_modules(device: str) -> None:
+    """Sites that share this process keep their modules while those are small; on a device one at a time."""
+    left = MODULES_BYTES_MAX if device == "cpu" else 0
+    for other in reversed(_places.values()):
+        left -= other.module_bytes()
+        if left <= 0:
+            other.drop_module()
 
 
 def describe(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: ARG001  # every job's form

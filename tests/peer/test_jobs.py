@@ -458,15 +458,21 @@ def test_evaluation_gives_metrics_and_their_weight(
     assert again == found
 
 
-def test_only_one_module_is_kept_in_memory(
-    order: Callable[..., TrainOrder], initial_model: Initial, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("limit", "kept"), [(0, 1), (500, 2), (1 << 20, 4)])
+def test_modules_of_sites_that_share_a_process_stay_while_they_are_small(
+    order: Callable[..., TrainOrder],
+    initial_model: Initial,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: int,
+    kept: int,
 ) -> None:
     monkeypatch.setattr(jobs, "PLACES_MAX", 4)
+    monkeypatch.setattr(jobs, "MODULES_BYTES_MAX", limit)
     jobs._places.clear()
     for width in range(4, 4 + jobs.PLACES_MAX + 2):
         train(order(spec={"task_options": {"width": width}}))
     assert len(jobs._places) == jobs.PLACES_MAX
-    assert [place.model is not None for place in jobs._places.values()] == [False, False, False, True]
+    assert [place.model is not None for place in jobs._places.values()] == [False] * (4 - kept) + [True] * kept
 
 
 def test_source_code_that_the_run_does_not_want_is_refused_before_anything_is_loaded(
