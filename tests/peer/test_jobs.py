@@ -472,7 +472,9 @@ def test_modules_of_sites_that_share_a_process_stay_while_they_are_small(
     for width in range(4, 4 + jobs.PLACES_MAX + 2):
         train(order(spec={"task_options": {"width": width}}))
     assert len(jobs._places) == jobs.PLACES_MAX
-    assert [place.model is not None for place in jobs._places.values()] == [False] * (4 - kept) + [True] * kept
+    assert [place.model is not None for place in jobs._places.values()] == [False] * (4 - kept) + [
+        True
+    ] * kept
 
 
 def test_source_code_that_the_run_does_not_want_is_refused_before_anything_is_loaded(
