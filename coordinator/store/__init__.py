@@ -1,5 +1,6 @@
 """What a coordinator remembers: in SQLite or PostgreSQL, or for simulations in memory."""
 
+from coordinator.store.memory import MemoryStore
 from coordinator.store.protocol import Store
 from coordinator.store.rows import (
     AssignmentRow,
@@ -17,6 +18,7 @@ from coordinator.store.sql import SqlStore
 __all__ = [
     "AssignmentRow",
     "EventRow",
+    "MemoryStore",
     "ModelRow",
     "PeerRecord",
     "PeerRow",

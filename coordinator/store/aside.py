@@ -36,15 +36,20 @@ def end_run(connection: Connection, run_id: str, reason: str, at: float) -> int:
         .where(evaluations.c.run_id == run_id)
         .values(state=EvaluationStatus.FINISHED.value, own_pending=False)
     )
-    ended = Transition(
+    return write_transitions(connection, [ended_transition(run_id, reason, at)])[0]
+
+
+def ended_transition(run_id: str, reason: str, at: float) -> Transition:
+    """The run's own row, whatever state it is in."""
+    state = RunStatus.CANCELLED.value
+    return Transition(
         kind="run.cancelled",
         entity="run",
         key={"run_id": run_id},
         before="",
-        values={"state": RunStatus.CANCELLED.value, **told},
+        values={"state": state, "reason": reason, "ended_at": at},
         reason=reason,
         at=at,
         run_id=run_id,
-        data={"state": RunStatus.CANCELLED.value},
+        data={"state": state},
     )
-    return write_transitions(connection, [ended])[0]

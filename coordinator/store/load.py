@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, func, select
 
@@ -25,18 +25,13 @@ from coordinator.engine.state import (
     versions_in_use,
 )
 from coordinator.store import tables
+from coordinator.store.rows import Row
 from exchange.facts import UpdateFacts
 from muster.spec.model import RunSpec
 from muster.task.metrics import from_json
 from muster.texts import one_line
 
 UNREADABLE = (ValueError, TypeError, LookupError)  # whatever a damaged row or another version's raises
-
-
-class Row(Protocol):
-    """A row of a table, by column."""
-
-    def __getitem__(self, name: str, /) -> Any: ...
 
 
 Groups = Mapping[str, Sequence[Row]]

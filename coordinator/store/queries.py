@@ -13,7 +13,6 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
-    RowMapping,
     ScalarSelect,
     Select,
     and_,
@@ -35,6 +34,7 @@ from coordinator.store.rows import (
     PeerRow,
     RoundRow,
     RoundTotals,
+    Row,
     RunRow,
     WarningRow,
 )
@@ -44,7 +44,7 @@ from muster.task import metrics
 RUNS, ROUNDS, ASSIGNMENTS, MODELS = tables.RUNS, tables.ROUNDS, tables.ASSIGNMENTS, tables.MODELS
 EVALUATIONS, PEERS, EVENTS, TRANSFERS = tables.EVALUATIONS, tables.PEERS, tables.EVENTS, tables.TRANSFERS
 
-Row = TypeVar("Row")
+Answer = TypeVar("Answer")
 
 
 @cache
@@ -52,7 +52,7 @@ def _names(kind: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(signature(kind).parameters)
 
 
-def _as(kind: Callable[..., Row], row: RowMapping, **more: object) -> Row:
+def as_row(kind: Callable[..., Answer], row: Row, **more: object) -> Answer:
     """Columns to fields by name; a column `x_json` gives the field `x`."""
     values: dict[str, object] = {}
     for name in _names(kind):
@@ -61,12 +61,12 @@ def _as(kind: Callable[..., Row], row: RowMapping, **more: object) -> Row:
         elif name == "metrics" and "metrics_json" in row:
             values[name] = metrics.from_json(row["metrics_json"])
         elif f"{name}_json" in row:
-            values[name] = _json(row[f"{name}_json"], {})
+            values[name] = read_json(row[f"{name}_json"], {})
     values.update(more)
     return kind(**values)
 
 
-def _json(text: str | None, empty: Any) -> Any:
+def read_json(text: str | None, empty: Any) -> Any:
     """What cannot be read is shown as nothing, so that one damaged row costs no list."""
     try:
         found = json.loads(text or "null")
@@ -124,7 +124,7 @@ def runs(connection: Connection, *where: ColumnElement[bool], limit: int | None 
         .order_by(RUNS.c.created_at.desc(), RUNS.c.run_id)
         .limit(limit)
     )
-    return [_as(RunRow, row) for row in found.mappings()]
+    return [as_row(RunRow, row) for row in found.mappings()]
 
 
 def warnings(connection: Connection, run_id: str) -> list[WarningRow]:
@@ -133,7 +133,7 @@ def warnings(connection: Connection, run_id: str) -> list[WarningRow]:
     found = connection.execute(
         select(table).where(table.c.run_id == run_id).order_by(table.c.last_at, table.c.cause)
     )
-    return [_as(WarningRow, row) for row in found.mappings()]
+    return [as_row(WarningRow, row) for row in found.mappings()]
 
 
 def run_states(connection: Connection) -> list[str]:
@@ -165,7 +165,7 @@ def rounds(connection: Connection, *where: ColumnElement[bool], limit: int | Non
         .limit(limit)
     )
     return [
-        _as(RoundRow, row, cohort=tuple(_json(row["cohort_json"], [])), assignments=())
+        as_row(RoundRow, row, cohort=tuple(read_json(row["cohort_json"], [])), assignments=())
         for row in found.mappings()
     ]
 
@@ -179,7 +179,7 @@ def assignments(
     keys = select(ASSIGNMENTS.c.assignment_id).where(*where).order_by(*order).limit(limit)
     chosen = where if limit is None else (ASSIGNMENTS.c.assignment_id.in_(keys),)
     found = connection.execute(select(ASSIGNMENTS).where(*chosen).order_by(*order))
-    return [_as(AssignmentRow, row) for row in found.mappings()]
+    return [as_row(AssignmentRow, row) for row in found.mappings()]
 
 
 def behind_assignment(role: str, peer_id: str, attempt: int) -> ColumnElement[bool]:
@@ -195,7 +195,7 @@ def round_totals(connection: Connection, run_id: str, number: int) -> RoundTotal
     dense = _sum(ASSIGNMENTS.c.dense_bytes, *of_round).label("bytes_up_dense")
     count = select(func.count()).select_from(ASSIGNMENTS).where(*trained).scalar_subquery()
     (row,) = connection.execute(select(dense, count.label("delivered"))).mappings().all()
-    return _as(RoundTotals, row)
+    return as_row(RoundTotals, row)
 
 
 def round_(connection: Connection, run_id: str, number: int) -> RoundRow | None:
@@ -212,7 +212,7 @@ def round_(connection: Connection, run_id: str, number: int) -> RoundRow | None:
 
 def peer_records(connection: Connection) -> list[PeerRecord]:
     found = connection.execute(select(PEERS).order_by(PEERS.c.peer_id))
-    return [_as(PeerRecord, row) for row in found.mappings()]
+    return [as_row(PeerRecord, row) for row in found.mappings()]
 
 
 def peer_states(connection: Connection) -> list[str]:
@@ -269,7 +269,7 @@ def peers(connection: Connection, *where: ColumnElement[bool], limit: int | None
         .order_by(PEERS.c.peer_id)
         .limit(limit)
     )
-    return [_as(PeerRow, row) for row in found.mappings()]
+    return [as_row(PeerRow, row) for row in found.mappings()]
 
 
 # -- models --------------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ def models(
         statement = statement.order_by(MODELS.c.run_id, MODELS.c.version).limit(limit)
     else:
         statement = statement.order_by(MODELS.c.version.desc()).limit(newest)
-    return [_as(ModelRow, row) for row in connection.execute(statement).mappings()]
+    return [as_row(ModelRow, row) for row in connection.execute(statement).mappings()]
 
 
 def optimizer_states(connection: Connection, run_id: str, version: int) -> Mapping[str, str]:
@@ -337,7 +337,7 @@ def events(
     """In order. At most `limit`, counted from the first, or with `newest` from the last."""
     order = EVENTS.c.sequence.desc() if newest else EVENTS.c.sequence
     found = connection.execute(select(EVENTS).where(*where).order_by(order).limit(literal(limit)))
-    rows = [_as(EventRow, row, data=_json(row["data_json"], {})) for row in found.mappings()]
+    rows = [as_row(EventRow, row, data=read_json(row["data_json"], {})) for row in found.mappings()]
     return rows[::-1] if newest else rows
 
 

@@ -40,6 +40,17 @@ def remove_run(connection: Connection, run_id: str, at: float, reason: str) -> t
     """
     runs = tables.RUNS
     state = connection.execute(select(runs.c.state).where(runs.c.run_id == run_id)).scalar_one_or_none()
+    check_removable(run_id, state)
+    before = blobs.live(connection)
+    for table in reversed(tables.METADATA.sorted_tables):  # what refers to others goes before them
+        if "run_id" in table.c:
+            connection.execute(delete(table).where(table.c.run_id == run_id))
+    sequence = write_events(connection, [removed_transition(run_id, at, reason)])[0]
+    return before - blobs.live(connection), sequence
+
+
+def check_removable(run_id: str, state: str | None) -> None:
+    """Raises `NotFoundError` "run.not_found" (`state` is None), `StateError` "run.live"."""
     if state is None:
         raise NotFoundError("run.not_found", f"no run {run_id!r}", fix="muster run list")
     if not RunStatus(state).ended:
@@ -48,11 +59,11 @@ def remove_run(connection: Connection, run_id: str, at: float, reason: str) -> t
             f"run {run_id!r} is {state} and is not removed",
             fix=f"end it first: muster run stop {run_id}",
         )
-    before = blobs.live(connection)
-    for table in reversed(tables.METADATA.sorted_tables):  # what refers to others goes before them
-        if "run_id" in table.c:
-            connection.execute(delete(table).where(table.c.run_id == run_id))
-    removed = Transition(
+
+
+def removed_transition(run_id: str, at: float, reason: str) -> Transition:
+    """What tells that a run was removed; it belongs to no run. Of it only the event is written."""
+    return Transition(
         kind="run.removed",
         entity="run",
         key={"run_id": run_id},
@@ -62,5 +73,3 @@ def remove_run(connection: Connection, run_id: str, at: float, reason: str) -> t
         at=at,
         data={"run_id": run_id},
     )
-    sequence = write_events(connection, [removed])[0]
-    return before - blobs.live(connection), sequence

@@ -71,16 +71,16 @@ def write_transitions(connection: Connection, transitions: Sequence[Transition])
 
 def _write_like(connection: Connection, shape: Shape, like: Sequence[Transition]) -> None:
     if shape.verb == "insert":
-        connection.execute(_insert(shape), [_clean({**t.key, **t.values}) for t in like])
+        connection.execute(_insert(shape), [clean({**t.key, **t.values}) for t in like])
         return
     rows = [_update_row(shape, transition) for transition in like]
     if connection.execute(_update(shape), rows).rowcount == len(rows):
         return
     if shape.verb in ("update", "delete"):
-        raise _conflict(like)
+        raise refused(like)
     for transition, row in zip(like, rows, strict=True):
         if connection.execute(_update(shape), [row]).rowcount == 0:
-            connection.execute(_insert(shape), [_clean({**transition.key, **transition.values})])
+            connection.execute(_insert(shape), [clean({**transition.key, **transition.values})])
 
 
 def _update_row(shape: Shape, transition: Transition) -> Row:
@@ -88,7 +88,7 @@ def _update_row(shape: Shape, transition: Transition) -> Row:
     row.update({f"key_{name}": value for name, value in transition.key.items()})
     if shape.verb in ("update", "delete"):
         row["before"] = transition.before
-    return _clean(row)
+    return clean(row)
 
 
 @lru_cache(maxsize=256)
@@ -110,7 +110,8 @@ def _update(shape: Shape) -> Executable:
     )
 
 
-def _conflict(like: Sequence[Transition]) -> Exception:
+def refused(like: Sequence[Transition]) -> Exception:
+    """Why transitions do not fit the rows that they start from."""
     told = "; ".join(
         f"{t.entity} {'/'.join(str(part) for part in t.key.values())} is not {t.before}" for t in like[:3]
     )
@@ -130,13 +131,14 @@ def write_events(connection: Connection, transitions: Sequence[Transition]) -> l
     if not telling:
         return [0] * len(transitions)
     newest: int = connection.execute(_NEWEST).scalar_one()  # and it stays so: there is one writer at a time
-    connection.execute(_EVENT_INSERT, [_event_row(t, newest + i) for i, t in enumerate(telling, 1)])
+    connection.execute(_EVENT_INSERT, [event_row(t, newest + i) for i, t in enumerate(telling, 1)])
     numbers = count(newest + 1)
     return [next(numbers) if transition.kind else 0 for transition in transitions]
 
 
-def _event_row(transition: Transition, sequence: int) -> Row:
-    return _clean(
+def event_row(transition: Transition, sequence: int) -> Row:
+    """The row of the event that a transition tells."""
+    return clean(
         {
             "sequence": sequence,
             "at": transition.at,
@@ -151,7 +153,7 @@ def _event_row(transition: Transition, sequence: int) -> Row:
     )
 
 
-def _clean(row: Row) -> Row:
+def clean(row: Row) -> Row:
     """Text as both databases take it, enumerations as their plain values. Texts are cleaned where they enter; here
     stands the last guard, so that no text at all can cost a transaction."""
     return {name: storable(str(value)) if isinstance(value, str) else value for name, value in row.items()}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from coordinator.engine.state import Transition
-from coordinator.store import SqlStore, Store
+from coordinator.store import MemoryStore, SqlStore, Store
 from muster.spec.model import RunSpec
 
 SPEC = RunSpec(task="examples.digits:Digits", rounds=3)
@@ -111,16 +111,32 @@ def script() -> Script:
     return Script()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
+def _url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if kind == "sqlite":
         return f"sqlite:///{tmp_path / 'data' / 'muster.db'}"
     url: str = request.getfixturevalue("postgres_url")
     return url
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return _url(request.param, request, tmp_path)
+
+
 @pytest.fixture
-async def store(database_url: str) -> AsyncIterator[Store]:
+async def sql_store(database_url: str) -> AsyncIterator[SqlStore]:
+    """For what is asked of a database only."""
     opened = await SqlStore.open(database_url)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "memory"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    """Every store there is, for its contract."""
+    if request.param == "memory":
+        yield MemoryStore()
+        return
+    opened = await SqlStore.open(_url(request.param, request, tmp_path))
     yield opened
     await opened.close()

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine, event
 
 from coordinator.engine.state import AssignmentStatus
-from coordinator.store import Store, Transfer
+from coordinator.store import SqlStore, Store, Transfer
 from muster.errors import InternalError, StateError
 from muster.runtime import failpoints
 
@@ -219,10 +219,10 @@ async def test_many_commits_at_once_are_taken_one_after_the_other(store: Store, 
     assert [peer.peer_id for peer in await store.peers()] == [f"p{i:02}" for i in range(40)]
 
 
-async def test_like_transitions_share_a_statement(store: Store, script: Any) -> None:
+async def test_like_transitions_share_a_statement(sql_store: SqlStore, script: Any) -> None:
     """A commit costs its statements and its fsync, so a wide round must not cost more than a narrow one."""
     peers = [f"p{i:02}" for i in range(20)]
-    await store.commit([script.run(), *map(script.peer, peers)])
+    await sql_store.commit([script.run(), *map(script.peer, peers)])
     statements: list[str] = []
 
     def count(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
@@ -230,7 +230,7 @@ async def test_like_transitions_share_a_statement(store: Store, script: Any) -> 
 
     event.listen(Engine, "before_cursor_execute", count)
     try:
-        await store.commit([script.round(1), *(script.assignment(1, peer_id) for peer_id in peers)])
+        await sql_store.commit([script.round(1), *(script.assignment(1, peer_id) for peer_id in peers)])
     finally:
         event.remove(Engine, "before_cursor_execute", count)
     inserts = [statement for statement in statements if statement.startswith("INSERT")]

@@ -11,7 +11,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, create_engine, inspect, text
 
-from coordinator.store import SqlStore, Store, migrate
+from coordinator.store import SqlStore, migrate
 from coordinator.store.database import make_migrating_engine, parse_url, write
 from coordinator.store.tables import METADATA
 from muster.errors import StorageError, VersionError
@@ -74,7 +74,9 @@ def _schema(connection: Connection) -> tuple[str | None, bool, bool, list[str]]:
     return migrate.current(connection), found.has_table("later"), "colour" in columns, list(reasons)
 
 
-async def test_the_migrations_make_the_tables_that_the_code_uses(database_url: str, store: Store) -> None:
+async def test_the_migrations_make_the_tables_that_the_code_uses(
+    database_url: str, sql_store: SqlStore
+) -> None:
     def differences(connection: Connection) -> Any:
         # Alembic takes SQLite's empty default for another one.
         defaults = connection.dialect.name == "postgresql"

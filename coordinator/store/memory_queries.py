@@ -1,0 +1,196 @@
+"""The questions of `coordinator.store.queries` and `load`, asked of tables in memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from coordinator.engine.standings import LATE
+from coordinator.engine.state import (
+    AssignmentStatus,
+    EvaluationStatus,
+    RoundStatus,
+    RunState,
+    RunStatus,
+)
+from coordinator.store import tables
+from coordinator.store.load import UNREADABLE, run_state, why_unread
+from coordinator.store.memory_tables import Key, MemoryTables, Row
+from coordinator.store.queries import as_row, read_json
+from coordinator.store.rows import AssignmentRow, ModelRow, PeerRow, RoundRow, RoundTotals, RunRow
+from muster.task import metrics
+
+RUNS, ROUNDS, ASSIGNMENTS, MODELS = tables.RUNS, tables.ROUNDS, tables.ASSIGNMENTS, tables.MODELS
+EVALUATIONS, PEERS, STATES = tables.EVALUATIONS, tables.PEERS, tables.OPTIMIZER_STATES
+
+LIVE_ROUNDS = {status.value for status in RoundStatus if not status.ended}
+ENDED_RUNS = {status.value for status in RunStatus if status.ended}
+Totals = Counter[
+    Key
+]  # bytes by ("run", run_id, direction), ("round", run_id, number, direction), ("peer", ...)
+
+
+def run_row(held: MemoryTables, sent: Totals, row: Row) -> RunRow:
+    run_id = row["run_id"]
+    return as_row(
+        RunRow,
+        row,
+        model_digest=_digest(held, run_id, row["model_version"]),
+        bytes_up=sent["run", run_id, "up"],
+        bytes_down=sent["run", run_id, "down"],
+        bytes_up_dense=sum(each["dense_bytes"] for each in held[ASSIGNMENTS].where(run_id=run_id)),
+        metrics=_newest_metrics(held[EVALUATIONS].where(run_id=run_id)),
+    )
+
+
+def newest_first(row: Row) -> tuple[float, str]:
+    """The order of runs."""
+    return -row["created_at"], row["run_id"]
+
+
+def round_row(held: MemoryTables, sent: Totals, row: Row) -> RoundRow:
+    run_id, number = row["run_id"], row["number"]
+    of_round = (each for each in held[EVALUATIONS].where(run_id=run_id) if each["round"] == number)
+    return as_row(
+        RoundRow,
+        row,
+        model_digest=_digest(held, run_id, row["model_version"]),
+        bytes_up=sent["round", run_id, number, "up"],
+        bytes_down=sent["round", run_id, number, "down"],
+        metrics=_newest_metrics(of_round),
+        cohort=tuple(read_json(row["cohort_json"], [])),
+        assignments=(),
+    )
+
+
+def round_totals(held: MemoryTables, run_id: str, number: int) -> RoundTotals:
+    rows = list(held[ASSIGNMENTS].where(run_id=run_id, round=number))
+    delivered = [row for row in rows if row["role"] == "train" and row["state"] == "DELIVERED"]
+    return RoundTotals(bytes_up_dense=sum(row["dense_bytes"] for row in rows), delivered=len(delivered))
+
+
+def assignment_rows(rows: Iterable[Row]) -> list[AssignmentRow]:
+    """By role, peer and attempt."""
+    by_peer = sorted(rows, key=lambda row: (row["peer_id"], row["attempt"]))
+    return [as_row(AssignmentRow, row) for row in sorted(by_peer, key=lambda row: row["role"], reverse=True)]
+
+
+def is_behind(row: AssignmentRow, role: str, peer_id: str, attempt: int) -> bool:
+    """In the order of `assignment_rows`."""
+    if row.role != role:
+        return row.role < role
+    return (row.peer_id, row.attempt) > (peer_id, attempt)
+
+
+def peer_row(held: MemoryTables, sent: Totals, row: Row) -> PeerRow:
+    peer_id = row["peer_id"]
+    work = list(held[ASSIGNMENTS].where(peer_id=peer_id))
+
+    def updates(state: str, fits: Callable[[str], bool] = lambda _error_id: True) -> int:
+        return sum(
+            each["role"] == "train" and each["state"] == state and fits(each["error_id"]) for each in work
+        )
+
+    told = (each for each in work if each["source_digest"])
+    newest = min(told, key=lambda each: (-each["offered_at"], each["assignment_id"]), default=None)
+    return as_row(
+        PeerRow,
+        row,
+        source_digest="" if newest is None else newest["source_digest"],
+        updates_delivered=updates("DELIVERED"),
+        updates_rejected=updates("REJECTED"),
+        updates_failed=updates("LOST", lambda error_id: error_id != ""),
+        updates_missed=updates("LOST", lambda error_id: error_id == "")
+        + updates("EXPIRED", lambda error_id: error_id == LATE),
+        bytes_up=sent["peer", peer_id, "up"],
+        bytes_down=sent["peer", peer_id, "down"],
+    )
+
+
+def model_row(held: MemoryTables, row: Row) -> ModelRow:
+    evaluation = held[EVALUATIONS].rows.get((row["run_id"], row["version"]))
+    return as_row(ModelRow, row, metrics=_newest_metrics([] if evaluation is None else [evaluation]))
+
+
+def live_runs(held: MemoryTables, unread: dict[str, str] | None) -> list[RunState]:
+    rows = [row for row in held[RUNS].rows.values() if row["state"] not in ENDED_RUNS]
+    loaded: list[RunState] = []
+    for row in sorted(rows, key=lambda row: (row["created_at"], row["run_id"])):
+        try:
+            loaded.append(live_run(held, row))
+        except UNREADABLE as error:
+            if unread is None:
+                raise
+            unread[row["run_id"]] = why_unread(error)
+    return loaded
+
+
+def live_run(held: MemoryTables, row: Row) -> RunState:
+    run_id = row["run_id"]
+    rounds = [each for each in held[ROUNDS].where(run_id=run_id) if each["state"] in LIVE_ROUNDS]
+    running = EvaluationStatus.RUNNING.value
+    evaluations = [each for each in held[EVALUATIONS].where(run_id=run_id) if each["state"] == running]
+    work = [
+        each
+        for round_ in rounds
+        for each in held[ASSIGNMENTS].where(run_id=run_id, round=round_["number"])
+        if each["role"] == "train"
+    ]
+    work += [
+        each
+        for evaluation in evaluations
+        for each in held[ASSIGNMENTS].where(run_id=run_id, round=evaluation["round"])
+        if each["role"] == "evaluate" and each["base_version"] == evaluation["version"]
+    ]
+    return run_state(
+        row,
+        sorted(rounds, key=lambda each: each["number"]),
+        sorted(evaluations, key=lambda each: each["version"]),
+        sorted(work, key=lambda each: each["assignment_id"]),
+        _RowsOfRun(held, run_id),
+    )
+
+
+class _RowsOfRun:
+    """See `coordinator.store.load.RowsOfRun`."""
+
+    def __init__(self, held: MemoryTables, run_id: str) -> None:
+        self._held = held
+        self._run_id = run_id
+
+    def models(self, versions: Iterable[int]) -> list[Row]:
+        rows = self._held[MODELS].rows
+        keys = ((self._run_id, version) for version in sorted(versions))
+        return [rows[key] for key in keys if key in rows]
+
+    def counted(self) -> Mapping[str, int]:
+        last: dict[str, int] = {}
+        committed = {
+            row["number"]
+            for row in self._held[ROUNDS].where(run_id=self._run_id)
+            if row["state"] == RoundStatus.COMMITTED.value
+        }
+        for row in self._held[ASSIGNMENTS].where(run_id=self._run_id):
+            delivered = row["role"] == "train" and row["state"] == AssignmentStatus.DELIVERED.value
+            if delivered and row["round"] in committed:
+                last[row["peer_id"]] = max(row["round"], last.get(row["peer_id"], 0))
+        return last
+
+    def standings(self) -> list[Row]:
+        return sorted(self._held[tables.STANDINGS].where(run_id=self._run_id), key=lambda row: row["peer_id"])
+
+    def warnings(self) -> list[Row]:
+        return sorted(self._held[tables.WARNINGS].where(run_id=self._run_id), key=lambda row: row["cause"])
+
+
+def _digest(held: MemoryTables, run_id: str, version: int | None) -> str:
+    row = held[MODELS].rows.get((run_id, version))
+    return "" if row is None else row["digest"]
+
+
+def _newest_metrics(rows: Iterable[Row]) -> Mapping[str, Any]:
+    """Of the newest evaluation that has any."""
+    told = (row for row in rows if row["metrics_json"] != "{}")
+    newest = max(told, key=lambda row: row["version"], default=None)
+    return {} if newest is None else metrics.from_json(newest["metrics_json"])
