@@ -37,7 +37,7 @@ from coordinator.workers.workers import RunWorkers
 from muster.config.settings import CoordinatorConfig
 from muster.errors import MusterError, StorageError, TaskError, TransferError
 from muster.files.blobs import LOST
-from muster.runtime import cores
+from muster.runtime import clock, cores
 from muster.spec.model import RunSpec
 from muster.task.tracebacks import own_frame
 from muster.texts import many_lines, one_line
@@ -241,10 +241,12 @@ class EffectRunner:
     # -- aggregation --------------------------------------------------------------------------------------------------
 
     async def _aggregate(self, effect: Aggregate) -> None:
-        began = self._coordinator.clock.now()
+        began = asyncio.get_running_loop().time()
         try:
-            while (refusal := await self._try_to_aggregate(effect, began)) is None:
-                await self._coordinator.clock.sleep(STORAGE_RETRY_SECONDS)
+            refusal = await self._try_to_aggregate(effect, began)
+            while refusal is None:
+                await asyncio.sleep(STORAGE_RETRY_SECONDS)
+                refusal = await self._try_to_aggregate(effect, began)
         finally:
             self._obstacles.pop(effect.run_id, None)
         if refusal:
@@ -266,7 +268,7 @@ class EffectRunner:
             told = str(error)
             if isinstance(error, StorageError) and error.id in LOST:
                 return f"the coordinator has lost a file that it needs: {told}"
-            if self._coordinator.clock.now() - began >= STORAGE_SECONDS_MAX:
+            if asyncio.get_running_loop().time() - began >= STORAGE_SECONDS_MAX:
                 return f"the coordinator's storage has refused for {STORAGE_SECONDS_MAX:g} s: {told}"
             # Nothing is lost: the round stays AGGREGATING and goes on when there is room again.
             self._obstacles[effect.run_id] = (
@@ -393,7 +395,7 @@ class EffectRunner:
 
     async def _prune(self) -> None:
         coordinator = self._coordinator
-        await coordinator.clock.sleep(PRUNE_SECONDS)
+        await asyncio.sleep(PRUNE_SECONDS)
         async with self._files:
             gone = await coordinator.store.unneeded_blobs(
                 updates_keep_rounds=coordinator.config.updates_keep_rounds,
@@ -409,7 +411,7 @@ class EffectRunner:
         """Forgets a run that has ended, with its files. Raises `NotFoundError`, `StateError` "run.live"."""
         coordinator = self._coordinator
         async with self._files:
-            now = coordinator.clock.now()
+            now = clock.now()
             gone = await coordinator.store.remove_run(run_id, now, f"run {run_id} was removed on request")
             for digest in gone:
                 await asyncio.to_thread(coordinator.blobs.remove, digest)

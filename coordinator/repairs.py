@@ -113,7 +113,7 @@ class Repairs:
 
     async def _fetched(self, run_id: str, digest: str, size_bytes: int) -> None:
         """Returns when the version is there or nobody can be found who gives it. One search serves all who wait."""
-        if self._refused_until.get(digest, 0.0) > self._coordinator.clock.now():
+        if self._refused_until.get(digest, 0.0) > asyncio.get_running_loop().time():
             return
         task = self._fetching.get(digest)
         if task is None:
@@ -123,13 +123,13 @@ class Repairs:
         await asyncio.shield(task)
 
     async def _search(self, run_id: str, digest: str, size_bytes: int) -> None:
-        clock = asyncio.get_running_loop().time
-        due = clock() + ANSWER_SECONDS_MAX + size_bytes / BYTES_A_SECOND_MIN
+        loop = asyncio.get_running_loop()
+        due = loop.time() + ANSWER_SECONDS_MAX + size_bytes / BYTES_A_SECOND_MIN
         wanted = self._wanted[digest] = _Wanted(size_bytes=size_bytes, due=due)
         restore = membership_pb2.Restore(run_id=run_id, digest=digest, size_bytes=size_bytes)
         message = membership_pb2.SessionResponse(restore=restore)
         try:
-            while not self._coordinator.blobs.has(digest) and (left := due - clock()) > 0:
+            while not self._coordinator.blobs.has(digest) and (left := due - loop.time()) > 0:
                 wanted.moved.clear()
                 seconds = left if wanted.senders else min(left, ANSWER_SECONDS_MAX)
                 sessions = self._coordinator.sessions
@@ -140,7 +140,7 @@ class Repairs:
         finally:
             del self._wanted[digest]
         if not self._coordinator.blobs.has(digest):
-            self._refused_until[digest] = self._coordinator.clock.now() + PAUSE_SECONDS
+            self._refused_until[digest] = loop.time() + PAUSE_SECONDS
 
 
 async def _within(event: asyncio.Event, seconds: float) -> bool:

@@ -24,7 +24,6 @@ from muster.files.blobs import FolderBlobStore
 from muster.files.disk import make_folder
 from muster.files.folderlock import FolderLock
 from muster.files.folders import write_private
-from muster.runtime.clock import Clock, SystemClock
 from muster.transport.base import Server, Transport
 from muster.worker.user import find_user
 
@@ -46,9 +45,7 @@ class RunningCoordinator:
         return self._server.address
 
     @classmethod
-    async def start(
-        cls, config: CoordinatorConfig, transport: Transport, clock: Clock | None = None
-    ) -> RunningCoordinator:
+    async def start(cls, config: CoordinatorConfig, transport: Transport) -> RunningCoordinator:
         """Raises `ConfigError` for an address that is taken or not allowed, `StateError` "store.in_use" if another
         coordinator has one of its folders, `StorageError` and `VersionError` of the store."""
         if config.worker_user is not None:
@@ -65,7 +62,7 @@ class RunningCoordinator:
         except BaseException:
             await store.close()
             raise
-        coordinator = Coordinator(config, store, FolderBlobStore(blobs), clock or SystemClock())
+        coordinator = Coordinator(config, store, FolderBlobStore(blobs))
         try:
             await coordinator.start()
             routes = [

@@ -50,7 +50,7 @@ from exchange.facts import UpdateFacts
 from muster.config.settings import CoordinatorConfig
 from muster.errors import MusterError, NotFoundError, StorageError
 from muster.files.blobs import BlobStore
-from muster.runtime.clock import Clock
+from muster.runtime import clock
 from muster.spec.model import RunSpec
 from muster.texts import one_line
 
@@ -63,11 +63,10 @@ PRUNE_SECONDS = 60.0  # how often names are looked for that nobody came for
 
 
 class Coordinator:
-    def __init__(self, config: CoordinatorConfig, store: Store, blobs: BlobStore, clock: Clock) -> None:
+    def __init__(self, config: CoordinatorConfig, store: Store, blobs: BlobStore) -> None:
         self.config = config
         self.store = store
         self.blobs = blobs
-        self.clock = clock
         self.started_at = clock.now()
         self.journal = Journal(store)
         self.sessions = SessionBook()
@@ -75,7 +74,7 @@ class Coordinator:
         self.unreadable: dict[str, str] = {}  # runs that cannot go on here, with the reason
         self.address = ""  # as bound; set when it serves
         self._schedules: dict[str, Schedule] = {}
-        self.members = MemberBook(self.journal, clock, config, self._members_changed)
+        self.members = MemberBook(self.journal, config, self._members_changed)
         # Apart, so that no peer's update, however slow to decode, holds up a round.
         self.admissions = ThreadPoolExecutor(2, thread_name_prefix="admission")
         self.aggregations = ThreadPoolExecutor(2, thread_name_prefix="aggregation")
@@ -157,7 +156,7 @@ class Coordinator:
                 return
             except StorageError as error:
                 log.warning("event.retried", event_kind=type(event).__name__, error_id=error.id)
-                await self.clock.sleep(STORE_RETRY_SECONDS)
+                await asyncio.sleep(STORE_RETRY_SECONDS)
             except Exception as error:  # no retry mends it, and no other run has to do with it
                 log.exception("run.broken", run_id=event.run_id, event_kind=type(event).__name__)
                 if isinstance(event, RunBroken):
@@ -181,7 +180,7 @@ class Coordinator:
         )
 
     async def stop_unreadable(self, run_id: str, reason: str) -> None:
-        await self.store.end_unread(run_id, f"cancelled: {reason}", self.clock.now())
+        await self.store.end_unread(run_id, f"cancelled: {reason}", clock.now())
         self.unreadable.pop(run_id, None)
         self.sessions.run_ended(run_id)
 
@@ -197,7 +196,7 @@ class Coordinator:
             event = replace(event, warnings=(*event.warnings, *told))
 
             def decide() -> Outcome:
-                decision = engine.new_run(event, run_id, self.clock.now())
+                decision = engine.new_run(event, run_id, clock.now())
                 self._schedules[run_id] = schedule
                 return self._outcome(run_id, None, decision)
 
@@ -216,7 +215,7 @@ class Coordinator:
                 fix="muster run list",
             )
         decision = engine.decide(
-            state, event, self.clock.now(), self.peer_views(), self._schedules.get(event.run_id)
+            state, event, clock.now(), self.peer_views(), self._schedules.get(event.run_id)
         )
         return self._outcome(event.run_id, state, decision)
 
@@ -262,7 +261,7 @@ class Coordinator:
         elif isinstance(effect, Offer):
             run = self.runs.get(effect.run_id)
             if run is not None:
-                self.sessions.offer(run, effect.assignment, effect.deadline_at - self.clock.now())
+                self.sessions.offer(run, effect.assignment, effect.deadline_at - clock.now())
         elif isinstance(effect, Cancel):
             self.sessions.cancel(effect.peer_id, effect.assignment_id, effect.reason)
         else:
@@ -271,13 +270,13 @@ class Coordinator:
     async def _wake_loop(self) -> None:
         while True:
             self._wake_changed.clear()
-            now = self.clock.now()
+            now = clock.now()
             due: set[str] = set()
             while self._wakes and self._wakes[0][0] <= now:
                 due.add(heapq.heappop(self._wakes)[1])
             for run_id in due:
                 await self.post_surely(Tick(run_id=run_id))
-            timeout = max(0.0, self._wakes[0][0] - self.clock.now()) if self._wakes else None
+            timeout = max(0.0, self._wakes[0][0] - clock.now()) if self._wakes else None
             try:
                 await asyncio.wait_for(self._wake_changed.wait(), timeout)
             except TimeoutError:
@@ -299,15 +298,15 @@ class Coordinator:
         return self.members.views()
 
     async def _membership_loop(self) -> None:
-        pruned_at, events_pruned_at = self.clock.now(), -math.inf
+        pruned_at, events_pruned_at = clock.now(), -math.inf
         while True:
-            await self.clock.sleep(min(TICK_SECONDS, self.config.heartbeat_seconds / 2))
+            await asyncio.sleep(min(TICK_SECONDS, self.config.heartbeat_seconds / 2))
             await self.members.submit_surely(detector.Tick())
-            if self.clock.now() >= pruned_at + PRUNE_SECONDS:
-                pruned_at = self.clock.now()
+            if clock.now() >= pruned_at + PRUNE_SECONDS:
+                pruned_at = clock.now()
                 await self._prune_names()
-            if self.clock.now() >= events_pruned_at + EVENTS_PRUNE_SECONDS:
-                events_pruned_at = self.clock.now()
+            if clock.now() >= events_pruned_at + EVENTS_PRUNE_SECONDS:
+                events_pruned_at = clock.now()
                 await self._prune_events()
 
     async def _prune_names(self) -> None:

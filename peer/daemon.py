@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from random import Random
 
 from muster.config.settings import PeerConfig
-from muster.runtime.clock import Clock, SystemClock
+from muster.runtime import clock
 from muster.runtime.cores import Slots
 from muster.transport import GrpcTransport
 from muster.transport.base import Transport
@@ -47,7 +47,6 @@ class Peer:
         self,
         config: PeerConfig,
         transport: Transport,
-        clock: Clock | None = None,
         *,
         make_worker: MakeWorker | None = None,
         workers: WorkerPool | None = None,
@@ -55,7 +54,6 @@ class Peer:
     ) -> None:
         self._config = config
         self._transport = transport
-        self._clock = clock or SystemClock()
         self._make_worker = make_worker
         self._shared = workers
         self._random = random or Random()
@@ -79,7 +77,7 @@ class Peer:
         policy = load_policy(config.policy, allow=config.allow, data=config.data)
         store = await StoreThread.open(config.data_dir)
         stack.push_async_callback(store.close)
-        await store.do(store.store.forget_unused, before=self._clock.now() - UNUSED_SECONDS_MAX)
+        await store.do(store.store.forget_unused, before=clock.now() - UNUSED_SECONDS_MAX)
         secret = await store.do(store.store.secret, config.name)
         held = await store.do(store.store.held)
         workers = self._shared or await _start_workers(config, self._make_worker, stack)
@@ -91,11 +89,10 @@ class Peer:
             channel,
             pb.Credentials(peer_id=config.name, secret=secret),
             device=workers.devices[0],
-            clock=self._clock,
             random=self._random,
         )
         site = _site(config)
-        drawing = Drawing(site=site, policy=policy, workers=workers, clock=self._clock)
+        drawing = Drawing(site=site, policy=policy, workers=workers)
         room = DiskReserve(folder=config.data_dir, reserve_bytes=config.disk_reserve_bytes)
         courier = Transfers(room, line, workers.rebuild, drawing.draw)
         await courier.open(pb.Assignment.FromString(one.offer).base_digest for one in held)
@@ -105,11 +102,8 @@ class Peer:
             workers=workers,
             preparations=preparations,
             courier=courier,
-            clock=self._clock,
         )
-        assignments = Assignments(
-            bench=bench, store=store, courier=courier, room=room, clock=self._clock, tell=line.tell
-        )
+        assignments = Assignments(bench=bench, store=store, courier=courier, room=room, tell=line.tell)
         stack.push_async_callback(assignments.close)
         assignments.resume(held)
         return line, assignments

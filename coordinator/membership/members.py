@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
@@ -14,7 +15,7 @@ from coordinator.membership.detector import HeartbeatSeen, Member, Members, Peer
 from muster.config.settings import CoordinatorConfig
 from muster.errors import AuthenticationError, NotAllowedError, NotFoundError, StorageError
 from muster.files.digests import digest_bytes
-from muster.runtime.clock import Clock
+from muster.runtime import clock
 
 log = structlog.get_logger()
 
@@ -24,9 +25,8 @@ Changed = Callable[[Sequence[tuple[str, str]]], Awaitable[None]]
 class MemberBook:
     """`changed` is awaited after each change, with the peers that are gone for now and why."""
 
-    def __init__(self, journal: Journal, clock: Clock, config: CoordinatorConfig, changed: Changed) -> None:
+    def __init__(self, journal: Journal, config: CoordinatorConfig, changed: Changed) -> None:
         self._journal = journal
-        self._clock = clock
         self._changed = changed
         self._limits = detector.Limits(
             suspect_seconds=config.suspect_seconds,
@@ -45,14 +45,14 @@ class MemberBook:
                 sound.append(record)
             else:  # it costs that peer and no other
                 log.error("peer.unreadable", peer_id=record.peer_id, reason=f"its state is {record.state!r}")
-        self._members = Members.restored(sound, now=self._clock.now())
+        self._members = Members.restored(sound, now=clock.now())
 
     def get(self, peer_id: str) -> Member | None:
         return self._members.get(peer_id)
 
     def count(self) -> int:
         """Of the names that count against `peers_max`."""
-        return detector.counted(self._members, self._clock.now(), self._limits)
+        return detector.counted(self._members, clock.now(), self._limits)
 
     def crowded(self) -> bool:
         """Whether there are more names than `peers_max`, those that no longer count included."""
@@ -70,7 +70,7 @@ class MemberBook:
             await self.submit(HeartbeatSeen(peer_id=peer_id, epoch=epoch))
             member = self.get(peer_id)
             return member is not None and member.epoch == epoch and member.connected
-        self._heard[peer_id] = self._clock.now()
+        self._heard[peer_id] = clock.now()
         return True
 
     def views(self) -> Mapping[str, PeerView]:
@@ -119,7 +119,7 @@ class MemberBook:
                 await self.submit(event)
             except StorageError as error:
                 log.warning("event.retried", event_kind=type(event).__name__, error_id=error.id)
-                await self._clock.sleep(STORE_RETRY_SECONDS)
+                await asyncio.sleep(STORE_RETRY_SECONDS)
             else:
                 return
 
@@ -133,7 +133,7 @@ class MemberBook:
         before = self._members
         if isinstance(event, Tick):
             event = Tick(heard=self._heard)
-        decision = detector.decide(before, event, self._clock.now(), self._limits)
+        decision = detector.decide(before, event, clock.now(), self._limits)
         self._members = decision.members
 
         def undo() -> None:

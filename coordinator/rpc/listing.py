@@ -16,6 +16,7 @@ from coordinator.rpc import convert
 from coordinator.rpc.pages import batches, key_of, newest, page
 from coordinator.store import rows
 from muster.errors import NotFoundError, UsageError
+from muster.runtime import clock
 from muster.transport.base import CallContext
 from protos.v1 import admin_pb2 as pb
 
@@ -81,7 +82,7 @@ class Listing:
             message = self.run_message(row)
             response.sentence = f"the run is {message.state}: {message.reason}"
             return response
-        found = explain(live, coordinator.peer_views(), coordinator.clock.now(), coordinator.bytes_held)
+        found = explain(live, coordinator.peer_views(), clock.now(), coordinator.bytes_held)
         obstacle = coordinator.effects.obstacle(row.run_id)
         response.sentence = convert.text(f"the run is {row.state}: {obstacle or found.sentence}")
 

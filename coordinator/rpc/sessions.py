@@ -21,6 +21,7 @@ from coordinator.membership.enrolment import EnrolmentGate
 from coordinator.membership.members import hash_secret
 from coordinator.rpc.offers import Session, offer_message
 from muster.errors import AuthenticationError, NotFoundError, StorageError, TransferError, UsageError
+from muster.runtime import clock
 from muster.runtime.version import muster_version
 from muster.task.metrics import EXAMPLES_MAX, NAME_CHARACTERS_MAX
 from muster.task.sources import checked_digest
@@ -100,7 +101,7 @@ class MembershipServicer:
             muster_version=one_line(request.muster_version, DESCRIPTION_CHARS_MAX),
             instance=one_line(request.instance, DESCRIPTION_CHARS_MAX),
         )
-        now = self._coordinator.clock.now()
+        now = clock.now()
         if known is None or (removed and known.secret_hash != secret_hash):
             self._gate.check(context.address, self._coordinator.members.count(), now)
         elif not removed and not detector.tells_nothing_new(known, event):
@@ -157,7 +158,7 @@ class MembershipServicer:
             held.discard(assignment.assignment_id)
             model = run.models.get(assignment.base_version)
             if model is not None:  # without its base the work is over meanwhile
-                yield offer_message(run, assignment, model, deadline_at - coordinator.clock.now())
+                yield offer_message(run, assignment, model, deadline_at - clock.now())
         for assignment_id in held:
             cancel = pb.Cancel(assignment_id=assignment_id, reason="the coordinator no longer waits for it")
             yield pb.SessionResponse(cancel=cancel)

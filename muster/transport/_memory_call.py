@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from google.protobuf.message import Message
 
 from muster.errors import MusterError, TransferError, UnreachableError
-from muster.runtime.clock import Clock
 from muster.transport._dispatch import Dispatcher
 from muster.transport._pipe import Pipe, PipeCutError
 from muster.transport.base import MESSAGE_BYTES_MAX, CallContext, Encoded, Route
@@ -17,39 +16,42 @@ from muster.transport.errors import pack_error, unpack_error
 from muster.transport.faults import FaultHook, Passage
 from protos.v1.errors_pb2 import ErrorDetail
 
+Calls = dict["MemoryCall", None]  # in the order in which they began
+
 _PIPE_MESSAGES = 2  # in flight each way; enough that both sides work at once, few enough to bound memory
 
 
 class MemoryCall:
-    """`members` are the sets of calls under way (of a connection, of a server) that it enters and leaves. The
+    """`members` are the calls under way (of a connection, of a server) that it enters and leaves. The
     first is its connection: a fault that drops it breaks off all of its calls."""
 
     def __init__(
         self,
         *,
         address: str,
+        connection: str,
         caller: str,
+        callee: str,
         route: Route,
         dispatcher: Dispatcher,
         headers: dict[str, str],
         faults: FaultHook,
-        clock: Clock,
-        members: tuple[set[MemoryCall], set[MemoryCall]],
+        members: tuple[Calls, Calls],
     ) -> None:
         self.requests = Pipe(_PIPE_MESSAGES)
         self._responses = Pipe(_PIPE_MESSAGES)
         self.bodies = self.requests.messages()
         self._address = address
+        self._caller, self._callee = caller, callee
         self._route = route
         self._dispatcher = dispatcher
-        self.context = CallContext(address=caller, headers=headers)
+        self.context = CallContext(address=connection, headers=headers)
         self._faults = faults
-        self._clock = clock
         self._members = members
         self._written = 0
         self._failure: Exception | None = None  # what the requests raised
         for calls in members:
-            calls.add(self)
+            calls[self] = None
         self.task = asyncio.create_task(self._serve())
 
     # -- the caller's side -----------------------------------------------------------------------------------
@@ -107,10 +109,17 @@ class MemoryCall:
         )
 
     async def _carry(self, body: bytes, *, to_server: bool, index: int) -> None:
-        passage = Passage(address=self._address, method=self._route.method, to_server=to_server, index=index)
+        passage = Passage(
+            address=self._address,
+            caller=self._caller,
+            callee=self._callee,
+            method=self._route.method,
+            to_server=to_server,
+            index=index,
+        )
         if fault := self._faults(passage):
             if fault.delay_seconds > 0:
-                await self._clock.sleep(fault.delay_seconds)
+                await asyncio.sleep(fault.delay_seconds)
             if fault.drop:
                 for call in list(self._members[0]):
                     call.break_off("the connection was lost")
@@ -136,7 +145,7 @@ class MemoryCall:
             self._responses.cut(self.broken("its handler was cancelled"))
             self.requests.cut()
             for calls in self._members:
-                calls.discard(self)
+                calls.pop(self, None)
 
     async def write(self, body: bytes) -> bool:
         try:

@@ -15,9 +15,15 @@ class Passage:
     """One message on its way."""
 
     address: str  # of the server
+    caller: str  # whose call it is, and
+    callee: str  # who answers it: the names of their transports
     method: Method[Any, Any]
     to_server: bool
     index: int  # 0 is the first message of the call in this direction
+
+    def between(self, one: str, other: str) -> bool:
+        """Whether it goes from one of the two to the other, whoever calls."""
+        return {self.caller, self.callee} == {one, other}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,8 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from muster.errors import ConfigError, DeadlineError, UnreachableError, VersionError
-from muster.runtime.clock import Clock, SystemClock
 from muster.transport._dispatch import Dispatcher, parse
-from muster.transport._memory_call import MemoryCall
+from muster.transport._memory_call import Calls, MemoryCall
 from muster.transport.base import Encoded, Method, Route
 from muster.transport.faults import FaultHook
 from muster.transport.handshake import handshake_headers
@@ -33,27 +32,32 @@ Response = TypeVar("Response", bound=Message)
 
 
 class MemoryHub:
-    """The network of a test. `faults` may be set and unset at any time; `clock` carries its delays."""
+    """The network of a test. `faults` may be set and unset at any time."""
 
-    def __init__(self, *, faults: FaultHook | None = None, clock: Clock | None = None) -> None:
+    def __init__(self, *, faults: FaultHook | None = None) -> None:
         self.faults = faults
-        self.clock: Clock = clock or SystemClock()
         self.servers: dict[str, MemoryServer] = {}
         self.ports = itertools.count(1)
         self.channels = itertools.count(1)
 
 
 class MemoryTransport:
-    """See `muster.transport.base.Transport`. An address that ends in ":0" gets a number of its own."""
+    """See `muster.transport.base.Transport`. An address that ends in ":0" gets a number of its own.
+
+    `name` is whose transport it is, as fault hooks see it; without one a caller is its connection and a callee its
+    address.
+    """
 
     def __init__(
         self,
         hub: MemoryHub | None = None,
         *,
+        name: str = "",
         limits: Limits | None = None,
         protocol: int = PROTOCOL_VERSION,
     ) -> None:
         self.hub = hub or MemoryHub()
+        self._name = name
         self._limits = limits or Limits()
         self._protocol = protocol
 
@@ -67,20 +71,21 @@ class MemoryTransport:
                 fix="stop the other server, or choose another address",
             )
         dispatcher = Dispatcher(routes, protocol=self._protocol, limits=self._limits)
-        server = MemoryServer(address, dispatcher, self.hub)
+        server = MemoryServer(address, dispatcher, self.hub, self._name or address)
         self.hub.servers[address] = server
         return server
 
     def connect(self, address: str) -> MemoryChannel:
-        return MemoryChannel(address, self.hub, handshake_headers(self._protocol))
+        return MemoryChannel(address, self.hub, handshake_headers(self._protocol), self._name)
 
 
 class MemoryServer:
     """See `muster.transport.base.Server`; made by `MemoryTransport.serve`."""
 
-    def __init__(self, address: str, dispatcher: Dispatcher, hub: MemoryHub) -> None:
+    def __init__(self, address: str, dispatcher: Dispatcher, hub: MemoryHub, name: str) -> None:
         self.dispatcher = dispatcher
-        self.calls: set[MemoryCall] = set()
+        self.name = name
+        self.calls: Calls = {}
         self._address = address
         self._hub = hub
 
@@ -104,12 +109,13 @@ class MemoryServer:
 class MemoryChannel:
     """See `muster.transport.base.Channel`; made by `MemoryTransport.connect`."""
 
-    def __init__(self, address: str, hub: MemoryHub, headers: dict[str, str]) -> None:
+    def __init__(self, address: str, hub: MemoryHub, headers: dict[str, str], name: str) -> None:
         self._address = address
         self._hub = hub
         self._headers = headers
-        self._name = f"memory:{next(hub.channels)}"
-        self._connections: dict[bool, set[MemoryCall]] = {False: set(), True: set()}  # by `bulk`
+        self._connection = f"memory:{next(hub.channels)}"
+        self._name = name or self._connection
+        self._calls: dict[bool, Calls] = {False: {}, True: {}}  # by `bulk`
         self._closed = False
 
     async def unary(
@@ -157,7 +163,7 @@ class MemoryChannel:
 
     async def close(self) -> None:
         self._closed = True
-        for call in [*self._connections[False], *self._connections[True]]:
+        for call in [*self._calls[False], *self._calls[True]]:
             call.break_off("this side has closed the channel")
 
     def _call(self, method: Method[Any, Any]) -> MemoryCall:
@@ -179,13 +185,14 @@ class MemoryChannel:
             )
         return MemoryCall(
             address=self._address,
+            connection=self._connection,
             caller=self._name,
+            callee=server.name,
             route=route,
             dispatcher=server.dispatcher,
             headers=self._headers,
             faults=lambda passage: self._hub.faults(passage) if self._hub.faults else None,
-            clock=self._hub.clock,
-            members=(self._connections[method.bulk], server.calls),
+            members=(self._calls[method.bulk], server.calls),
         )
 
     def _late(self, method: Method[Any, Any], timeout_seconds: float | None) -> DeadlineError:

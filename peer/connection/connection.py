@@ -19,7 +19,6 @@ from muster.errors import (
     UnreachableError,
 )
 from muster.runtime.backoff import Backoff
-from muster.runtime.clock import Clock
 from muster.runtime.version import muster_version
 from muster.transport.base import Channel
 from muster.wire import ENROL
@@ -48,13 +47,10 @@ class Caller(Handler, Protocol):
 
 
 class CoordinatorConnection:
-    def __init__(
-        self, channel: Channel, credentials: pb.Credentials, *, device: str, clock: Clock, random: Random
-    ) -> None:
+    def __init__(self, channel: Channel, credentials: pb.Credentials, *, device: str, random: Random) -> None:
         self.channel = channel
         self.credentials = credentials
         self.online = asyncio.Event()  # set while there is a session
-        self.clock = clock
         self.random = random
         self._device = device
         self._instance = secrets.token_hex(8)
@@ -82,7 +78,7 @@ class CoordinatorConnection:
             except PASSING as error:
                 self._tell_trouble(error)
             if not self._leaving:
-                await self.clock.sleep(self._backoff.next_delay())
+                await asyncio.sleep(self._backoff.next_delay())
 
     def _tell_trouble(self, error: MusterError) -> None:
         """Once, until it is another or there was a session: attempts go on for as long as it takes."""
@@ -107,15 +103,16 @@ class CoordinatorConnection:
 
     async def _one_session(self, caller: Caller) -> None:
         hello = await caller.hello(self.credentials)
-        session = Session(self.channel, hello, caller, self.clock, on_welcome=lambda: self._welcomed(caller))
+        session = Session(self.channel, hello, caller, on_welcome=lambda: self._welcomed(caller))
         self._session = session
-        began = self.clock.now()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         try:
             end = await session.run()
         finally:
             self.online.clear()
             self._session = None
-            if self.clock.now() - began >= STEADY_SECONDS:
+            if loop.time() - began >= STEADY_SECONDS:
                 self._backoff.reset()
             elif session.heard:
                 self._backoff.ease()

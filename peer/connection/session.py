@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from muster.errors import UnreachableError, UsageError
-from muster.runtime.clock import Clock
 from muster.transport.base import Channel
 from muster.wire import SESSION
 from peer.connection import reports
@@ -60,13 +59,11 @@ class Session:
         channel: Channel,
         hello: pb.Hello,
         handler: Handler,
-        clock: Clock,
         *,
         on_welcome: Callable[[], None],
     ) -> None:
         self._channel = channel
         self._handler = handler
-        self._clock = clock
         self._on_welcome = on_welcome
         self._outbox: asyncio.Queue[pb.SessionRequest | None] = asyncio.Queue(OUTBOX_MAX)
         self._outbox.put_nowait(pb.SessionRequest(hello=hello))
@@ -137,7 +134,7 @@ class Session:
 
     async def _beat_for_ever(self, interval: float) -> None:
         while True:
-            await self._clock.sleep(interval)
+            await asyncio.sleep(interval)
             self._beat()
 
     def _beat(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -39,7 +40,8 @@ class StoreThread:
 
     async def do(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`await store.do(store.store.commit, assignment_id)`. A cancelled wait does not undo the call."""
-        return await asyncio.wrap_future(self._thread.submit(call, *args, **kwargs))
+        work = partial(call, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def close(self) -> None:
         """After all calls that were made."""

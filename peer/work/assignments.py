@@ -18,7 +18,7 @@ from typing import ParamSpec
 import structlog
 
 from muster.errors import MusterError, NotAllowedError, StorageError
-from muster.runtime.clock import Clock
+from muster.runtime import clock
 from muster.runtime.failpoints import failpoint
 from peer.connection import reports
 from peer.connection.checks import named, offer_refusal
@@ -67,14 +67,12 @@ class Assignments:
         store: StoreThread,
         courier: Transfers,
         room: DiskReserve,
-        clock: Clock,
         tell: Tell,
     ) -> None:
         self._bench = bench
         self._room = room
         self._store = store
         self._courier = courier
-        self._clock = clock
         self._tell = tell
         self._works: dict[str, Work] = {}
         self._moved = asyncio.Event()  # one for each time that an assignment ends
@@ -118,7 +116,7 @@ class Assignments:
             if named(offer):
                 self._tell(reports.failed(offer.assignment_id, refusal, retry=False), None)
             return
-        deadline_at = self._clock.now() + offer.deadline_seconds
+        deadline_at = clock.now() + offer.deadline_seconds
         known = self._works.get(offer.assignment_id)
         if known is not None:
             known.held = replace(known.held, deadline_at=deadline_at)
@@ -305,7 +303,7 @@ class Assignments:
                 break
             except StorageError as error:
                 log.warning("store.failed", assignment_id=work.assignment_id, error=str(error))
-                await self._clock.sleep(STORE_RETRY_SECONDS)
+                await asyncio.sleep(STORE_RETRY_SECONDS)
         failpoint("peer.committed")
         self._forget(work)
         log.info("update.delivered", assignment_id=work.assignment_id)
@@ -333,7 +331,7 @@ class Assignments:
     # -- small parts --------------------------------------------------------------------------------------
 
     async def _accept(self, work: Work) -> None:
-        await self._store.do(self._store.store.accept, work.held, now=self._clock.now())
+        await self._store.do(self._store.store.accept, work.held, now=clock.now())
 
     def _steps(self, work: Work) -> Steps:
         """What preparing takes is not taken from the deadline, as the coordinator has it too."""
@@ -341,7 +339,7 @@ class Assignments:
         offered = work.held.deadline_at
 
         def give(seconds: float) -> None:
-            deadline_at = max(offered, self._clock.now() + seconds)
+            deadline_at = max(offered, clock.now() + seconds)
             work.held = replace(work.held, deadline_at=deadline_at)
 
         def prepare(seconds: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from muster.runtime.clock import Clock
+from muster.runtime import clock
 from muster.spec.model import RunSpec
 from peer.store.models import DeadlineAt
 from peer.work.devices import WorkerPool
@@ -19,7 +19,6 @@ class Drawing:
     site: Site
     policy: Policy
     workers: WorkerPool
-    clock: Clock
 
     async def draw(self, offer: Assignment, target: Path, deadline_at: DeadlineAt) -> str:
         """Waits for a worker, which writes to `target` what the task draws from the run's seed; gives its
@@ -31,5 +30,5 @@ class Drawing:
         async with self.workers.desk(self.site.name) as desk:
             order = draw_order(self.site, offer, spec, data=data, device=desk.device, target=target)
             # As much time as training gets: where `Task.model` is slow or hangs, it does so there too.
-            made = await desk.run("draw", order, seconds_left=deadline_at() - self.clock.now())
+            made = await desk.run("draw", order, seconds_left=deadline_at() - clock.now())
         return str(made["digest"])

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from muster.errors import MusterError, NotAllowedError, UsageError
-from muster.runtime.clock import Clock
+from muster.runtime import clock
 from muster.runtime.failpoints import failpoint
 from muster.spec.model import RunSpec
 from peer.store.models import DeadlineAt
@@ -43,7 +43,6 @@ class JobRunner:
     workers: WorkerPool
     preparations: Preparations
     courier: Transfers
-    clock: Clock
 
     def refusal(self, offer: Assignment) -> MusterError | None:
         """Why this peer does not take the offer, if it does not."""
@@ -113,7 +112,7 @@ class JobRunner:
         return self._left(deadline_at) > 2.0 * HANG_MARGIN_SECONDS
 
     def _left(self, deadline_at: float) -> float:
-        return deadline_at - self.clock.now()
+        return deadline_at - clock.now()
 
     @asynccontextmanager
     async def _factor(

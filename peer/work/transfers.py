@@ -20,6 +20,7 @@ from muster.errors import (
     UnreachableError,
 )
 from muster.files.digests import checked_digest
+from muster.runtime import clock
 from muster.runtime.backoff import Backoff
 from muster.runtime.failpoints import failpoint
 from muster.transfer.streams import Tail, fetch, read_chunks, upload
@@ -343,15 +344,15 @@ class Transfers:
         line = self._line
         backoff = Backoff(line.random)
         while True:
-            left = deadline_at() - line.clock.now()
+            left = deadline_at() - clock.now()
             online = line.online.is_set()
             try:
                 return await attempt(max(left, ATTEMPT_SECONDS_MIN))
             except PASSING as error:
-                if error.id == "transport.closed" or (online and deadline_at() <= line.clock.now()):
+                if error.id == "transport.closed" or (online and deadline_at() <= clock.now()):
                     raise
                 log.warning("transfer.interrupted", error=str(error))
-            await asyncio.gather(line.online.wait(), line.clock.sleep(backoff.next_delay()))
+            await asyncio.gather(line.online.wait(), asyncio.sleep(backoff.next_delay()))
 
 
 def _exactly(size: int) -> range:

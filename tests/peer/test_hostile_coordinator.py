@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -15,7 +16,6 @@ from hypothesis import strategies as st
 from muster import wire
 from muster.config.settings import PeerConfig
 from muster.files.digests import checksum
-from muster.runtime.clock import SystemClock
 from muster.transport import MemoryTransport, Route
 from peer.connection.checks import heartbeat_seconds, offer_refusal, plan_mistake
 from peer.daemon import Peer
@@ -23,6 +23,8 @@ from peer.work import assignments
 from protos.v1 import membership_pb2 as pb
 from protos.v1 import models_pb2
 from protos.v1.tensors_pb2 import BlobHeader, Chunk
+from simulator.virtual_loop import run
+from tests.peer.conftest import Bench
 
 FAILED = pb.ASSIGNMENT_PHASE_FAILED
 NAN, INFINITE = float("nan"), float("inf")
@@ -153,27 +155,18 @@ async def test_the_disk_is_not_the_peers_alone(bench: Any) -> None:
     assert "the update of r.1.ada.1" in failure.message
 
 
-class Patient(SystemClock):
-    """Notes how long a peer waits before each session, and does not wait. Heartbeats never come."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waits: list[float] = []
-
-    async def sleep(self, seconds: float) -> None:
-        if seconds == 30.0:
-            await asyncio.Event().wait()
-        self.waits.append(seconds)
-        await asyncio.sleep(0)
-
-
 class Longest(Random):
     def uniform(self, a: float, b: float) -> float:
         return b
 
 
-async def test_a_coordinator_that_welcomes_and_hangs_up_is_not_hammered(bench: Any) -> None:
-    clock = Patient()
+def test_a_coordinator_that_welcomes_and_hangs_up_is_not_hammered(tmp_path: Path) -> None:
+    run(_hang_up(Bench(tmp_path)))
+
+
+async def _hang_up(bench: Bench) -> None:
+    now = asyncio.get_running_loop().time
+    await bench.serve()
     settings = {
         "name": "ada",
         "coordinator": "coordinator:1",
@@ -184,21 +177,25 @@ async def test_a_coordinator_that_welcomes_and_hangs_up_is_not_hammered(bench: A
     peer = Peer(
         PeerConfig.model_validate(settings),
         MemoryTransport(bench.hub),
-        clock,
         make_worker=bench.make_worker,
         random=Longest(),
     )
     task = asyncio.create_task(peer.run())
-    for _ in range(7):
-        session = await bench.coordinator.session()
-        session.end()
+    waits: list[float] = []
     last = await bench.coordinator.session()
-    assert clock.waits[:7] == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    for _ in range(7):
+        last.end()
+        began = now()
+        last = await bench.coordinator.session()
+        waits.append(now() - began)
+    assert waits == pytest.approx([0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0])
     last.send(run_ended=pb.RunEnded(run_id="gone"))  # it has something to say: it is asked again soon
     last.end()
+    began = now()
     await bench.coordinator.session()
-    assert clock.waits[7] <= 2.0
+    assert now() - began <= 2.0
     await bench.stop(task)
+    await bench.close()
 
 
 @given(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from random import Random
 from typing import Any
 
@@ -12,15 +11,9 @@ import structlog
 from muster.errors import InternalError, MusterError, UnreachableError
 from peer.connection.connection import CoordinatorConnection
 from protos.v1 import membership_pb2 as pb
+from simulator.virtual_loop import run
 
 AWAY = UnreachableError("transport.unreachable", "127.0.0.1:7070 does not answer", cause="connection refused")
-
-
-class Clock:
-    """Time passes at once."""
-
-    async def sleep(self, _seconds: float) -> None:
-        await asyncio.sleep(0)
 
 
 class Refusing:
@@ -43,18 +36,18 @@ class Refusing:
         ([AWAY, InternalError("internal.error", "full"), AWAY], ["session.awaited", "session.broken"] * 2),
     ],
 )
-async def test_a_coordinator_that_is_not_there_is_told_once(
-    script: list[MusterError], told: list[str]
-) -> None:
+def test_a_coordinator_that_is_not_there_is_told_once(script: list[MusterError], told: list[str]) -> None:
     channel: Any = Refusing([*script])
-    clock: Any = Clock()
-    line = CoordinatorConnection(
-        channel, pb.Credentials(peer_id="ward"), device="cpu", clock=clock, random=Random(1)
-    )
-    channel.line = line
     caller: Any = None
+
+    async def hold() -> None:
+        channel.line = CoordinatorConnection(
+            channel, pb.Credentials(peer_id="ward"), device="cpu", random=Random(1)
+        )
+        await channel.line.hold(caller)
+
     with structlog.testing.capture_logs() as logs:
-        await line.hold(caller)
+        run(hold())
     loud = [entry for entry in logs if entry["log_level"] == "warning"]
     assert [entry["event"] for entry in loud] == told[: len(loud)]
     assert len(loud) == (1 if len(told) == 1 else 3)

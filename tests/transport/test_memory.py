@@ -12,19 +12,7 @@ from muster.transport import MemoryTransport, Route
 from muster.transport.faults import Fault, Passage, SeededFaults
 from muster.transport.memory import MemoryHub
 from protos.v1.tensors_pb2 import Chunk
-
-
-class StoppedClock:
-    """Keeps account of sleeps and does not sleep."""
-
-    def __init__(self) -> None:
-        self.slept: list[float] = []
-
-    def now(self) -> float:
-        return 0.0
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
+from simulator.virtual_loop import run
 
 
 async def mirror(requests: Any, context: Any) -> Any:
@@ -120,10 +108,10 @@ async def send_one(chunk: Chunk) -> Any:
     await asyncio.Event().wait()
 
 
-async def outcomes(echo: Any, send: Any, seed: int) -> tuple[list[str], list[float]]:
-    clock = StoppedClock()
+async def outcomes(echo: Any, send: Any, seed: int) -> tuple[list[str], float]:
+    """What becomes of some calls, and how long they take."""
     faults = SeededFaults(seed, drop_probability=0.1, delay_seconds_max=5.0)
-    transport = MemoryTransport(MemoryHub(faults=faults, clock=clock))
+    transport = MemoryTransport(MemoryHub(faults=faults))
     server = await transport.serve("c", [Route(method=echo.both, handle=mirror)])
     channel = transport.connect("c")
     results: list[str] = []
@@ -136,13 +124,37 @@ async def outcomes(echo: Any, send: Any, seed: int) -> tuple[list[str], list[flo
         except UnreachableError:
             results.append(f"lost after {got}")
     await server.stop(0)
-    return results, clock.slept
+    return results, asyncio.get_running_loop().time()
 
 
-async def test_faults_come_from_their_seed_alone(echo, send):
-    first, slept = await outcomes(echo, send, seed=7)
-    assert (first, slept) == await outcomes(echo, send, seed=7)
-    assert first != (await outcomes(echo, send, seed=8))[0]
+def test_faults_come_from_their_seed_alone(echo, send):
+    first, seconds = run(outcomes(echo, send, seed=7))
+    assert (first, seconds) == run(outcomes(echo, send, seed=7))
+    assert first != run(outcomes(echo, send, seed=8))[0]
     assert "all 5" in first
     assert any(result.startswith("lost") for result in first)
-    assert 0.0 <= min(slept) < max(slept) <= 5.0
+    assert 0.0 < seconds <= 20 * 10 * 5.0
+
+
+async def test_a_partition_is_between_two_that_have_names(echo, send):
+    """Both ways, whoever calls; others are heard."""
+    transport = {name: MemoryTransport(hub, name=name) for hub in [MemoryHub()] for name in ("a", "b", "c")}
+    servers = [
+        await each.serve(f"{name}:0", [Route(method=echo.both, handle=mirror)])
+        for name, each in transport.items()
+    ]
+    transport["a"].hub.faults = lambda passage: Fault(drop=True) if passage.between("a", "b") else None
+    reached: dict[str, list[str]] = {}
+    for caller, each in transport.items():
+        for callee, server in zip(transport, servers, strict=True):
+            try:
+                answers = [
+                    item async for item in each.connect(server.address).stream(echo.both, send([Chunk()]))
+                ]
+            except UnreachableError:
+                continue
+            assert len(answers) == 1
+            reached.setdefault(caller, []).append(callee)
+    assert reached == {"a": ["a", "c"], "b": ["b", "c"], "c": ["a", "b", "c"]}
+    for server in servers:
+        await server.stop(0)
