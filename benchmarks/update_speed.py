@@ -19,10 +19,10 @@ from torch import nn
 
 from benchmarks.common import parser, report, say
 from benchmarks.compression import lognormal_tailed
+from exchange.request import UpdateRequest
+from exchange.update import WrittenUpdate, write_update
 from muster.model.modelfile import ModelFile, layout_of, write_initial
 from muster.task.task import FitReport
-from peer.training.update import WrittenUpdate, write_update
-from peer.work.orders import TrainOrder
 
 CODECS = ("int8", "topk:0.01+int8+rice", "int4+zstd", "powersgd:4")
 SIZES = (4_810, 25_000_000)
@@ -30,29 +30,20 @@ QUICK = (4_810, 2_500_000)
 ROWS = 10
 
 
-def order(folder: Path, codec: str, before: WrittenUpdate | None) -> TrainOrder:
+def request(folder: Path, codec: str, before: WrittenUpdate | None) -> UpdateRequest:
     name = "first" if before is None else "next"
-    return TrainOrder(
-        task="a:B",
-        task_folders=(),
-        options={},
-        site_name="",
-        site_data={},
-        site_seed=0,
-        device="cpu",
-        base=str(folder / "base"),
+    return UpdateRequest(
         seed=3,
         assignment_id="a",
         run_id="run",
         round=1,
         base_version=0,
         base_digest="b" * 64,
-        train={"worker_momentum": 0.9},
+        worker_momentum=0.9,
         codec=codec,
         feedback="none" if codec == "int8" else "ef14",
-        counted_round=0,
-        update=str(folder / name),
-        state={} if before is None else {key: str(path) for key, path in before.staged.items()},
+        update=folder / name,
+        state={} if before is None else before.staged,
         staged=str(folder / f"{name}.state"),
     )
 
@@ -65,12 +56,12 @@ def measure(folder: Path, codec: str, size: int, threads: list[int], repeats: in
     base, fit = ModelFile(folder / "base"), FitReport(examples=1, steps=1)
     seconds: dict[int, list[float]] = {count: [] for count in threads}
     try:
-        first = write_update(order(folder, codec, None), model, base, fit, drill=None, views=())
+        first = write_update(request(folder, codec, None), model, base, fit)
         for _ in range(repeats):
             for count in threads:
                 torch.set_num_threads(count)
                 began = time.perf_counter()
-                written = write_update(order(folder, codec, first), model, base, fit, drill=None, views=())
+                written = write_update(request(folder, codec, first), model, base, fit)
                 seconds[count].append(time.perf_counter() - began)
                 for path in written.staged.values():
                     path.unlink()

@@ -33,6 +33,7 @@ from coordinator.engine.state import (
     Treatment,
 )
 from coordinator.submission.permits import task_args
+from coordinator.update_bases import UpdateBases, kept_beside
 from coordinator.workers.workers import RunWorkers
 from muster.config.settings import CoordinatorConfig
 from muster.errors import MusterError, StorageError, TaskError, TransferError
@@ -48,7 +49,7 @@ from muster.worker.user import check_reach, find_user
 
 if TYPE_CHECKING:
     from coordinator.service import Coordinator
-    from exchange.aggregation import AggregationResult
+    from exchange.job import AggregationResult
     from muster.model.layout import ParameterLayout
 
 log = structlog.get_logger()
@@ -284,6 +285,7 @@ class EffectRunner:
 
     async def _aggregate_once(self, effect: Aggregate) -> None:
         from exchange import aggregation
+        from exchange.job import AggregationJob, UpdateInput
 
         coordinator = self._coordinator
         blobs = coordinator.blobs
@@ -291,12 +293,16 @@ class EffectRunner:
         if run is None:
             return
         states = await coordinator.store.optimizer_states(effect.run_id, effect.base.version)
+        bases = UpdateBases(coordinator.store, blobs, run.run_id, run.spec)
         updates = [
-            aggregation.UpdateInput(
+            UpdateInput(
                 assignment_id=assignment.assignment_id,
                 peer_id=assignment.peer_id,
                 path=blobs.path(assignment.update.digest),
                 examples=assignment.update.examples,
+                base=await bases.of(
+                    assignment.peer_id, version=assignment.base_version, round=assignment.round
+                ),
             )
             for assignment in effect.updates
             if assignment.update is not None
@@ -304,11 +310,11 @@ class EffectRunner:
         cohort = len(run.rounds[effect.round].cohort)
         names = aggregation.state_names(run.spec, updates, cohort=cohort, base_version=effect.base.version)
         await coordinator.repairs.model(run.run_id, effect.base.digest, effect.base.size_bytes, afresh=True)
-        beside = [*states.values(), *(update.path.name for update in updates)]
+        beside = [*kept_beside(updates).union(states.values()), *(update.path.name for update in updates)]
         await asyncio.gather(*(blobs.verified(digest, afresh=True) for digest in beside))
         model_out = blobs.temporary()
         states_out = {name: blobs.temporary() for name in names}
-        job = aggregation.AggregationJob(
+        job = AggregationJob(
             spec=run.spec,
             base=blobs.path(effect.base.digest),
             updates=updates,

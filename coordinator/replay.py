@@ -6,35 +6,23 @@ The same computation as the round's own: with the round's own rule it makes the 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from coordinator.update_bases import UpdateBases, kept_beside
 from exchange import recipe
-from exchange.aggregation import AggregationJob, AggregationResult, UpdateInput, aggregate, state_names
+from exchange.aggregation import aggregate, state_names
+from exchange.comparison import Comparison, compare
+from exchange.job import AggregationJob, AggregationResult, UpdateInput
 from exchange.recipe import AggregationRefused
-from muster.errors import ConfigError, MusterError, NotFoundError, StateError
+from muster.errors import MusterError, NotFoundError, StateError
 from muster.files.blobs import BlobStore
-from muster.model.layout import CHUNK_COORDINATES
-from muster.model.modelfile import ModelFile
 from muster.spec.model import AggregationTable, RunSpec
 
 if TYPE_CHECKING:
     from coordinator.service import Coordinator
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """How far each moved the base (L2), the cosine between both moves and their distance over the committed one's."""
-
-    norm_committed: float
-    norm: float
-    cosine: float
-    distance: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +44,7 @@ async def replay(coordinator: Coordinator, run_id: str, number: int, changes: Ma
     `ConfigError` where the rule cannot be had.
     """
     job, committed = await _job(coordinator, run_id, number)
-    spec = _changed(job.spec, changes)
+    spec = recipe.changed(job.spec, changes)
     places = _places(coordinator, replace(job, spec=spec))
     try:
         result, comparison = await asyncio.get_running_loop().run_in_executor(
@@ -75,60 +63,13 @@ def _aggregate_and_compare(
 ) -> tuple[AggregationResult, Comparison]:
     """In one thread, which tidies up behind itself even if nobody waits for it any more."""
     try:
-        for path in (job.base, *job.states.values(), *(update.path for update in job.updates)):
-            blobs.verify(path.name)
+        read = (job.base, *job.states.values(), *(update.path for update in job.updates))
+        for digest in kept_beside(job.updates).union(path.name for path in read):
+            blobs.verify(digest)
         return aggregate(job), compare(job.base, blobs.verify(committed), job.model_out)
     finally:
         for path in (job.model_out, *job.states_out.values()):
             path.unlink(missing_ok=True)
-
-
-def compare(base: Path, committed: Path, other: Path) -> Comparison:
-    """Of two versions made from the same base, in float64 and by chunks."""
-    files = [ModelFile(path) for path in (base, committed, other)]
-    try:
-        products = torch.zeros(2, 2, dtype=torch.float64)
-        apart = 0.0
-        for start in range(0, files[0].layout.size, CHUNK_COORDINATES):
-            origin, first, second = (
-                file.vector[start : start + CHUNK_COORDINATES].double() for file in files
-            )
-            moves = torch.stack([first - origin, second - origin])
-            products += moves @ moves.T
-            apart += float((first - second).square().sum())
-    finally:
-        for file in files:
-            file.close()
-    one, two = math.sqrt(float(products[0, 0])), math.sqrt(float(products[1, 1]))
-    both = one * two
-    return Comparison(
-        norm_committed=one,
-        norm=two,
-        cosine=float(products[0, 1]) / both if both else float(one == two),
-        distance=math.sqrt(apart) / one if one else math.inf if apart else 0.0,
-    )
-
-
-def _changed(spec: RunSpec, changes: Mapping[str, Any]) -> RunSpec:
-    own = spec.aggregation.model_dump()
-    if changes.get("rule", spec.aggregation.rule) != spec.aggregation.rule:
-        own |= {"pre": [], "options": {}}  # they were said of the run's own rule
-    try:
-        made = _with(spec, {**own, **changes})
-        if "trusted_peer" not in changes and not recipe.trusts(made):
-            made = _with(spec, {**own, **changes, "trusted_peer": None})
-        recipe.check(made)
-    except ValueError as error:
-        raise ConfigError(
-            "replay.bad_rule",
-            f"the round cannot be replayed so: {error}",
-            fix="muster aggregator show NAME tells what a rule needs; --faults 0 is for those that bear none",
-        ) from error
-    return made
-
-
-def _with(spec: RunSpec, table: Mapping[str, Any]) -> RunSpec:
-    return spec.model_copy(update={"aggregation": AggregationTable.model_validate(table)})
 
 
 async def _job(coordinator: Coordinator, run_id: str, number: int) -> tuple[AggregationJob, str]:
@@ -162,8 +103,10 @@ async def _job(coordinator: Coordinator, run_id: str, number: int) -> tuple[Aggr
                 fix=f"the newest can be: muster round replay {run_id}; to keep more of the next run: "
                 "muster serve --set coordinator.updates_keep_rounds=20",
             )
+    spec = RunSpec.model_validate_json(run.spec_json)
+    bases = UpdateBases(store, blobs, run_id, spec)
     job = AggregationJob(
-        spec=RunSpec.model_validate_json(run.spec_json),
+        spec=spec,
         base=blobs.path(row.base_digest),
         updates=[
             UpdateInput(
@@ -171,6 +114,7 @@ async def _job(coordinator: Coordinator, run_id: str, number: int) -> tuple[Aggr
                 peer_id=a.peer_id,
                 path=blobs.path(a.digest),
                 examples=a.examples,
+                base=await bases.of(a.peer_id, version=a.base_version, round=a.round),
             )
             for a in sorted(delivered, key=lambda a: a.peer_id)
         ],

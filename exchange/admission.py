@@ -152,21 +152,16 @@ def _check_sources(reader: PayloadReader, expected: Expected) -> None:
 
 def _measure(reader: PayloadReader, expected: Expected) -> float:
     """L2 norm of the decoded update, every chunk decoded and found finite."""
-    layout = expected.layout
-    places = links.places(
-        expected.spec,
-        layout,
-        base_digest=expected.base_digest,
-        round=expected.round,
-        peer_id=expected.peer_id,
+    layout, spec = expected.layout, expected.spec
+    contexts = links.contexts(
+        spec, layout, base_digest=expected.base_digest, round=expected.round, peer_id=expected.peer_id
     )
     with ExitStack() as stack:
-        factor = None
-        if expected.spec.compression.common_factor:
-            factor = CommonFactor(expected.spec, layout, expected.base_version, expected.factor)
-            stack.callback(factor.close)
+        up = compressors.build(spec.compression.up)
+        factor = CommonFactor(up, layout, expected.base_version, expected.factor)
+        stack.callback(factor.close)
         spelling = reader.manifest.groups[0].codec
-        link = links.Link(expected.spec, spelling, places, estimate=expected.estimate, factor=factor)
+        link = links.Link(spec, spelling, contexts, estimate=expected.estimate, factor=factor)
         stack.callback(link.close)
         return _norm(reader, layout, link)
 

@@ -8,10 +8,8 @@ crash it writes the same bytes.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,6 +18,7 @@ import aggregators
 from aggregators.core.rule import Needs
 from exchange import downlink, links, optimizers, recipe, step
 from exchange.decoded import Decoded, decoded, kept_names
+from exchange.job import AggregationJob, AggregationResult, Treated, UpdateInput
 from exchange.names import DELTA, FACTOR
 from exchange.recipe import AggregationRefused
 from muster.model.modelfile import ModelFile
@@ -27,50 +26,6 @@ from muster.seeds import derive_seed
 from muster.spec.model import RunSpec
 
 CAPPED_TOLD = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class UpdateInput:
-    assignment_id: str
-    peer_id: str
-    path: Path
-    examples: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class AggregationJob:
-    """`updates` are sorted by peer id; `states` maps the optimizer's state names to files (absent: zeros)."""
-
-    spec: RunSpec
-    base: Path
-    updates: Sequence[UpdateInput]
-    states: Mapping[str, Path]
-    base_version: int
-    base_digest: str
-    round: int
-    cohort: int  # how many peers were asked
-    model_out: Path
-    states_out: Mapping[str, Path]  # with a place for `DELTA`, if the downlink compresses
-
-
-@dataclass(frozen=True, kw_only=True)
-class Treated:
-    assignment_id: str
-    weight: float
-    score: float
-    selected: bool
-    sentence: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class AggregationResult:
-    model_digest: str
-    model_bytes: int
-    state_digests: Mapping[str, str]
-    treatments: tuple[Treated, ...]
-    reason: str
-    seconds: float
-    warnings: tuple[tuple[str, str], ...] = ()  # cause and sentence
 
 
 def aggregate(job: AggregationJob) -> AggregationResult:
@@ -84,7 +39,8 @@ def aggregate(job: AggregationJob) -> AggregationResult:
     with ExitStack() as stack:
         base = ModelFile(job.base)
         stack.callback(base.close)
-        source = stack.enter_context(decoded(job, pipeline, base.layout))
+        kept = {name: job.states.get(name) for name in kept_names(pipeline, job.updates)}
+        source = stack.enter_context(decoded(job.spec, job.updates, kept, base.layout))
         plan = _decide(job, pipeline, source)
         model, states = step.apply(job, base, source, plan)
     capped = _capped(job, pipeline)

@@ -5,26 +5,25 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import aggregators
+import compressors
 from compressors.core import integers
 from compressors.core.replay import Term
 from exchange import links, recipe
 from exchange.factors import CommonFactor
-from exchange.names import FACTOR
+from exchange.job import UpdateInput
 from exchange.payload import PayloadReader
 from exchange.statefile import StateReader
 from muster.files.digests import digest_bytes
-from muster.model.layout import CHUNK_COORDINATES, COUNTERS, ParameterLayout, Vector
+from muster.model.layout import CHUNK_COORDINATES, COUNTERS, PARAMS, ParameterLayout, Vector
+from muster.spec.model import RunSpec
 
 DRAWN_BYTES = 4096  # of each update's first chunk
-
-if TYPE_CHECKING:
-    from exchange.aggregation import AggregationJob, UpdateInput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,6 @@ class Decoded:
     layout: ParameterLayout
     links: Sequence[links.Link]
     readers: Sequence[PayloadReader]
-    factor: CommonFactor | None
     kept: Mapping[str, StateReader]  # by name
     scratch: Tensor  # flat [(n + kept) * chunk]
 
@@ -63,7 +61,7 @@ class Decoded:
     def drawn(self) -> str:
         """What a rule's randomness comes from beside the run's seed, which peers are told: nobody knows all updates
         before the round is closed, so no liar can aim at a bucket or at the coordinates that are sampled."""
-        return digest_bytes(b"".join(reader.chunk("params", 0)[:DRAWN_BYTES] for reader in self.readers))
+        return digest_bytes(b"".join(reader.chunk(PARAMS, 0)[:DRAWN_BYTES] for reader in self.readers))
 
     def following(self, start: int, chunk: Tensor) -> list[Tensor]:
         """What is held of each uplink after the round, of the chunk that begins there."""
@@ -74,7 +72,7 @@ class Decoded:
         """The bodies of the chunk that begins there, of the updates that have a share."""
         index = start // CHUNK_COORDINATES
         return [
-            Term(share, link.places.facts(index)[1], reader.chunk("params", index))
+            Term(share, link.contexts.at(index).own, reader.chunk(PARAMS, index))
             for share, link, reader in zip(shares, self.links, self.readers, strict=True)
             if share
         ]
@@ -82,29 +80,34 @@ class Decoded:
 
 @contextmanager
 def decoded(
-    job: AggregationJob, pipeline: aggregators.Pipeline, layout: ParameterLayout
+    spec: RunSpec,
+    updates: Sequence[UpdateInput],
+    kept: Mapping[str, Path | None],
+    layout: ParameterLayout,
 ) -> Generator[Decoded]:
+    """Each update is decoded against its own base; `kept` are the files of the rule's vectors (None: zeros)."""
     with ExitStack() as stack:
-        kept: dict[str, StateReader] = {}
-        for name in kept_names(pipeline, job.updates):
-            kept[name] = StateReader(job.states.get(name), layout.columns_size)
-            stack.callback(kept[name].close)
-        factor: CommonFactor | None = None
-        if job.spec.compression.common_factor:
-            factor = CommonFactor(job.spec, layout, job.base_version, job.states.get(FACTOR))
-            stack.callback(factor.close)
+        up = compressors.build(spec.compression.up)
+        vectors: dict[str, StateReader] = {}
+        for name, path in kept.items():
+            vectors[name] = StateReader(path, layout.columns_size)
+            stack.callback(vectors[name].close)
+        factors: dict[str, CommonFactor] = {}  # by base
         readers: list[PayloadReader] = []
         uplinks: list[links.Link] = []
-        for update in job.updates:
+        for update in updates:
+            base = update.base
+            if base.digest not in factors:
+                factors[base.digest] = CommonFactor(up, layout, base.version, base.factor)
+                stack.callback(factors[base.digest].close)
             reader = PayloadReader(update.path)
             stack.callback(reader.close)
             readers.append(reader)
-            estimate = job.states.get(links.state_name(update.peer_id))
-            places = links.places(
-                job.spec, layout, base_digest=job.base_digest, round=job.round, peer_id=update.peer_id
+            contexts = links.contexts(
+                spec, layout, base_digest=base.digest, round=base.round, peer_id=update.peer_id
             )
             spelling = reader.manifest.groups[0].codec
-            link = links.Link(job.spec, spelling, places, estimate=estimate, factor=factor)
+            link = links.Link(spec, spelling, contexts, estimate=base.estimate, factor=factors[base.digest])
             stack.callback(link.close)
             uplinks.append(link)
         width = min(CHUNK_COORDINATES, layout.columns_size)
@@ -112,9 +115,8 @@ def decoded(
             layout=layout,
             links=uplinks,
             readers=readers,
-            factor=factor,
-            kept=kept,
-            scratch=torch.empty((len(readers) + len(kept)) * width),
+            kept=vectors,
+            scratch=torch.empty((len(readers) + len(vectors)) * width),
         )
 
 

@@ -28,13 +28,12 @@ import torch
 from torch import Tensor
 
 import compressors
-from compressors.core import integers
 from compressors.core.replay import PREFIX, Replay, Term, write
 from compressors.feedback.feedback import LOSSLESS
+from exchange.delta import DeltaWriter
 from exchange.names import SCALE
-from exchange.payload import BESIDE, SCALED, Manifest, PayloadWriter, groups_of
-from exchange.places import ChunkContexts
-from muster.model.layout import BUFFERS, CHUNK_COORDINATES, COUNTERS, ParameterLayout
+from exchange.payload import SCALED
+from muster.model.layout import CHUNK_COORDINATES, ParameterLayout
 from muster.seeds import derive_seed
 from muster.spec.model import RunSpec
 
@@ -63,50 +62,7 @@ def replays(spec: RunSpec) -> bool:
     return spec.compression.down == "replay"
 
 
-class Delta:
-    """The file that leads from one version to the next, chunk by chunk in order. Raises `StorageError`."""
-
-    def __init__(
-        self, codec: str, layout: ParameterLayout, out: Path, *, base_digest: str, round: int
-    ) -> None:
-        self._places = ChunkContexts(layout=layout, base_digest=base_digest, round=round)
-        self._index = 0
-        self._beside = compressors.build(BESIDE[BUFFERS])
-        self._step = torch.empty(min(CHUNK_COORDINATES, layout.size))
-        self._writer = PayloadWriter(
-            out,
-            Manifest(
-                run_id="",
-                round=round,
-                assignment_id="",
-                base_digest=base_digest,
-                layout_digest=layout.digest,
-                groups=groups_of(layout, codec),
-            ),
-        )
-
-    def _place(self) -> compressors.ChunkContext:
-        """Of the chunk that is next."""
-        return compressors.ChunkContext(*self._places.facts(self._index))
-
-    def _append(self, body: bytes) -> None:
-        self._writer.append("params", body)
-        self._index += 1
-
-    def take_beside(self, group: str, new: Tensor) -> None:
-        """The next chunk of buffers or counters: the new version's values, in the order of the groups."""
-        body = integers.encode(new) if group == COUNTERS else self._beside.encode(new, 0)
-        self._writer.append(group, body)
-
-    def finish(self) -> str:
-        """The delta's digest."""
-        return self._writer.finish().digest
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class Downlink(Delta):
+class Downlink(DeltaWriter):
     """One version's step, encoded; where it is scaled, without its scale, which peers have."""
 
     def __init__(
@@ -127,6 +83,7 @@ class Downlink(Delta):
         self._feedback = compressors.build_feedback(table.down_feedback)
         self._seed = derive_seed(spec.seed, "down", round)
         codec = f"{SCALED}{self._codec.spelling}" if self._scaled else self._codec.spelling
+        self._step = torch.empty(min(CHUNK_COORDINATES, layout.size))
         super().__init__(codec, layout, out, base_digest=base_digest, round=round)
 
     def take(self, base: Tensor, new: Tensor, state: Mapping[str, Tensor]) -> None:
@@ -138,8 +95,8 @@ class Downlink(Delta):
         if scale is not None:
             mean = step.div_(scale).masked_fill_(scale == 0, 0.0).clone()
             step.add_(state[DRIFT])
-        codec = self._codec.at(self._place())
-        body = self._feedback.encode(codec, step, kept, derive_seed(self._seed, "codec", self._index))
+        codec = self._codec.at(self.context())
+        body = self._feedback.encode(codec, step, kept, derive_seed(self._seed, "codec", self.index))
         codec.decode(body, step)
         if scale is not None:
             torch.sub(step, mean, out=state[DRIFT]).mul_(self._beta)
@@ -148,19 +105,20 @@ class Downlink(Delta):
             for left in (*kept.values(), state[DRIFT]):
                 left.masked_fill_(scale == 0, 0.0)
         torch.add(base, step, out=new)
-        self._append(body)
+        self.append(body)
 
 
-class Replayed(Delta):
+class Replayed(DeltaWriter):
     """One version's step as the sum of the round's updates, which are encoded with `up`."""
 
     def __init__(self, up: str, layout: ParameterLayout, out: Path, *, base_digest: str, round: int) -> None:
         self._replay = Replay(compressors.build(up))
+        self._step = torch.empty(min(CHUNK_COORDINATES, layout.size))
         super().__init__(f"{PREFIX}{up}", layout, out, base_digest=base_digest, round=round)
 
     def take(self, base: Tensor, new: Tensor, terms: Sequence[Term]) -> None:
         """Makes of `new` [c] what the peers will: `base` [c] and the sum of the terms."""
         body, step = write(terms), self._step[: len(new)]
-        self._replay.at(self._place()).decode(body, step)
+        self._replay.at(self.context()).decode(body, step)
         torch.add(base, step, out=new)
-        self._append(body)
+        self.append(body)

@@ -13,21 +13,28 @@ from torch import Tensor
 import compressors
 from compressors.lowrank.lowrank import LowRank
 from compressors.lowrank.powersgd import Factors
-from exchange.places import ChunkContexts, pieces
+from exchange.contexts import ChunkContexts, pieces
 from exchange.recipe import AggregationRefused
 from exchange.statefile import StateReader, StateWriter
 from muster.errors import StorageError
 from muster.model.finite import all_finite
 from muster.model.layout import ParameterLayout
-from muster.spec.model import RunSpec
 
 
 class CommonFactor:
-    """The one that goes with a version; `path` is its file, None for version 0. Raises `StorageError` if it is gone."""
+    """The one that goes with a version; `path` is its file, None for version 0. A codec that asks for no factor has
+    every chunk's context as it is.
 
-    def __init__(self, spec: RunSpec, layout: ParameterLayout, version: int, path: Path | None) -> None:
-        codec = compressors.build(spec.compression.up)
-        assert isinstance(codec, LowRank)  # see `coordinator.submission.compatibility`
+    Raises `StorageError` "store.no_factor" if it is missing, "state.malformed" if it is not as long as this model's.
+    """
+
+    def __init__(
+        self, codec: compressors.Codec, layout: ParameterLayout, version: int, path: Path | None
+    ) -> None:
+        self.codec: LowRank | None = None
+        self._reader: StateReader | None = None
+        if not (isinstance(codec, LowRank) and codec.common):
+            return
         if version and path is None:
             raise StorageError(
                 "store.no_factor",
@@ -40,9 +47,11 @@ class CommonFactor:
         self._factors = Factors(codec.rank, chunks, version % 2)
         self._reader = None if path is None else StateReader(path, self._factors.size)
 
-    def at(self, place: compressors.ChunkContext, index: int) -> compressors.ChunkContext:
-        """The place of chunk `index`, with its factor."""
-        return self._factors.at(place, index, None if self._reader is None else self._reader.read)
+    def at(self, context: compressors.ChunkContext, index: int) -> compressors.ChunkContext:
+        """The context of chunk `index`, with its factor."""
+        if self.codec is None:
+            return context
+        return self._factors.at(context, index, None if self._reader is None else self._reader.read)
 
     def close(self) -> None:
         if self._reader is not None:
@@ -52,17 +61,19 @@ class CommonFactor:
 class NextFactor:
     """The one that goes with the version that a round makes, chunk by chunk in order."""
 
-    def __init__(self, present: CommonFactor, places: ChunkContexts, out: Path) -> None:
+    def __init__(self, present: CommonFactor, contexts: ChunkContexts, out: Path) -> None:
+        if present.codec is None:
+            raise ValueError("the codec asks for no common factor")
+        self._codec = present.codec
         self._present = present
-        self._places = places
+        self._contexts = contexts
         self._index = 0
         self._writer = StateWriter(out)
 
     def take(self, base: Tensor, new: Tensor) -> None:
         """The next chunk, [c] each: what the version was, and what it is now. Raises `AggregationRefused`."""
-        place = compressors.ChunkContext(*self._places.facts(self._index))
-        bound = self._present.codec.at(self._present.at(place, self._index))
-        factor = bound.exchange(len(new)).next_factor(new - base)
+        context = self._present.at(self._contexts.at(self._index), self._index)
+        factor = self._codec.at(context).exchange(len(new)).next_factor(new - base)
         if not all_finite(factor):  # nobody could read an update with it
             raise AggregationRefused("the step is too large for the factor that the next updates would share")
         self._writer.write(factor)

@@ -15,9 +15,9 @@ from pathlib import Path
 from torch import Tensor
 
 import compressors
+from exchange.contexts import ChunkContexts
 from exchange.factors import CommonFactor
 from exchange.payload import BESIDE, PayloadReader
-from exchange.places import ChunkContexts
 from exchange.statefile import StateReader
 from muster.model.layout import BUFFERS, PARAMS, Column, ParameterLayout
 from muster.seeds import assignment_seed
@@ -42,7 +42,7 @@ def codecs(spec: RunSpec, version: int) -> tuple[str, ...]:
     return (usual, RESET) if sends_differences(spec) and usual != RESET else (usual,)
 
 
-def places(
+def contexts(
     spec: RunSpec, layout: ParameterLayout, *, base_digest: str, round: int, peer_id: str
 ) -> ChunkContexts:
     """Of the chunks of this peer's update."""
@@ -57,31 +57,31 @@ class Link:
         self,
         spec: RunSpec,
         spelling: str,
-        places: ChunkContexts,
+        contexts: ChunkContexts,
         *,
         estimate: Path | None,
         factor: CommonFactor | None,
     ) -> None:
-        """`factor` is that of all links of the round; who opened it closes it."""
+        """`factor` is that of all updates against this base; whoever opened it closes it."""
         self._codec = compressors.build(spelling)
         self._beside = compressors.build(BESIDE[BUFFERS])
-        self.places = places
+        self.contexts = contexts
         self._factor = factor
         self._estimate: StateReader | None = None
         self._follows = True
         if sends_differences(spec):
             begins = spelling == RESET and spec.compression.up != RESET
             self._follows = begins or compressors.build_feedback(spec.compression.feedback).receiver_follows
-            self._estimate = StateReader(None if begins else estimate, places.layout.size)
+            self._estimate = StateReader(None if begins else estimate, contexts.layout.size)
 
     def decode(self, body: memoryview, out: Tensor, index: int) -> None:
         """Fills `out` [c], chunk `index`. Raises `DecodeError`."""
-        place = compressors.ChunkContext(*self.places.facts(index))
+        context = self.contexts.at(index)
         if self._factor is not None:
-            place = self._factor.at(place, index)
-        self._codec.at(place).decode(body, out)
+            context = self._factor.at(context, index)
+        self._codec.at(context).decode(body, out)
         if self._estimate is not None:
-            start = self.places.layout.chunk_bounds(index)[0]
+            start = self.contexts.layout.chunk_bounds(index)[0]
             out += self._estimate.read(start, start + len(out))
 
     def read(self, reader: PayloadReader, column: Column, out: Tensor) -> None:
@@ -96,7 +96,7 @@ class Link:
         """What is held of it after a round in which chunk `index` of its update was `update` [c]."""
         if self._follows or self._estimate is None:
             return update
-        start = self.places.layout.chunk_bounds(index)[0]
+        start = self.contexts.layout.chunk_bounds(index)[0]
         return self._estimate.read(start, start + len(update))
 
     def close(self) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 import aggregators
 from aggregators.core.rule import Needs
-from muster.spec.model import FAULTS_SHARE, RunSpec, share
+from muster.errors import ConfigError
+from muster.spec.model import FAULTS_SHARE, AggregationTable, RunSpec, share
 
 COHORT_ANY = 1_000  # of a run that is not told: whatever the share, some of so many are faulty
 RULE_STATE = "rule/"  # how the vectors that a rule keeps are named among a server's states
@@ -107,3 +110,27 @@ def missing_trusted(spec: RunSpec, present: tuple[str, ...]) -> str | None:
     if trusted is None or trusted in present:
         return None
     return f"{spec.aggregation.rule} needs the update of its trusted peer {trusted!r}, and there is none"
+
+
+def changed(spec: RunSpec, changes: Mapping[str, Any]) -> RunSpec:
+    """The spec with these changes to its aggregation table. Raises `ConfigError` "replay.bad_rule" where that cannot be
+    had."""
+    own = spec.aggregation.model_dump()
+    if changes.get("rule", spec.aggregation.rule) != spec.aggregation.rule:
+        own |= {"pre": [], "options": {}}  # they were said of the run's own rule
+    try:
+        made = _with(spec, {**own, **changes})
+        if "trusted_peer" not in changes and not trusts(made):
+            made = _with(spec, {**own, **changes, "trusted_peer": None})
+        check(made)
+    except ValueError as error:
+        raise ConfigError(
+            "replay.bad_rule",
+            f"the round cannot be replayed so: {error}",
+            fix="muster aggregator show NAME tells what a rule needs; --faults 0 is for those that bear none",
+        ) from error
+    return made
+
+
+def _with(spec: RunSpec, table: Mapping[str, Any]) -> RunSpec:
+    return spec.model_copy(update={"aggregation": AggregationTable.model_validate(table)})

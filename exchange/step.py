@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 import aggregators
+import compressors
 from compressors.core.replay import TERMS_MAX
 from exchange import downlink, links, optimizers, recipe, untrained
+from exchange.contexts import ChunkContexts
 from exchange.decoded import Decoded
-from exchange.factors import NextFactor
+from exchange.factors import CommonFactor, NextFactor
+from exchange.job import AggregationJob
 from exchange.names import DELTA, FACTOR, SCALE
 from exchange.payload import BlobInfo
-from exchange.places import ChunkContexts
 from exchange.recipe import AggregationRefused
 from exchange.statefile import StateReader, StateWriter
 from muster.model.finite import all_finite
 from muster.model.layout import BUFFERS, CHUNK_COORDINATES, COUNTERS
 from muster.model.modelfile import ModelFile, ModelWriter
-
-if TYPE_CHECKING:
-    from exchange.aggregation import AggregationJob
 
 
 def apply(
@@ -61,9 +59,12 @@ class _Step:
         self._shares = [spec.server.lr * float(weight) for weight in plan.weights]
         self._down = _downlink(job, source, plan)
         self._factor: NextFactor | None = None
-        if source.factor is not None:
-            places = ChunkContexts(layout=layout, base_digest=job.base_digest, round=job.round)
-            self._factor = NextFactor(source.factor, places, job.states_out[FACTOR])
+        if spec.compression.common_factor:
+            up = compressors.build(spec.compression.up)
+            present = CommonFactor(up, layout, job.base_version, job.states.get(FACTOR))
+            stack.callback(present.close)
+            contexts = ChunkContexts(layout=layout, base_digest=job.base_digest, round=job.round)
+            self._factor = NextFactor(present, contexts, job.states_out[FACTOR])
         names = (*self._optimizer.state_names, *downlink.state_names(spec, job.base_version))
         self._learnt: tuple[str, ...] = ()
         if links.sends_differences(spec):
@@ -173,5 +174,7 @@ def _downlink(
         )
     if plan.weights.count_nonzero() > TERMS_MAX:
         raise AggregationRefused(f"a step of more than {TERMS_MAX} updates is not replayed")
+    if any((update.base.digest, update.base.round) != (job.base_digest, job.round) for update in job.updates):
+        raise AggregationRefused("a step of updates against an older version is not replayed")
     up = source.readers[0].manifest.groups[0].codec
     return downlink.Replayed(up, layout, out, base_digest=job.base_digest, round=job.round)

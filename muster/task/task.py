@@ -33,15 +33,13 @@ class Site:
 
 
 class ChunkContexts(Protocol):
-    """What both ends know of each chunk of an update; `exchange.places` makes them."""
+    """What both ends know of each chunk of an update; `exchange.contexts` makes them."""
 
     @property
     def layout(self) -> ParameterLayout: ...
 
-    def facts(
-        self, index: int
-    ) -> tuple[int, int, tuple[tuple[int, int, int], ...], tuple[tuple[int, int], ...]]:
-        """What makes up the `compressors.ChunkContext` of a chunk."""
+    def at(self, index: int) -> Any:
+        """The `compressors.ChunkContext` of chunk `index`."""
         ...
 
 

@@ -104,8 +104,7 @@ class _Directions:
     def __init__(self, codec: OneByte, places: ChunkContexts, device: torch.device) -> None:
         layout = places.layout
         self._chunks = [
-            (codec.at(compressors.ChunkContext(*places.facts(index))), *layout.chunk_bounds(index))
-            for index in range(layout.chunk_count)
+            (codec.at(places.at(index)), *layout.chunk_bounds(index)) for index in range(layout.chunk_count)
         ]
         self._size = layout.size
         self._device = device

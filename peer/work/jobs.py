@@ -25,6 +25,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from compressors import build_feedback
+from exchange.contexts import ChunkContexts
+from exchange.rebuild import rebuild as follow
+from exchange.update import write_delta, write_update
 from muster.errors import ConfigError, TaskError
 from muster.model.initial import draw as draw_model
 from muster.model.initial import draw_version, seed_generators
@@ -43,8 +46,6 @@ from muster.task.task import FitContext, FitReport, Site, Task
 from peer.training import build
 from peer.training.attack_simulation import AttackSimulation, bootstrap
 from peer.training.batches import size_of
-from peer.training.rebuild import rebuild as follow
-from peer.training.update import write_delta, write_update
 from peer.work.orders import DrawOrder, Evaluated, EvaluateOrder, Order, PrepareOrder, Trained, TrainOrder
 
 PLACES_MAX = 64  # sites whose datasets are kept in memory at once
@@ -246,7 +247,9 @@ def _context(
         train=order.train,
         progress=progress,
         codec=order.codec,
-        places=order.places(layout),
+        places=ChunkContexts(
+            layout=layout, base_digest=order.base_digest, round=order.round, sender=order.seed
+        ),
     )
 
 
@@ -289,7 +292,13 @@ def train(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         found = measured(report.metrics, f"the metrics of {order.task}.fit")
         report = replace(report, metrics=found.values)
         written = write_update(
-            order, model, base, report, source_digest=place.source_digest, drill=drill, views=views
+            order.request(),
+            model,
+            base,
+            report,
+            source_digest=place.source_digest,
+            attacker=drill,
+            views=views,
         )
     finally:
         base.close()
@@ -453,14 +462,9 @@ def _prepare(order: Order) -> torch.device:
 
 def rebuild(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: ARG001  # every job's form
     """A model version of an older one and its deltas."""
-    return {
-        "digest": follow(
-            Path(args["base"]),
-            [Path(path) for path in args["deltas"]],
-            Path(args["target"]),
-            Path(args["scale"]) if args["scale"] else None,
-        )
-    }
+    scale = Path(args["scale"]) if args["scale"] else None
+    made = follow(Path(args["base"]), [Path(path) for path in args["deltas"]], Path(args["target"]), scale)
+    return {"digest": made.digest}
 
 
 JOBS = {

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exchange.places import ChunkContexts
-from muster.model.layout import ParameterLayout
+from exchange.request import UpdateRequest
 from muster.seeds import initial_seed
 from muster.spec.model import RunSpec
 from protos.v1.membership_pb2 import Assignment
@@ -58,9 +57,27 @@ class TrainOrder(Order):
     attack: Mapping[str, Any] | None = None
     aggregation: Mapping[str, Any] | None = None  # the run's table, for a drill
 
-    def places(self, layout: ParameterLayout) -> ChunkContexts:
-        """Of the update's chunks."""
-        return ChunkContexts(layout=layout, base_digest=self.base_digest, round=self.round, sender=self.seed)
+    def request(self) -> UpdateRequest:
+        """What the update is made for and against."""
+        return UpdateRequest(
+            run_id=self.run_id,
+            round=self.round,
+            assignment_id=self.assignment_id,
+            base_version=self.base_version,
+            base_digest=self.base_digest,
+            codec=self.codec,
+            feedback=self.feedback,
+            seed=self.seed,
+            update=Path(self.update),
+            staged=self.staged,
+            state={name: Path(path) for name, path in self.state.items()},
+            factor=None if self.factor is None else Path(self.factor),
+            worker_momentum=float(self.train["worker_momentum"]),
+            warm_up_rounds=self.warm_up_rounds,
+            senders=self.senders,
+            counted_round=self.counted_round,
+            task=self.task,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +96,6 @@ class PrepareOrder(Order):
     base_digest: str
     round: int
     codec: str
-
-    def places(self, layout: ParameterLayout) -> ChunkContexts:
-        """Of the chunks of an update in this round."""
-        return ChunkContexts(layout=layout, base_digest=self.base_digest, round=self.round, sender=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from exchange.admission import admit
-from exchange.aggregation import AggregationJob, AggregationResult, UpdateInput, aggregate
+from exchange.aggregation import aggregate
+from exchange.job import AggregationJob, AggregationResult, UpdateBase, UpdateInput
 from muster.files.digests import digest_file
 from muster.model.modelfile import ModelFile
 from muster.spec.model import RunSpec
-from tests.coordinator.conftest import Bench
+from tests.exchange.conftest import BASE, Bench
 
 COUNTS = (60_000, 20_000, 12_000)
 
@@ -36,7 +37,13 @@ def mean_of(folder: Path, counts: tuple[int, ...], **table: Any) -> tuple[Aggreg
         path = bench.update(f"u{i}", torch.eye(len(counts))[i], scalars={"examples": float(count)})
         facts = admit(path, digest_file(path), bench.expected(spec))
         updates.append(
-            UpdateInput(assignment_id=f"a{i}", peer_id=f"site-{i}", path=path, examples=facts.examples)
+            UpdateInput(
+                assignment_id=f"a{i}",
+                peer_id=f"site-{i}",
+                path=path,
+                examples=facts.examples,
+                base=UpdateBase(version=0, digest=BASE, round=1),
+            )
         )
     before = ModelFile(bench.base)
     result = aggregate(

@@ -13,8 +13,8 @@ from torch import Tensor
 
 import compressors
 from compressors.compose.planned import Planned
+from exchange.contexts import ChunkContexts
 from exchange.payload import GroupSpec, Manifest, PayloadReader, PayloadWriter
-from exchange.places import ChunkContexts
 from muster.model.layout import ParameterLayout, TensorSpec
 from muster.seeds import derive_seed
 
@@ -55,7 +55,7 @@ def encode(spelling: str, index: int) -> bytes:
     if isinstance(codec, Planned):
         codec = codec.planned(tuple(number % len(codec.codecs) for number in range(len(SHAPES))))
     start, stop = LAYOUT.chunk_bounds(index)
-    place = compressors.ChunkContext(*PLACES.facts(index))
+    place = PLACES.at(index)
     return codec.at(place).encode(UPDATE[start:stop], derive_seed(5, "codec", index))
 
 
@@ -66,7 +66,7 @@ def decode(path: Path, indices: Iterable[int]) -> Tensor:
     out = torch.full((LAYOUT.size,), torch.nan)
     for index in indices:
         start, stop = LAYOUT.chunk_bounds(index)
-        place = compressors.ChunkContext(*PLACES.facts(index))
+        place = PLACES.at(index)
         codec.at(place).decode(reader.chunk("params", index), out[start:stop])
     reader.close()
     return out

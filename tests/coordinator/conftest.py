@@ -1,37 +1,30 @@
-"""Small models, update files and run specs on disk."""
+"""Run specs, and a coordinator whose peers are scripted."""
 
 from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import compressors
 from coordinator.server import RunningCoordinator
 from coordinator.store import EventRow, Store
 from coordinator.workers import jobs
-from exchange.admission import Expected
 from exchange.payload import GroupSpec, Manifest, PayloadWriter
-from exchange.places import ChunkContexts
 from muster.config.settings import CoordinatorConfig
 from muster.errors import MusterError, TaskError
 from muster.files.digests import checksum, digest_file
-from muster.model.layout import ParameterLayout
-from muster.model.modelfile import layout_of, write_initial
 from muster.spec.model import RunSpec
 from muster.transport import MemoryTransport
 from muster.transport.base import Channel
 from muster.wire import BEGIN_UPDATE, COMMIT_UPDATE, ENROL, METHODS, SESSION, UPLOAD_UPDATE
 from protos.v1 import admin_pb2, membership_pb2, updates_pb2
 from protos.v1.tensors_pb2 import BlobHeader, Chunk
-
-BASE = "b" * 64
 
 
 @pytest.fixture
@@ -42,70 +35,9 @@ def make_spec() -> Callable[..., RunSpec]:
     return make
 
 
-class Bench:
-    """A model of `size` coordinates (more than one chunk by default) and updates for it."""
-
-    def __init__(self, folder: Path, size: int) -> None:
-        self.folder = folder
-        torch.manual_seed(0)
-        self.model = nn.Linear(size, 1, bias=False)
-        self.layout: ParameterLayout = layout_of(self.model)
-        self.base = folder / "base.safetensors"
-        write_initial(self.base, self.layout, self.model)
-
-    def expected(self, spec: RunSpec, source_digest: str = "") -> Expected:
-        return Expected(
-            assignment_id="run.1.peer.1",
-            peer_id="peer",
-            run_id="run",
-            round=1,
-            base_version=0,
-            base_digest=BASE,
-            layout=self.layout,
-            spec=spec,
-            source_digest=source_digest,
-        )
-
-    def update(
-        self,
-        name: str,
-        vector: Tensor,
-        codec: str = "identity",
-        *,
-        scalars: Mapping[str, float] | None = None,
-        places: ChunkContexts | None = None,
-        **manifest: Any,
-    ) -> Path:
-        """Encoded where `places` has it, if it is given."""
-        path = self.folder / name
-        built = compressors.build(codec)
-        facts: dict[str, Any] = {
-            "run_id": "run",
-            "round": 1,
-            "assignment_id": "run.1.peer.1",
-            "base_digest": BASE,
-            "layout_digest": self.layout.digest,
-            "groups": (GroupSpec(name="params", codec=built.spelling, size=len(vector)),),
-            "scalars": {"examples": 10.0, "metric/loss": 0.5} if scalars is None else scalars,
-            **manifest,
-        }
-        writer = PayloadWriter(path, Manifest(**facts))
-        for index, chunk in enumerate(vector.split(1 << 18)):
-            bound = built if places is None else built.at(compressors.ChunkContext(*places.facts(index)))
-            writer.append("params", bound.encode(chunk, seed=0))
-        writer.finish()
-        return path
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path, (1 << 18) + 1000)
-
-
 # -- a coordinator and peers that speak the protocol by hand ---------------------------------------------------
 
 TASK = """
-import torch
 from torch import nn
 from muster import Task
 

@@ -374,7 +374,7 @@ def test_masha_compares_gradients_of_all_examples_alone(order: Callable[..., Tra
         ({"site_data": {"count": 0}}, ConfigError, "task.no_data"),
         ({"task": "toy_task:Toi"}, ConfigError, "task.not_found"),
         ({"options": {"width": 5}}, TransferError, "model.layout_mismatch"),
-        ({"state": {"residual": "gone"}, "feedback": "ef14"}, StorageError, "peer.state_malformed"),
+        ({"state": {"residual": "gone"}, "feedback": "ef14"}, StorageError, "state.malformed"),
     ],
 )
 def test_what_cannot_be_trained(

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from compressors.sketches.one_byte import GRID, to_bytes
 from exchange import links
+from exchange.contexts import ChunkContexts
 from exchange.payload import PayloadReader
-from exchange.places import ChunkContexts
 from muster.errors import ConfigError, TaskError
 from muster.model.layout import CHUNK_COORDINATES
 from muster.model.modelfile import ModelFile, layout_of, write_initial
@@ -121,7 +121,7 @@ def directions(places: ChunkContexts, count: int) -> NDArray[np.float32]:
     found = np.empty((count, layout.size), dtype=np.float32)
     for index in range(layout.chunk_count):
         start, stop = layout.chunk_bounds(index)
-        key = np.array([places.facts(index)[1], 0], dtype=np.uint64)
+        key = np.array([places.at(index).own, 0], dtype=np.uint64)
         for s in range(count):
             counter = np.array([0, s // 8, 0, 0], dtype=np.uint64)
             words = Philox(key=key, counter=counter).random_raw(-(-(stop - start) // 8))
@@ -158,7 +158,7 @@ def test_the_coordinator_moves_by_what_the_peer_found(
     assert math.isfinite(trained.metrics["loss"])
     base = ModelFile(Path(made.base))
     layout = base.layout
-    places = links.places(spec, layout, base_digest=BASE, round=ROUND, peer_id=PEER)
+    places = links.contexts(spec, layout, base_digest=BASE, round=ROUND, peer_id=PEER)
     z = directions(places, 10)
     wanted = expected(load_task(made.task, [toy_folder], made.options), base.vector.clone(), z, made)
     base.close()

@@ -13,13 +13,14 @@ import pytest
 from torch import Tensor
 
 from exchange import admission, aggregation, downlink, links
+from exchange.job import AggregationJob, UpdateBase, UpdateInput
 from exchange.names import DELTA, FACTOR, SCALE
+from exchange.rebuild import rebuild
 from muster.model.initial import draw_version
 from muster.model.modelfile import ModelFile, export_state
 from muster.seeds import assignment_seed, initial_seed
 from muster.spec.model import RunSpec
 from muster.task.loading import load_task
-from peer.training.rebuild import rebuild
 from peer.work import jobs as peer_jobs
 from peer.work.orders import Site, evaluate_order, train_order
 from protos.v1.membership_pb2 import Assignment
@@ -95,17 +96,24 @@ class Rounds:
     def round(self, changed: Callable[[str, Path], Path] | None = None) -> SimpleNamespace:
         """All peers train, all are admitted, one version is made, and where deltas go down, made again of them.
         `changed` may put another file in the place of a peer's update."""
-        inputs: list[aggregation.UpdateInput] = []
+        inputs: list[UpdateInput] = []
         for peer in self.peers:
             trained = self.train(peer)
             update = trained["update"] if changed is None else changed(peer, trained["update"])
             facts = self.admit(peer, update)
             inputs.append(
-                aggregation.UpdateInput(
+                UpdateInput(
                     assignment_id=f"run.{self.version + 1}.{peer}.1",
                     peer_id=peer,
                     path=update,
                     examples=facts.examples,
+                    base=UpdateBase(
+                        version=self.version,
+                        digest=self.digest,
+                        round=self.version + 1,
+                        estimate=self._states.get(links.state_name(peer)),
+                        factor=self._states.get(FACTOR),
+                    ),
                 )
             )
             self._kept[peer] = {name: Path(path) for name, path in trained["staged"].items()}
@@ -114,7 +122,7 @@ class Rounds:
         target = self.folder / f"version-{self.version + 1}"
         places = {name: self.folder / f"state-{next(_numbers)}" for name in names}
         result = aggregation.aggregate(
-            aggregation.AggregationJob(
+            AggregationJob(
                 spec=self.spec,
                 base=self.base,
                 updates=inputs,
@@ -129,7 +137,8 @@ class Rounds:
         )
         if downlink.compresses(self.spec):
             again = self.folder / f"again-{self.version + 1}"
-            assert rebuild(self.base, [places[DELTA]], again, places.get(SCALE)) == result.model_digest
+            rebuilt = rebuild(self.base, [places[DELTA]], again, places.get(SCALE))
+            assert rebuilt.digest == result.model_digest
         self._states = {**self._states, **{name: path for name, path in places.items() if name != DELTA}}
         self.base, self.version = target, self.version + 1
         self.digest = result.model_digest

@@ -14,16 +14,17 @@ from torch import Tensor
 
 from coordinator.submission.checks import check_spec
 from exchange import links, step
-from exchange.aggregation import AggregationJob, AggregationResult, UpdateInput, aggregate, state_names
+from exchange.aggregation import aggregate, state_names
 from exchange.downlink import DRIFT
+from exchange.job import AggregationJob, AggregationResult, UpdateBase, UpdateInput
 from exchange.names import DELTA, SCALE
 from exchange.payload import PayloadReader, PayloadWriter
+from exchange.rebuild import rebuild
 from exchange.recipe import AggregationRefused
 from muster.errors import ConfigError, TransferError
 from muster.files.digests import digest_file
 from muster.model.modelfile import ModelFile
 from muster.spec.model import RunSpec
-from peer.training.rebuild import rebuild
 
 MakeSpec = Callable[..., RunSpec]
 
@@ -46,9 +47,16 @@ def run(
     digest = digest_file(base or bench.base)
     inputs: list[UpdateInput] = []
     for i, vector in enumerate(updates):
-        places = links.places(spec, bench.layout, base_digest=digest, round=1, peer_id=f"p{i}")
-        path = bench.update(f"u{i}", vector, spec.compression.up, places=places)
-        inputs.append(UpdateInput(assignment_id=f"a{i}", peer_id=f"p{i}", path=path, examples=10 * (i + 1)))
+        contexts = links.contexts(spec, bench.layout, base_digest=digest, round=1, peer_id=f"p{i}")
+        path = bench.update(f"u{i}", vector, spec.compression.up, contexts=contexts)
+        against = UpdateBase(
+            version=version, digest=digest, round=1, estimate=(states or {}).get(links.state_name(f"p{i}"))
+        )
+        inputs.append(
+            UpdateInput(
+                assignment_id=f"a{i}", peer_id=f"p{i}", path=path, examples=10 * (i + 1), base=against
+            )
+        )
     names = state_names(spec, inputs, cohort=len(inputs), base_version=version)
     job = AggregationJob(
         spec=spec,
@@ -141,7 +149,7 @@ def test_a_compressed_step_is_what_the_peers_make_of_it(bench: Any, make_spec: M
     assert digest_file(delta) == result.state_digests[DELTA]
     assert delta.stat().st_size < bench.base.stat().st_size
     rebuilt = bench.folder / "rebuilt"
-    assert rebuild(bench.base, [delta], rebuilt) == result.model_digest
+    assert rebuild(bench.base, [delta], rebuilt).digest == result.model_digest
     assert rebuilt.read_bytes() == (bench.folder / "out").read_bytes()
     # What the codec left behind waits for the next round: nothing of the step is lost.
     residual = torch.from_numpy(np.fromfile(bench.folder / "out.down.residual", dtype="<f4"))
@@ -168,7 +176,7 @@ def test_a_replayed_step_is_the_sum_that_the_rule_made(
     result, moved = run(bench, spec, updates)
     delta, rebuilt = bench.folder / "out.down.delta", bench.folder / "rebuilt"
     assert set(result.state_digests) == {DELTA}
-    assert rebuild(bench.base, [delta], rebuilt) == result.model_digest
+    assert rebuild(bench.base, [delta], rebuilt).digest == result.model_digest
     assert rebuilt.read_bytes() == (bench.folder / "out").read_bytes()
     whole, wanted = run(bench, make_spec(compression={"up": up}, **tables), updates, out="whole")
     torch.testing.assert_close(moved, wanted, rtol=1e-4, atol=1e-6)
@@ -228,7 +236,7 @@ def test_the_way_down_of_one_bit_adam_is_one_bit_times_a_scale(bench: Any, make_
     assert deltas[0].stat().st_size >= 4 * bench.layout.size
     assert deltas[1].stat().st_size < bench.layout.size / 6
     rebuilt = bench.folder / "rebuilt"
-    assert rebuild(bench.folder / "version1", deltas[1:], rebuilt, states[SCALE]) == made
+    assert rebuild(bench.folder / "version1", deltas[1:], rebuilt, states[SCALE]).digest == made
     with pytest.raises(TransferError, match="goes with a scale"):
         rebuild(bench.folder / "version1", deltas[1:], bench.folder / "again")
     begins, ends = ModelFile(bench.folder / "version1"), ModelFile(rebuilt)
@@ -261,7 +269,7 @@ def test_deltas_of_several_rounds_follow_each_other(bench: Any, make_spec: MakeS
         base = bench.folder / out
         states = {"down/residual": bench.folder / f"{out}.down.residual"}
         deltas.append(bench.folder / f"{out}.down.delta")
-    assert rebuild(bench.base, deltas, bench.folder / "followed") == made
+    assert rebuild(bench.base, deltas, bench.folder / "followed").digest == made
     other = bench.folder / "other"
     reader = PayloadReader(deltas[0])
     writer = PayloadWriter(other, replace(reader.manifest, layout_digest="0" * 64))

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from compressors.lowrank.powersgd import Factors
+from exchange.contexts import pieces
+from exchange.local_update import LocalUpdate, StateFiles
 from exchange.payload import PayloadReader
-from exchange.places import pieces
+from exchange.request import UpdateRequest
+from exchange.update import WrittenUpdate, write_update
 from muster.errors import TaskError
 from muster.model.layout import CHUNK_COORDINATES
 from muster.model.modelfile import ModelFile, layout_of, write_initial
 from muster.task.task import FitReport
-from peer.training.local_update import LocalUpdate, StateFiles
-from peer.training.update import WrittenUpdate, write_update
-from peer.work.orders import TrainOrder
 
 CHUNKS = 6
 
@@ -57,17 +57,9 @@ def write(tmp_path: Path, trained: nn.Module) -> Write:
         if codec.endswith(":common") and before is not None:  # of the left sides, as it goes with version 1
             layout = layout_of(trained)
             size = Factors(2, [pieces(layout, index)[0] for index in range(CHUNKS)], 1).size
-            factor = str(tmp_path / "factor")
+            factor = tmp_path / "factor"
             torch.randn(size, generator=torch.Generator().manual_seed(4)).numpy().tofile(factor)
-        order = TrainOrder(
-            task="a:B",
-            task_folders=(),
-            options={},
-            site_name="ada",
-            site_data={},
-            site_seed=0,
-            device="cpu",
-            base=str(tmp_path / "base"),
+        request = UpdateRequest(
             seed=3,
             assignment_id="a",
             run_id="run",
@@ -76,17 +68,16 @@ def write(tmp_path: Path, trained: nn.Module) -> Write:
             base_version=0 if factor is None else 1,
             factor=factor,
             base_digest="b" * 64,
-            train={"worker_momentum": 0.9},
+            worker_momentum=0.9,
             codec=codec,
             feedback=feedback,
-            counted_round=0,
-            update=str(tmp_path / name),
-            state={} if before is None else {key: str(path) for key, path in before.staged.items()},
+            update=tmp_path / name,
+            state={} if before is None else before.staged,
             staged=str(tmp_path / f"{name}.state"),
         )
         base, report = ModelFile(tmp_path / "base"), FitReport(examples=5, steps=1)
         try:
-            return write_update(order, trained, base, report, drill=None, views=())
+            return write_update(request, trained, base, report)
         finally:
             base.close()
 

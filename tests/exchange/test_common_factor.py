@@ -12,8 +12,8 @@ import torch
 
 import compressors
 from coordinator.submission.checks import check_spec
+from exchange.contexts import ChunkContexts
 from exchange.factors import CommonFactor, NextFactor
-from exchange.places import ChunkContexts
 from exchange.recipe import AggregationRefused
 from muster.errors import ConfigError, StorageError
 from muster.model.layout import CHUNK_COORDINATES, ParameterLayout, TensorSpec
@@ -58,24 +58,22 @@ def test_settings_that_do_not_are_refused(
     assert said in str(caught.value)
 
 
-def test_the_next_factor_spans_what_the_step_did(make_spec: Callable[..., RunSpec], tmp_path: Path) -> None:
+def test_the_next_factor_spans_what_the_step_did(tmp_path: Path) -> None:
     """Over two versions and two chunks: first the left sides of what the step was along the right ones, then back."""
-    spec = make_spec(compression={"up": UP})
     steps = [torch.randn(LAYOUT.size, generator=torch.Generator().manual_seed(version)) for version in (0, 1)]
-    present = CommonFactor(spec, LAYOUT, 0, None)
+    present = CommonFactor(compressors.build(UP), LAYOUT, 0, None)
     for version, step in enumerate(steps):
-        places = ChunkContexts(layout=LAYOUT, base_digest="b" * 64, round=version + 1)
+        contexts = ChunkContexts(layout=LAYOUT, base_digest="b" * 64, round=version + 1)
         bounds = [LAYOUT.chunk_bounds(index) for index in range(LAYOUT.chunk_count)]
         bound = [
-            present.codec.at(present.at(compressors.ChunkContext(*places.facts(index)), index))
-            for index in range(LAYOUT.chunk_count)
+            present.codec.at(present.at(contexts.at(index), index)) for index in range(LAYOUT.chunk_count)
         ]
         wanted = [
             codec.exchange(stop - start).next_factor(step[start:stop])
             for codec, (start, stop) in zip(bound, bounds, strict=True)
         ]
         path = tmp_path / f"factor{version}"
-        following = NextFactor(present, places, path)
+        following = NextFactor(present, contexts, path)
         base = torch.ones(LAYOUT.size)
         for start, stop in bounds:
             following.take(base[start:stop], base[start:stop] + step[start:stop])
@@ -84,8 +82,8 @@ def test_the_next_factor_spans_what_the_step_did(make_spec: Callable[..., RunSpe
         present.close()
         written = np.fromfile(path, dtype="<f4")
         np.testing.assert_allclose(written, torch.cat(wanted).numpy(), atol=1e-5)
-        present = CommonFactor(spec, LAYOUT, version + 1, path)
-        place = present.at(compressors.ChunkContext(*places.facts(1)), 1)
+        present = CommonFactor(compressors.build(UP), LAYOUT, version + 1, path)
+        place = present.at(contexts.at(1), 1)
         assert place.turn == (version + 1) % 2
         assert place.factor is not None
         torch.testing.assert_close(place.factor, wanted[1], atol=1e-5, rtol=0)
@@ -93,15 +91,14 @@ def test_the_next_factor_spans_what_the_step_did(make_spec: Callable[..., RunSpe
     assert LAYOUT.size > CHUNK_COORDINATES
 
 
-def test_a_step_too_large_for_a_factor_and_a_factor_that_is_gone(
-    make_spec: Callable[..., RunSpec], tmp_path: Path
-) -> None:
-    spec = make_spec(compression={"up": UP})
-    places = ChunkContexts(layout=LAYOUT, base_digest="b" * 64, round=1)
-    following = NextFactor(CommonFactor(spec, LAYOUT, 0, None), places, tmp_path / "factor")
+def test_a_step_too_large_for_a_factor_and_a_factor_that_is_gone(tmp_path: Path) -> None:
+    contexts = ChunkContexts(layout=LAYOUT, base_digest="b" * 64, round=1)
+    following = NextFactor(
+        CommonFactor(compressors.build(UP), LAYOUT, 0, None), contexts, tmp_path / "factor"
+    )
     base = torch.zeros(CHUNK_COORDINATES)
     with pytest.raises(AggregationRefused, match="too large for the factor"):
         following.take(base, base + 3e38)
     following.close()
     with pytest.raises(StorageError, match="the factor that all updates against version 3 share is not here"):
-        CommonFactor(spec, LAYOUT, 3, None)
+        CommonFactor(compressors.build(UP), LAYOUT, 3, None)

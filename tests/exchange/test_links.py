@@ -12,7 +12,8 @@ from torch import Tensor
 
 import compressors
 from exchange.admission import admit, update_bytes_max
-from exchange.aggregation import AggregationJob, UpdateInput, aggregate
+from exchange.aggregation import aggregate
+from exchange.job import AggregationJob, UpdateBase, UpdateInput
 from exchange.links import state_name
 from exchange.payload import GroupSpec, Manifest, PayloadWriter
 from muster.errors import UpdateRejected
@@ -73,7 +74,18 @@ class Server:
             spec=self._spec,
             base=self._bench.base,
             updates=[
-                UpdateInput(assignment_id=f"a.{peer}", peer_id=peer, path=path, examples=10)
+                UpdateInput(
+                    assignment_id=f"a.{peer}",
+                    peer_id=peer,
+                    path=path,
+                    examples=10,
+                    base=UpdateBase(
+                        version=number - 1,
+                        digest="b" * 64,
+                        round=number,
+                        estimate=self.states.get(state_name(peer)),
+                    ),
+                )
                 for peer, path in updates.items()
             ],
             states=self.states,

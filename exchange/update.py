@@ -20,17 +20,22 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 import compressors
+from aggregators import Source
 from compressors.compose.planned import Planned, Planner
 from compressors.core import integers
 from compressors.feedback.feedback import LOSSLESS, MAGNITUDE_MAX, is_bounded
+from exchange.contexts import ChunkContexts, contexts_of
+from exchange.factors import CommonFactor
+from exchange.local_update import Deltas, LocalUpdate, StateFiles, momenta_names
 from exchange.payload import BESIDE, Manifest, PayloadWriter, groups_of
-from exchange.places import ChunkContexts
+from exchange.request import UpdateRequest
+from exchange.statefile import ScatteredStateWriter
 from muster.errors import TaskError
 from muster.files.hashedfile import BlobInfo
 from muster.model.finite import all_finite
@@ -39,11 +44,22 @@ from muster.model.modelfile import ModelFile, check_unchanged
 from muster.runtime.inorder import in_order
 from muster.seeds import derive_seed
 from muster.task.task import FitReport
-from peer.training.attack_simulation import AttackSimulation
-from peer.training.factor import CommonFactor
-from peer.training.local_update import Deltas, LocalUpdate, StateFiles, momenta_names
-from peer.training.statefile import StateWriter
-from peer.work.orders import TrainOrder
+
+
+class Forgery(Protocol):
+    """A decided attack."""
+
+    def forge(self, honest: Tensor, out: Tensor, start: int = 0) -> None:
+        """Writes to `out` [c] the columns from `start` on, of which `honest` [h, c] are the updates seen."""
+        ...
+
+
+class Attacker(Protocol):
+    """Decides what is sent instead of the honest update: an attack simulation."""
+
+    def plan(self, seen: Source, seed: int) -> Forgery:
+        """From the honest update and, behind it, the further views."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,49 +69,51 @@ class WrittenUpdate:
 
 
 def write_update(
-    order: TrainOrder,
+    request: UpdateRequest,
     model: nn.Module,
     base: ModelFile,
     report: FitReport,
     *,
     source_digest: str = "",
-    drill: AttackSimulation | None,
-    views: Sequence[Path],
+    attacker: Attacker | None = None,
+    views: Sequence[Path] = (),
 ) -> WrittenUpdate:
     """Raises `TaskError` `task.not_finite`, `task.too_large`, `task.model_changed` or `task.frozen_changed`,
-    `StorageError`, and of a drill `ConfigError`. The files are synced.
+    `StorageError`, and whatever the attacker raises. The files are synced.
 
-    `views` are files of `write_delta`: what else the drill sees. Each keeps a momentum of its own.
+    `views` are files of `write_delta`: what else the attacker sees. Each keeps a momentum of its own.
     """
-    feedback = compressors.build_feedback(order.feedback)
-    codec = compressors.build(_codec(order, feedback))
+    feedback = compressors.build_feedback(request.feedback)
+    codec = compressors.build(_codec(request, feedback))
     layout = base.layout
     manifest = Manifest(
-        run_id=order.run_id,
-        round=order.round,
-        assignment_id=order.assignment_id,
-        base_digest=order.base_digest,
+        run_id=request.run_id,
+        round=request.round,
+        assignment_id=request.assignment_id,
+        base_digest=request.base_digest,
         layout_digest=layout.digest,
         groups=groups_of(layout, codec.spelling),
         scalars=_scalars(report),
         source_digest=source_digest,
     )
     check_unchanged(model, base)
-    places = order.places(layout)
+    contexts = contexts_of(request, layout)
     beside = compressors.build(BESIDE[BUFFERS])
-    beta = float(order.train["worker_momentum"])
+    beta = request.worker_momentum
     momenta = momenta_names(1 + len(views)) if beta else []
     with ExitStack() as stack:
-        factor = CommonFactor(order, codec, layout)
+        factor = CommonFactor(codec, layout, request.base_version, request.factor)
         stack.callback(factor.close)
-        state = StateFiles(order, [*feedback.state_names, *momenta], layout.size, stack)
+        state = StateFiles(
+            [*feedback.state_names, *momenta], request.state, request.staged, layout.size, stack
+        )
         honest = LocalUpdate(model, base, views, state, beta)
         stack.callback(honest.close)
-        honest.clip(feedback.norm_max(order.senders))
-        forgery = None if drill is None else drill.plan(honest, order.seed)
+        honest.clip(feedback.norm_max(request.senders))
+        forgery = None if attacker is None else attacker.plan(honest, request.seed)
         if isinstance(codec, Planned) and forgery is None:
-            codec = codec.planned(_plan(codec, feedback, order, _Sources(honest, state, places)))
-        writer = PayloadWriter(Path(order.update), manifest)
+            codec = codec.planned(_plan(codec, feedback, request, _Sources(honest, state, contexts)))
+        writer = PayloadWriter(request.update, manifest)
         stack.callback(writer.close)
 
         def encoded(index: int) -> bytes:
@@ -103,7 +121,7 @@ def write_update(
             start, stop = column.start, column.stop
             rows = honest.chunk(index)
             if forgery is None:
-                _check(order, rows[0], codec if column.group == PARAMS else beside, layout, column)
+                _check(request, rows[0], codec if column.group == PARAMS else beside, layout, column)
             update = rows[0]
             if forgery is not None:
                 update = torch.empty_like(update)
@@ -111,12 +129,12 @@ def write_update(
             if column.group != PARAMS:
                 return beside.encode(update, 0)
             kept = {name: state.read(name, start, stop) for name in feedback.state_names}
-            seed = derive_seed(order.seed, "codec", index)
-            place = factor.at(compressors.ChunkContext(*places.facts(index)), index)
+            seed = derive_seed(request.seed, "codec", index)
+            context = factor.at(contexts.at(index), index)
             try:
-                body = feedback.encode(codec.at(place), update, kept, seed)
+                body = feedback.encode(codec.at(context), update, kept, seed)
             except compressors.DecodeError as error:
-                raise _too_large(order, codec) from error
+                raise _too_large(request, codec) from error
             state.write({**kept, **dict(zip(momenta, rows, strict=False))}, start)
             return body
 
@@ -128,49 +146,49 @@ def write_update(
         for chunk in honest.counters() if COUNTERS in layout.groups else ():
             writer.append(COUNTERS, integers.encode(chunk))
         info = writer.finish()
-        _sync(Path(order.update))
+        _sync(request.update)
         return WrittenUpdate(info=info, staged=state.finish())
 
 
 class _Sources(NamedTuple):
     honest: LocalUpdate
     state: StateFiles
-    places: ChunkContexts
+    contexts: ChunkContexts
 
 
 def _plan(
-    codec: Planned, feedback: compressors.Feedback, order: TrainOrder, sources: _Sources
+    codec: Planned, feedback: compressors.Feedback, request: UpdateRequest, sources: _Sources
 ) -> tuple[int, ...]:
     """Which codec each layer has: what will be sent is encoded once more than otherwise, with each of them."""
-    honest, state, places = sources
-    layout = places.layout
+    honest, state, contexts = sources
+    layout = contexts.layout
     planner = Planner(codec, len(layout.tensors))
     for index in range(layout.chunk_count):
         start, stop = layout.chunk_bounds(index)
         kept = {name: state.read(name, start, stop) for name in feedback.state_names}
-        at = planner.at(compressors.ChunkContext(*places.facts(index)))
+        at = planner.at(contexts.at(index))
         update = honest.chunk(index)[0]
-        _check(order, update, codec, layout, layout.columns[index])
+        _check(request, update, codec, layout, layout.columns[index])
         try:
-            feedback.encode(at, update, kept, derive_seed(order.seed, "codec", index))
+            feedback.encode(at, update, kept, derive_seed(request.seed, "codec", index))
         except compressors.DecodeError as error:
-            raise _too_large(order, codec) from error
+            raise _too_large(request, codec) from error
     return planner.choice()
 
 
-def _codec(order: TrainOrder, feedback: compressors.Feedback) -> str:
+def _codec(request: UpdateRequest, feedback: compressors.Feedback) -> str:
     """The run's codec in this round. But where differences are sent, and the coordinator has a sum of them of
     which this peer has lost its own copy, both begin anew with a body that loses nothing."""
-    lost = any(name not in order.state for name in feedback.state_names)
-    if feedback.receiver_state_names and order.counted_round and lost:
+    lost = any(name not in request.state for name in feedback.state_names)
+    if feedback.receiver_state_names and request.counted_round and lost:
         return "identity"
-    return feedback.codec_in(order.codec, order.base_version + 1, order.warm_up_rounds)
+    return feedback.codec_in(request.codec, request.base_version + 1, request.warm_up_rounds)
 
 
 def write_delta(model: nn.Module, base: ModelFile, path: Path) -> None:
     """What training changed, to a new file of float32. Raises `StorageError`. Not synced."""
     deltas = Deltas(model, base)
-    writer = StateWriter(path)
+    writer = ScatteredStateWriter(path)
     try:
         for column in base.layout.columns:
             delta = torch.empty(column.stop - column.start, dtype=torch.float32)
@@ -197,7 +215,7 @@ def _sync(path: Path) -> None:
 
 
 def _check(
-    order: TrainOrder, update: Tensor, codec: compressors.Codec, layout: ParameterLayout, column: Column
+    request: UpdateRequest, update: Tensor, codec: compressors.Codec, layout: ParameterLayout, column: Column
 ) -> None:
     if is_bounded(update):
         return
@@ -206,18 +224,22 @@ def _check(
         at = vector.chunk_bounds(column.index)[0] + int((~update.isfinite()).nonzero()[0])
         raise TaskError(
             "task.not_finite",
-            f"training {order.task} on this peer gave values that are not finite in {vector.tensor_at(at)!r}",
+            f"training{_of(request)} on this peer gave values that are not finite in {vector.tensor_at(at)!r}",
             cause="the loss diverged, or the data hold NaN or infinity",
             fix="lower [train] lr, set [train] clip_norm, or look at this site's data",
         )
     if column.group == PARAMS and codec.spelling != LOSSLESS:
-        raise _too_large(order, codec)
+        raise _too_large(request, codec)
 
 
-def _too_large(order: TrainOrder, codec: compressors.Codec) -> TaskError:
+def _of(request: UpdateRequest) -> str:
+    return f" {request.task}" if request.task else ""
+
+
+def _too_large(request: UpdateRequest, codec: compressors.Codec) -> TaskError:
     return TaskError(
         "task.too_large",
-        f"training {order.task} on this peer gave values too large for the codec {codec.spelling}, though finite",
+        f"training{_of(request)} on this peer gave values too large for the codec {codec.spelling}, though finite",
         cause=f"the loss diverged; only identity is given values above {MAGNITUDE_MAX:.2g}, and some codecs bear less",
         fix="lower [train] lr, set [train] clip_norm, or look at this site's data",
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from exchange.statefile import ScatteredStateWriter, StateReader
 from muster.model.finite import all_finite
 from muster.model.layout import BUFFERS, COUNTERS, Column
 from muster.model.modelfile import ModelFile, read_state
 from muster.runtime.inorder import in_order
-from peer.training.statefile import StateReader, StateWriter
-from peer.work.orders import TrainOrder
 
 MOMENTUM = "momentum"
 
@@ -71,7 +70,7 @@ class Deltas:
 
 
 class LocalUpdate:
-    """The honest update of this peer and, of a drill, of its further views, chunk by chunk: a
+    """The honest update of this sender and, of an attack simulation, of its further views, chunk by chunk: an
     `aggregators.Source`."""
 
     def __init__(
@@ -143,16 +142,18 @@ class LocalUpdate:
 
 
 class StateFiles:
-    """The run's state arrays on this peer: the present files to read, and a new file for each."""
+    """The sender's state arrays of the run: the `present` files to read, and a new file for each of `names`, whose
+    paths begin with `staged`. `stack` closes them."""
 
-    def __init__(self, order: TrainOrder, names: list[str], size: int, stack: ExitStack) -> None:
+    def __init__(
+        self, names: list[str], present: Mapping[str, Path], staged: str, size: int, stack: ExitStack
+    ) -> None:
         self._readers: dict[str, StateReader] = {}
-        self._writers: dict[str, StateWriter] = {}
+        self._writers: dict[str, ScatteredStateWriter] = {}
         for number, name in enumerate(names):
-            present = order.state.get(name)
-            self._readers[name] = StateReader(None if present is None else Path(present), size)
+            self._readers[name] = StateReader(present.get(name), size)
             stack.callback(self._readers[name].close)
-            self._writers[name] = StateWriter(Path(f"{order.staged}.{number}"))
+            self._writers[name] = ScatteredStateWriter(Path(f"{staged}.{number}"))
             stack.callback(self._writers[name].close)
 
     def fresh(self, name: str) -> bool:

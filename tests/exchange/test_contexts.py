@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from exchange import places
-from exchange.places import ChunkContexts
+from exchange import contexts
+from exchange.contexts import ChunkContexts
 from muster.model.layout import ParameterLayout, TensorSpec
 
 
@@ -17,7 +17,7 @@ def make_layout(*shapes: tuple[int, ...]) -> ParameterLayout:
 
 def test_a_small_model_is_one_chunk_of_its_own_tensors() -> None:
     layout = make_layout((4, 6), (4,), (2, 3, 5), (), (0, 3), (7, 1))
-    found, layers = places.pieces(layout, 0)
+    found, layers = contexts.pieces(layout, 0)
     assert layers == ((24, 0), (28, 1), (58, 2), (59, 3), (66, 5))
     assert found == ((0, 4, 6), (24, 1, 4), (28, 2, 15), (58, 1, 1), (59, 7, 1))
 
@@ -28,13 +28,13 @@ def test_a_tensor_is_cut_where_its_chunk_ends(monkeypatch: pytest.MonkeyPatch, c
     layout = make_layout((3,), (6, columns), (5,))
     for index in range(layout.chunk_count):
         start, stop = layout.chunk_bounds(index)
-        found, layers = places.pieces(layout, index)
+        found, layers = contexts.pieces(layout, index)
         assert layers[-1][0] == stop - start
         stops = [at + rows * width for at, rows, width in found]
         assert [0, *stops] == [*(at for at, _, _ in found), stop - start]
         for at, rows, width in found:
             assert rows == 1 or (width == columns and (start + at - 3) % columns == 0)
-    whole = [rows for index in range(layout.chunk_count) for _, rows, _ in places.pieces(layout, index)[0]]
+    whole = [rows for index in range(layout.chunk_count) for _, rows, _ in contexts.pieces(layout, index)[0]]
     assert columns > 3 or max(whole) > 1
 
 
@@ -42,14 +42,14 @@ def test_chunks_rounds_and_bases_have_randomness_of_their_own_and_senders_share_
     layout = make_layout((600_000,))
     here = ChunkContexts(layout=layout, base_digest="b3:00", round=1, sender=5)
     others = [
-        ChunkContexts(layout=layout, base_digest="b3:00", round=2, sender=5).facts(0),
-        ChunkContexts(layout=layout, base_digest="b3:01", round=1, sender=5).facts(0),
-        here.facts(1),
+        ChunkContexts(layout=layout, base_digest="b3:00", round=2, sender=5).at(0),
+        ChunkContexts(layout=layout, base_digest="b3:01", round=1, sender=5).at(0),
+        here.at(1),
     ]
-    common, own, *_ = here.facts(0)
+    common, own, *_ = here.at(0)
     for other in others:
         assert other[0] != common
         assert other[1] != own
-    beside = ChunkContexts(layout=layout, base_digest="b3:00", round=1, sender=6).facts(0)
+    beside = ChunkContexts(layout=layout, base_digest="b3:00", round=1, sender=6).at(0)
     assert beside[0] == common
     assert beside[1] != own

@@ -1,4 +1,4 @@
-"""What both ends of a link know of each chunk, see `compressors.ChunkContext`.
+"""What both ends of a link know of each chunk: its `compressors.ChunkContext`.
 
 Both know the base that an update is made against, so all randomness that they share is derived from its digest: nobody
 can choose it, and none of it travels.
@@ -9,6 +9,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 
+import compressors
+from exchange.request import UpdateRequest
 from muster.model.layout import ParameterLayout
 from muster.seeds import derive_seed
 
@@ -18,17 +20,24 @@ Layer = tuple[int, int]  # stop within the chunk, number of the tensor
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkContexts:
-    """The places of one body's chunks. `sender` is a seed that differs from peer to peer; the coordinator's is 0."""
+    """Of the chunks of one body. `sender` is a seed that differs from peer to peer; what goes down has 0."""
 
     layout: ParameterLayout
     base_digest: str
     round: int
     sender: int = 0
 
-    def facts(self, index: int) -> tuple[int, int, tuple[Piece, ...], tuple[Layer, ...]]:
-        """What makes up the `ChunkContext` of a chunk."""
+    def at(self, index: int) -> compressors.ChunkContext:
+        """The context of chunk `index` of the parameters."""
         common = derive_seed(self.base_digest, "place", self.round, index)
-        return common, derive_seed(common, self.sender), *pieces(self.layout, index)
+        return compressors.ChunkContext(common, derive_seed(common, self.sender), *pieces(self.layout, index))
+
+
+def contexts_of(request: UpdateRequest, layout: ParameterLayout) -> ChunkContexts:
+    """Of the chunks of the update that is asked for."""
+    return ChunkContexts(
+        layout=layout, base_digest=request.base_digest, round=request.round, sender=request.seed
+    )
 
 
 def pieces(layout: ParameterLayout, index: int) -> tuple[tuple[Piece, ...], tuple[Layer, ...]]:
