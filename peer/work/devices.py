@@ -207,7 +207,7 @@ class WorkerPool:
         return desk
 
     async def rebuild(self, base: Path, deltas: Sequence[Path], target: Path, scale: Path | None) -> str:
-        """Makes a model version of an older one and the deltas that follow it; see `peer.training.rebuild`.
+        """Makes a model version of an older one and the deltas that follow it; see `exchange.rebuild`.
 
         Raises `MusterError`: the version has to be fetched whole then.
         """

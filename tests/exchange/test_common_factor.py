@@ -65,9 +65,9 @@ def test_the_next_factor_spans_what_the_step_did(tmp_path: Path) -> None:
     for version, step in enumerate(steps):
         contexts = ChunkContexts(layout=LAYOUT, base_digest="b" * 64, round=version + 1)
         bounds = [LAYOUT.chunk_bounds(index) for index in range(LAYOUT.chunk_count)]
-        bound = [
-            present.codec.at(present.at(contexts.at(index), index)) for index in range(LAYOUT.chunk_count)
-        ]
+        asked = present.codec
+        assert asked is not None
+        bound = [asked.at(present.at(contexts.at(index), index)) for index in range(LAYOUT.chunk_count)]
         wanted = [
             codec.exchange(stop - start).next_factor(step[start:stop])
             for codec, (start, stop) in zip(bound, bounds, strict=True)
