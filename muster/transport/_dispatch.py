@@ -57,10 +57,19 @@ class Dispatcher:
 
     async def serve(self, route: Route, call: ServerCall) -> None:
         async with AsyncExitStack() as kept:  # until the call has left, which one that reads nothing puts off
-            try:
-                await self._answered(route, call, kept)
-            except Exception as error:
-                await call.refuse(as_muster_error(error, route.method.path))
+            if (refusal := await self._refused(route, call, kept)) is not None:
+                await call.refuse(refusal)
+
+    async def _refused(self, route: Route, call: ServerCall, kept: AsyncExitStack) -> MusterError | None:
+        """Without the frames that the error came through, which hold the request: an exception refers to itself by
+        them, so all that they hold would stay until the next full garbage collection."""
+        try:
+            await self._answered(route, call, kept)
+        except Exception as error:
+            refusal = as_muster_error(error, route.method.path)
+            refusal.__cause__ = refusal.__context__ = None
+            return refusal.with_traceback(None)
+        return None
 
     async def _answered(self, route: Route, call: ServerCall, kept: AsyncExitStack) -> None:
         method = route.method

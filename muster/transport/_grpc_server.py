@@ -63,7 +63,12 @@ def _handler(dispatcher: Dispatcher, route: Route) -> grpc.RpcMethodHandler[Any,
     # On the wire a lone message is a stream of one, so one form serves all kinds of methods. It is the one that reads
     # nothing by itself: gRPC would hold the message of any other call before anybody is asked whether it is wanted.
     async def behaviour(bodies: AsyncIterator[bytes], context: Context) -> None:
-        await dispatcher.serve(route, GrpcCall(bodies, context))
+        call = GrpcCall(bodies, context)
+        del bodies, context
+        try:
+            await dispatcher.serve(route, call)
+        finally:
+            call.let_go()
 
     return grpc.stream_stream_rpc_method_handler(behaviour)
 
@@ -75,6 +80,11 @@ class GrpcCall:
         self.context = _call_context(context)
         self.bodies = _received(bodies)
         self._grpc = context
+
+    def let_go(self) -> None:
+        """The call is over. gRPC keeps the exception that a refusal ended it with, which by the frames that it came
+        through refers to this: a circle, that would wait for a garbage collection with all that hangs on it."""
+        vars(self).clear()
 
     async def write(self, body: bytes) -> bool:
         try:
@@ -91,8 +101,10 @@ class GrpcCall:
 
 
 async def _received(bodies: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    async for body in bodies:
-        yield body
+    read = aiter(bodies).__anext__
+    with contextlib.suppress(StopAsyncIteration):
+        while True:
+            yield await read()  # kept by nobody here, while the caller is answered
     # A caller that was killed looks like one that is done: the cancellation comes only at the next await.
     # This is that await, so most handlers never see the false end; none may rely on it.
     await asyncio.sleep(0)

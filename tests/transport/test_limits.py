@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from muster.errors import AuthenticationError, DeadlineError, TransferError, UnreachableError
+from muster.errors import AuthenticationError, DeadlineError, TransferError, UnreachableError, UsageError
 from muster.transport import Channel, Route
 from muster.transport.limits import Limits
 from protos.v1.tensors_pb2 import Chunk
@@ -409,6 +411,38 @@ async def test_a_request_has_the_size_of_its_method(make_transport, serve, echo,
     assert await collect(channel.stream(large, send([fits]))) == [fits]
     with pytest.raises(TransferError):
         await collect(channel.stream(large, send([fits, Chunk(data=bytes(2000))])))
+
+
+async def test_what_a_refused_call_held_waits_for_no_garbage_collection(make_transport, serve, echo):
+    class Held:
+        """Stands for the request: in the handler's frame, and a message has no weak references."""
+
+    seen: list[weakref.ref[Held]] = []
+
+    async def refuse(request: Chunk, context: Any) -> Chunk:
+        held = Held()
+        seen.append(weakref.ref(held))
+        raise UsageError("test.no", "it is not wanted")
+
+    async def refuse_stream(requests: Any, context: Any) -> Any:
+        async for _ in requests:
+            held = Held()
+            seen.append(weakref.ref(held))
+            raise UsageError("test.no", "it is not wanted") from ValueError("no")
+        yield LARGE
+
+    _, channel = await serve(
+        Route(method=echo.unary, handle=refuse), Route(method=echo.bulk, handle=refuse_stream)
+    )
+    gc.disable()
+    try:
+        with pytest.raises(UsageError):
+            await channel.unary(echo.unary, LARGE, timeout_seconds=10)
+        with pytest.raises(UsageError):
+            await Caller(channel, echo.bulk, says(LARGE, then_waits=False)).ends()
+        await until(lambda: [ref() for ref in seen] == [None, None])
+    finally:
+        gc.enable()
 
 
 async def test_an_answer_that_takes_for_ever_is_given_up(make_transport, serve, echo):
