@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python -m
-PACKAGES := aggregators compressors muster exchange peer coordinator simulator cli benchmarks examples tools
+PACKAGES := methods aggregators compressors muster exchange peer coordinator simulator cli benchmarks examples tools
 
 # The environment is made anew only when what it is made from, or where it lies, has changed.
 STAMP := .venv/.ready-$(shell (pwd; cat pyproject.toml constraints.txt) | cksum | cut -d' ' -f1)

@@ -12,6 +12,7 @@ extragradient. `--quick` leaves out MASHA2.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Self
 
@@ -135,7 +136,8 @@ def masha(codec: Codec, gamma: float, saddle: Saddle) -> Iterator[tuple[float, f
             receiver["anchor"].copy_(decoded)
         else:
             feedback.receive(decoded, receiver)
-        optimizer.version, made = version, torch.empty_like(model)
+        optimizer = replace(optimizer, version=version)
+        made = torch.empty_like(model)
         optimizer.step(model, decoded.view(PEERS, SIZE).mean(0), server, made)
         model, version = made, version + 1
         sent += 1 if dense else KEPT / SIZE

@@ -189,7 +189,7 @@ class Coordinator:
         if its task may not be imported here, `TaskError` if importing it fails. What the spec is warned of is kept
         with the run. If the call is cancelled there is either the whole run or nothing of it."""
         run_id = event.run_id
-        schedule = await _schedule(event.spec)
+        schedule = await _schedule(event.spec, event.spec_toml)
         await self.effects.check_task(run_id, event.spec)
         try:
             told = await asyncio.to_thread(cautions, event.spec)
@@ -359,9 +359,9 @@ class Coordinator:
         return shutil.disk_usage(self.spool).free
 
 
-async def _schedule(spec: RunSpec) -> Schedule:
+async def _schedule(spec: RunSpec, text: str = "") -> Schedule:
     """In a thread, since a rule's bound comes from its plug-in, which may be slow to import."""
-    return await asyncio.to_thread(check_spec, spec)
+    return await asyncio.to_thread(check_spec, spec, text)
 
 
 def _broken(event: Event, error: Exception) -> str:

@@ -53,9 +53,11 @@ class _Step:
     ) -> None:
         layout, spec = base.layout, job.spec
         self._base, self._source, self._plan = base, source, plan
-        self._optimizer = optimizers.build(spec.server)
-        self._optimizer.version = job.base_version
-        self._optimizer.warming_up = job.base_version < spec.compression.warm_up_rounds
+        self._optimizer = optimizers.build(
+            spec.server,
+            version=job.base_version,
+            warming_up=job.base_version < spec.compression.warm_up_rounds,
+        )
         self._shares = [spec.server.lr * float(weight) for weight in plan.weights]
         self._down = _downlink(job, source, plan)
         self._factor: NextFactor | None = None

@@ -3,4 +3,4 @@
 from muster.runtime.installation import check_together
 
 # A program of a user's own, and what lies beside it, come first on sys.path.
-check_together(("aggregators", "compressors", "coordinator", "exchange", "peer", "protos"))
+check_together(("aggregators", "compressors", "coordinator", "exchange", "methods", "peer", "protos"))

@@ -11,6 +11,8 @@ from typing import Any
 from aggregators.core import registry
 from aggregators.core.options import RuleError
 from aggregators.core.rule import Needs
+from methods import spelling as spellings
+from methods.options import options_of
 
 NEEDS = {
     Needs.GRAM: "the inner products of all updates: one more pass over them",
@@ -47,18 +49,18 @@ def describe(spelling: str) -> Description:
 
     Raises `RuleError` with the nearest name if nothing is called so, and where the value is not for it.
     """
-    name, colon, argument = spelling.partition(":")
+    name, argument = spellings.split(spelling)
     for group in registry.KINDS:
         if name in registry.names(group):
             found = _describe(group, name)
-            if not colon:
+            if argument is None:
                 return found
             plugin = registry.find(group, name, object)
             given = registry.positional(plugin, name, argument)
             registry.construct(plugin, name, given)
             return dataclasses.replace(found, options={**found.options, **given})
     everything = [each for group in registry.KINDS for each in registry.names(group)]
-    raise RuleError(f"there is no rule, pre-rule or attack {name!r}{registry.nearest(name, everything)}")
+    raise RuleError(f"there is no rule, pre-rule or attack {name!r} {registry.hint(name, everything)}")
 
 
 def everything() -> tuple[Description, ...]:
@@ -96,12 +98,7 @@ def _needs(plugin: type[object]) -> tuple[str, ...]:
 
 
 def _options(plugin: type[object]) -> dict[str, Any]:
-    fields = (
-        {field.name: field for field in dataclasses.fields(plugin)}
-        if dataclasses.is_dataclass(plugin)
-        else {}
-    )
     return {
-        name: "required" if fields[name].default is dataclasses.MISSING else fields[name].default
-        for name in registry.option_names(plugin)
+        option.name: "required" if option.required else option.default
+        for option in options_of(plugin, registry.RULES)
     }

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numbers
 import sys
 
+from methods.registry import MethodError
 
-class RuleError(ValueError):
+
+class RuleError(MethodError):
     """A rule, an attack or their options cannot be as asked; the message is one sentence for a person."""
 
 

@@ -15,6 +15,7 @@ from aggregators.core.gram import sound
 from aggregators.core.options import RuleError, check_integer, check_seed, integral
 from aggregators.core.plan import Plan
 from aggregators.core.rule import Geometry, Needs, PreRule, Rule
+from methods.spelling import split
 
 
 def build(
@@ -47,9 +48,9 @@ def build(
 
 
 def _pre_rule(spelling: str, faults: int) -> PreRule:
-    name, colon, argument = spelling.partition(":")
+    name, argument = split(spelling)
     found = registry.find(registry.PRE_RULES, name, PreRule)  # type: ignore[type-abstract]
-    options = registry.positional(found, name, argument) if colon else {}
+    options = {} if argument is None else registry.positional(found, name, argument)
     return registry.construct(found, name, options, faults=faults)
 
 

@@ -93,13 +93,13 @@ def _check(file: Path) -> tuple[str, str | None, list[str], str]:
     if tables & {"coordinator", "peer"}:
         check_config_file(file)
         return "node config", None, [], ""
-    spec, _ = load_spec(file)
+    spec, text = load_spec(file)
     from coordinator.submission.checks import (  # imports torch, for which no other file has to wait
         check_spec,
         warnings,
     )
 
-    check_spec(spec)
+    check_spec(spec, text, str(file))
     return "run spec", spec.digest, list(warnings(spec)), spec.task
 
 

@@ -32,6 +32,7 @@ from compressors.core.scratch import scratch
 from compressors.core.varint import VARINT_BYTES_MAX, read_varint, varint
 from compressors.sparsifiers import indices as coding
 from compressors.sparsifiers.sparsifier import Floats, Indices, Sparsifier, put_device, put_host
+from methods.spelling import split
 
 CODINGS = ("auto", "rice", "varint")
 KINDS = "a sparsifier, a codec of values, a coding of indices and zstd, each at most once and in this order"
@@ -231,7 +232,7 @@ class Composed(Codec):
 def compose(names: Sequence[str], build: Callable[[str], Codec]) -> Composed:
     """The composition of these parts; `build` makes a single codec. Raises `CodecError`."""
     spelling, rest = "+".join(names), list(names)
-    zstd = _zstd(rest.pop()) if rest[-1].partition(":")[0] == "zstd" else None
+    zstd = _zstd(rest.pop()) if split(rest[-1])[0] == "zstd" else None
     code = rest.pop() if rest and rest[-1] in CODINGS else None
     codecs = [build(name) for name in rest]
     sparsifier = next((codec for codec in codecs[:1] if isinstance(codec, Sparsifier)), None)
@@ -253,7 +254,9 @@ def compose(names: Sequence[str], build: Callable[[str], Codec]) -> Composed:
 
 
 def _zstd(name: str) -> Zstd:
-    _, colon, level = name.partition(":")
-    if colon and (not level.isdecimal() or len(level) > 9):
+    _, level = split(name)
+    if level is None:
+        return Zstd()
+    if not level.isdecimal() or len(level) > 9:
         raise CodecError(f"zstd takes a level, such as zstd:3, not {level!r}")
-    return Zstd(int(level)) if colon else Zstd()
+    return Zstd(int(level))

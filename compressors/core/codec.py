@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compressors.core.context import ChunkContext
+from methods.registry import MethodError
 
 
-class CodecError(ValueError):
+class CodecError(MethodError):
     """No such codec or feedback, or an argument that it does not take; a sentence for who wrote it."""
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 from compressors.core.codec import Codec, CodecError
@@ -21,6 +20,8 @@ from compressors.core.registry import (
     feedback_names,
 )
 from compressors.feedback.feedback import Feedback
+from methods.registry import nearest
+from methods.spelling import CHAIN, CHOICE, split
 
 CHUNK_SIZE = 1 << 18
 FLOAT32_BITS = 32
@@ -80,15 +81,14 @@ def everything() -> tuple[CodecDescription | FeedbackDescription, ...]:
 
 def describe(spelling: str) -> CodecDescription | FeedbackDescription:
     """Of a name, of a spelling or of a composition. Raises `CodecError` if nothing is spelled so."""
-    if "+" in spelling or "|" in spelling:
+    if CHAIN in spelling or CHOICE in spelling:
         return _composition(spelling)
-    name, colon, _ = spelling.partition(":")
+    name, argument = split(spelling)
     if name in codec_names():
-        return _codec(name, spelling if colon else None)
+        return _codec(name, None if argument is None else spelling)
     if name in feedback_names():
-        return _feedback(name, spelling if colon else None)
-    near = get_close_matches(name, [*codec_names(), *feedback_names()], n=1)
-    if near and near[0] in feedback_names():
+        return _feedback(name, None if argument is None else spelling)
+    if nearest(name, [*codec_names(), *feedback_names()]) in feedback_names():
         return _feedback(name, spelling)  # raises, and tells that name
     return _codec(name, spelling)
 
@@ -106,8 +106,8 @@ def _codec(name: str, spelling: str | None) -> CodecDescription:
 
 def _composition(spelling: str) -> CodecDescription:
     codec = build(spelling)
-    choices = "|" in codec.spelling
-    spelled = codec.spelling.split("|" if choices else "+")
+    choices = CHOICE in codec.spelling
+    spelled = codec.spelling.split(CHOICE if choices else CHAIN)
     listed = f"{', '.join(spelled[:-1])} {'or' if choices else 'and'} {spelled[-1]}"
     summary = f"For each layer {listed}." if choices else f"Composed of {listed}."
     module = inspect.getmodule(type(codec))
@@ -122,7 +122,7 @@ def _composition(spelling: str) -> CodecDescription:
 
 
 def _part(spelling: str) -> str:
-    known = PARTS.get(spelling.partition(":")[0])
+    known = PARTS.get(split(spelling)[0])
     return known or describe(spelling).summary
 
 

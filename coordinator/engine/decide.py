@@ -169,7 +169,7 @@ def _follow(draft: DecisionBuilder, peers: Mapping[str, PeerView], schedule: pla
                 case _:
                     _ACTIONS[type(action)](draft, action)
                     run.pause_exhausted(draft)
-    raise AssertionError(f"the schedule {draft.state.spec.schedule!r} does not come to rest")
+    raise AssertionError(f"the schedule {draft.state.spec.schedule.name!r} does not come to rest")
 
 
 def _wait(draft: DecisionBuilder, action: plan.Wait) -> str:

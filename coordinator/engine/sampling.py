@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Protocol
 
+from methods.kinds import SAMPLERS
 from muster import plugins
 from muster.spec.model import SamplingTable, share
 
@@ -28,31 +29,37 @@ class Sampler(Protocol):
 
 
 def build(table: SamplingTable) -> Sampler:
-    """Raises `ConfigError` for a policy that nothing provides."""
-    sampler: Sampler = plugins.find("muster.samplers", table.policy)(table)
+    """The sampler of a `[sampling]` table: a frozen dataclass whose fields are its options. Of the table's own keys
+    (fraction, count, over_select) it is given those that it has a field for; the rest is in `[sampling.options]`.
+
+    Raises `ConfigError` for a policy that nothing provides, or that refuses its options.
+    """
+    sampler: Sampler = plugins.make(SAMPLERS, table.policy, plugins.values(SAMPLERS, table.policy, table))
     return sampler
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Uniform:
     """A fixed number of peers, every subset of that size equally likely."""
 
-    table: SamplingTable
+    fraction: float | None = None
+    count: int | None = None
+    over_select: float = 1.0
 
     def needed(self, peers: int) -> int:
         if peers == 0:
             return 0
-        if self.table.count is not None:
-            return min(self.table.count, peers)
-        return share(self.table.fraction or 1.0, peers)
+        if self.count is not None:
+            return min(self.count, peers)
+        return share(self.fraction or 1.0, peers)
 
     def sample(self, peers: Sequence[str], random: Random) -> Draw:
         needed = self.needed(len(peers))
-        size = min(len(peers), share(self.table.over_select, needed)) if needed else 0
+        size = min(len(peers), share(self.over_select, needed)) if needed else 0
         return Draw(cohort=tuple(sorted(random.sample(sorted(peers), size))), needed=needed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Poisson:
     """Each peer by itself with the same probability, which privacy accounting by subsampling assumes.
 
@@ -60,13 +67,14 @@ class Poisson:
     fewer of those drawn.
     """
 
-    table: SamplingTable
+    fraction: float | None = None
+    over_select: float = 1.0
 
     def needed(self, peers: int) -> int:
-        return round((self.table.fraction or 1.0) * peers)
+        return round((self.fraction or 1.0) * peers)
 
     def sample(self, peers: Sequence[str], random: Random) -> Draw:
-        probability = min(1.0, (self.table.fraction or 1.0) * self.table.over_select)
+        probability = min(1.0, (self.fraction or 1.0) * self.over_select)
         cohort = tuple(peer for peer in sorted(peers) if random.random() < probability)
-        needed = share(1 / self.table.over_select, len(cohort)) if cohort else 0
+        needed = share(1 / self.over_select, len(cohort)) if cohort else 0
         return Draw(cohort=cohort, needed=needed)

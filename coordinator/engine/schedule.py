@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from coordinator.engine.state import PeerView, RunState
+from methods.kinds import SCHEDULES
 from muster import plugins
 from muster.spec.model import RunSpec
 
@@ -105,9 +106,13 @@ class Schedule(Protocol):
 
 
 class ScheduleClass(Protocol):
-    """What the entry points in "muster.schedules" name."""
+    """What the entry points in "muster.schedules" name: a class that takes `spec`, `refuse` and its options.
 
-    def __call__(self, spec: RunSpec, *, refuse: Refuse) -> Schedule: ...
+    Its options, those of [schedule.options], are the other fields of a frozen dataclass: the class itself, or its
+    `Options` (`methods.options`).
+    """
+
+    def __call__(self, *, spec: RunSpec, refuse: Refuse, **options: Any) -> Schedule: ...
 
 
 def defenceless(spec: RunSpec, cohort: int) -> str:
@@ -128,8 +133,11 @@ def build(spec: RunSpec, refuse: Refuse | None = None) -> Schedule:
     builds its schedules where it may, one for each run, and hands them to `decide`. Raises `ConfigError`
     for an unknown name.
     """
-    cls: ScheduleClass = plugins.find("muster.schedules", spec.schedule)
-    return cls(spec, refuse=refuse or _rule_bound(spec))
+    table = spec.schedule
+    made: Schedule = plugins.make(
+        SCHEDULES, table.name, table.options, spec=spec, refuse=refuse or _rule_bound(spec)
+    )
+    return made
 
 
 def _rule_bound(spec: RunSpec) -> Refuse:

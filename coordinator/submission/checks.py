@@ -8,7 +8,9 @@ from coordinator.submission import compatibility, suggestions
 from exchange import optimizers
 from muster.errors import ConfigError
 from muster.model.layout import CHUNK_COORDINATES
+from muster.spec.load import invalid_spec
 from muster.spec.model import RunSpec
+from muster.spec.options import wrong_options
 from muster.spec.relations import endless_warm_up
 
 NO_REMEDY = (
@@ -17,11 +19,14 @@ NO_REMEDY = (
 )
 
 
-def check_spec(spec: RunSpec) -> Schedule:
+def check_spec(spec: RunSpec, text: str = "", filename: str = "the run spec") -> Schedule:
     """The run's schedule, if every plug-in that the spec names can be built. Blocking: plug-ins import torch.
 
+    `text` is the TOML that the spec was read from, if it is there: then the lines of wrong options are told.
     Raises `ConfigError` "spec.invalid" with the plug-in's own sentence and what to set instead, or "plugin.*".
     """
+    if problems := list(wrong_options(spec)):
+        raise invalid_spec(problems, text, filename)
     if refusal := _refusal(spec):
         found = suggestions.remedies(spec, lambda mended: _refusal(mended) is None)
         raise ConfigError(

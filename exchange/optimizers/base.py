@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from methods.kinds import SERVER_OPTIMIZERS
 from muster import plugins
 
 if TYPE_CHECKING:
@@ -14,20 +16,23 @@ if TYPE_CHECKING:
     from muster.spec.model import ServerTable
 
 
+@dataclass(frozen=True, kw_only=True)
 class ServerOptimizer(ABC):
     """Moves one chunk of the model by one chunk of the aggregate.
 
     Every rule here works coordinate by coordinate, so a model of any size passes through in chunks of at most 2^18
     and only a few of them are in memory. `state_names` are float32 vectors of the model's size that start at zero,
     are written with each model version and read with the next.
+
+    A frozen keyword-only dataclass whose fields are its options. Of the keys of `[server]` (lr, momentum, beta1, beta2,
+    tau) it is given those that it has a field for; the rest is in `[server.options]`. `version` is that of the model
+    that the round began with, `warming_up` whether the round is one of the spec's compression.warm_up_rounds.
     """
 
     state_names: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, table: ServerTable) -> None:
-        self.table = table
-        self.warming_up = False  # whether the round is one of the spec's compression.warm_up_rounds
-        self.version = 0  # of the model that the round began with
+    version: int = 0
+    warming_up: bool = False
 
     @abstractmethod
     def step(self, base: Tensor, delta: Tensor, state: Mapping[str, Tensor], out: Tensor) -> Tensor | None:
@@ -39,7 +44,13 @@ class ServerOptimizer(ABC):
         """
 
 
-def build(table: ServerTable) -> ServerOptimizer:
-    """The optimizer that the run spec's `[server]` table names."""
-    found: type[ServerOptimizer] = plugins.find("muster.server_optimizers", table.optimizer)
-    return found(table)
+def build(table: ServerTable, *, version: int = 0, warming_up: bool = False) -> ServerOptimizer:
+    """The optimizer that the run spec's `[server]` table names, for a round that begins with model `version`.
+
+    Raises `ConfigError` for an optimizer that nothing provides, or that refuses its options.
+    """
+    values = plugins.values(SERVER_OPTIMIZERS, table.optimizer, table)
+    made: ServerOptimizer = plugins.make(
+        SERVER_OPTIMIZERS, table.optimizer, values, version=version, warming_up=warming_up
+    )
+    return made

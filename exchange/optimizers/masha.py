@@ -12,6 +12,7 @@ tau is `server.momentum`. Beznosikov et al. 2022.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -23,12 +24,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
 class Masha(ServerOptimizer):
+    """Extragradient with compressed half steps; `momentum` is tau, the chance that an anchor stays."""
+
     state_names: ClassVar[tuple[str, ...]] = ("anchor", "slope")
+
+    lr: float = 1.0
+    momentum: float = 0.9
 
     def step(self, base: Tensor, delta: Tensor, state: Mapping[str, Tensor], out: Tensor) -> None:
         anchor, slope = state["anchor"], state["slope"]
-        lr, tau = self.table.lr, self.table.momentum
+        lr, tau = self.lr, self.momentum
         if is_anchor(tau, self.version):
             anchor.copy_(base)
             slope.copy_(delta)

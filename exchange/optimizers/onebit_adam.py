@@ -15,6 +15,7 @@ the way up: see `exchange.downlink`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -27,16 +28,24 @@ if TYPE_CHECKING:
 FLOOR = 1e-3  # of the mean of v where it is not zero
 
 
+@dataclass(frozen=True, kw_only=True)
 class OneBitAdam(ServerOptimizer):
+    """Adam while `warming_up`, then a frozen second moment."""
+
     state_names: ClassVar[tuple[str, ...]] = ("first_moment", "second_moment")
 
+    lr: float = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.99
+    tau: float = 1e-3
+
     def step(self, base: Tensor, delta: Tensor, state: Mapping[str, Tensor], out: Tensor) -> Tensor | None:
-        table, second = self.table, state["second_moment"]
+        second = state["second_moment"]
         if self.warming_up:
-            first = state["first_moment"].mul_(table.beta1).add_(delta, alpha=1 - table.beta1)
-            second.mul_(table.beta2).addcmul_(delta, delta, value=1 - table.beta2)
-            torch.sqrt(second, out=out).add_(table.tau)
-            torch.div(first, out, out=out).mul_(table.lr).add_(base)
+            first = state["first_moment"].mul_(self.beta1).add_(delta, alpha=1 - self.beta1)
+            second.mul_(self.beta2).addcmul_(delta, delta, value=1 - self.beta2)
+            torch.sqrt(second, out=out).add_(self.tau)
+            torch.div(first, out, out=out).mul_(self.lr).add_(base)
             return None
         scale = self._scale(second)
         torch.mul(delta, scale, out=out).add_(base)
@@ -45,5 +54,5 @@ class OneBitAdam(ServerOptimizer):
     def _scale(self, second: Tensor) -> Tensor:
         alive = second > 0
         floor = FLOOR * float(second.double().sum()) / max(1, int(alive.sum()))
-        root = torch.clamp(second, min=floor).sqrt_().add_(self.table.tau)
-        return alive.float().mul_(self.table.lr).div_(root)
+        root = torch.clamp(second, min=floor).sqrt_().add_(self.tau)
+        return alive.float().mul_(self.lr).div_(root)

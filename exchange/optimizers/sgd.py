@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from exchange.optimizers.base import ServerOptimizer
@@ -11,8 +12,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
 class Sgd(ServerOptimizer):
+    """w += lr * delta; keeps nothing."""
+
+    lr: float = 1.0
+
     def step(
         self, base: Tensor, delta: Tensor, state: Mapping[str, Tensor], out: Tensor
     ) -> None:  # stateless
-        out.copy_(base).add_(delta, alpha=self.table.lr)
+        out.copy_(base).add_(delta, alpha=self.lr)

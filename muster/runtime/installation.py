@@ -28,6 +28,7 @@ PACKAGES = (
     "compressors",
     "coordinator",
     "exchange",
+    "methods",
     "muster",
     "peer",
     "protos",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +37,29 @@ def parse_spec(text: str, filename: str) -> RunSpec:
     if checked.mended is not None:
         problems += contradictions(checked.mended, lambda path: not checked.doubts(path))
     if problems or checked.mended is None:
-        lines = key_lines(text)
-        placed = sorted(
-            ((line_of(problem.path, lines), problem) for problem in problems), key=lambda pair: pair[0]
-        )
-        raise invalid(
-            "spec.invalid",
-            filename,
-            [f"{filename}:{line}: {format_problem(problem)}" for line, problem in placed],
-        )
+        raise invalid_spec(problems, text, filename)
     return checked.mended
 
 
+def invalid_spec(problems: Sequence[Problem], text: str, filename: str) -> ConfigError:
+    """All mistakes of a run spec in the order of their lines; without its text only with their keys."""
+    lines = key_lines(text) if text else {}
+    placed = sorted(
+        ((line_of(problem.path, lines), problem) for problem in problems), key=lambda pair: pair[0]
+    )
+    return invalid(
+        "spec.invalid",
+        filename,
+        [f"{f'{filename}:{line}: ' if text else ''}{format_problem(problem)}" for line, problem in placed],
+    )
+
+
 def spec_schema() -> dict[str, Any]:
-    """JSON Schema of the run spec, for editors."""
-    return RunSpec.model_json_schema()
+    """JSON Schema of the run spec, for editors; with the options of the plug-ins that are installed here, which are
+    loaded for it."""
+    from muster.spec.options import with_option_schemas
+
+    return with_option_schemas(RunSpec.model_json_schema())
 
 
 def read_toml(path: Path, area: str, kind: str) -> str:

@@ -6,7 +6,15 @@ import json
 import math
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from muster import plugins
 from muster.files.digests import digest_bytes
@@ -27,6 +35,22 @@ def share(fraction: float, total: int) -> int:
 
 class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OptionsTable(Table):
+    """A table that names a plug-in, with the options that are the plug-in's own."""
+
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="options of the plug-in itself: muster plugin show NAME"
+    )
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without options none are written, so that a spec of before has the digest that it had."""
+        data: dict[str, Any] = handler(self)
+        if not data.get("options"):
+            data.pop("options", None)
+        return data
 
 
 class TrainTable(Table):
@@ -61,7 +85,7 @@ class TrainTable(Table):
         return self
 
 
-class SamplingTable(Table):
+class SamplingTable(OptionsTable):
     """Who takes part in a round."""
 
     policy: str = Field("uniform", description="the sampler, by its entry-point name: uniform, poisson")
@@ -203,7 +227,7 @@ class CompressionTable(Table):
         return name == "powersgd" and argument.endswith(":common")
 
 
-class ServerTable(Table):
+class ServerTable(OptionsTable):
     """How the aggregate moves the model."""
 
     optimizer: str = Field(
@@ -262,6 +286,21 @@ class RoundTable(Table):
         return share(QUORUM if self.quorum is None else self.quorum, needed)
 
 
+class ScheduleTable(OptionsTable):
+    """What happens next. A schedule without options may stand as its name alone: schedule = "synchronous"."""
+
+    name: str = Field("synchronous", description="the schedule, by its entry-point name")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, data: Any) -> Any:
+        return {"name": data} if isinstance(data, str) else data
+
+    @model_serializer(mode="wrap")
+    def _name_alone_again(self, handler: SerializerFunctionWrapHandler) -> Any:
+        return handler(self) if self.options else self.name
+
+
 class PrivacyTable(Table):
     """What the coordinator may not see."""
 
@@ -280,7 +319,7 @@ class RunSpec(Table):
     name: str = Field("", max_length=80, description="for people; the task's class if empty")
     rounds: int = Field(ge=1, le=1_000_000, description="rounds to commit")
     seed: int = Field(0, ge=0, lt=2**63)
-    schedule: str = Field("synchronous", description="what happens next, by its entry-point name")
+    schedule: ScheduleTable = ScheduleTable()  # type: ignore[call-arg]  # every field has a default
     task_options: dict[str, Any] = Field(
         default_factory=dict, description="handed to the task as site.options"
     )

@@ -13,6 +13,7 @@ from muster.spec.problems import Problem
 
 NAMES: dict[KeyPath, str] = {
     ("schedule",): "muster.schedules",
+    ("schedule", "name"): "muster.schedules",
     ("train", "algorithm"): "muster.algorithms",
     ("sampling", "policy"): "muster.samplers",
     ("aggregation", "rule"): "muster.rules",

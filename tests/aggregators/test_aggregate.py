@@ -8,8 +8,8 @@ from multiprocessing import get_context
 import pytest
 import torch
 
-from aggregators import MatrixSource, RowsSource, RuleError, Survey, build
-from aggregators.core import aggregate, registry
+from aggregators import MatrixSource, RowsSource, RuleError, Survey, aggregate, build
+from aggregators.core import registry
 
 D = 700_001  # three chunks, the last of them short
 

@@ -234,14 +234,14 @@ def test_all_are_installed():
 @pytest.mark.parametrize(
     ("name", "options", "sentence"),
     [
-        ("sign-flop", {}, "there is no attack 'sign-flop'; did you mean 'sign-flip'?"),
+        ("sign-flop", {}, "there is no attack 'sign-flop' (did you mean 'sign-flip'?)"),
         ("krum", {}, "'krum' is a kind of aggregation rule, and a kind of attack was asked for"),
-        ("sign-flip", {"scael": 2}, "sign-flip has no option 'scael'; did you mean 'scale'?"),
+        ("sign-flip", {"scael": 2}, "sign-flip has no option 'scael' (did you mean 'scale'?)"),
         ("sign-flip", {"scale": 0}, "sign-flip: scale must be above zero, and it is 0"),
         ("ipm", {"epsilon": "big"}, "ipm: epsilon must be a finite number, and it is 'big'"),
         ("alie", {"z": float("nan")}, "alie: z must be a finite number, and it is nan"),
         ("alie", {"z": True}, "alie: z must be a finite number, and it is True"),
-        ("nan", {"scale": 2}, "nan has no option 'scale'; it has none"),
+        ("nan", {"scale": 2}, "nan has no option 'scale' (it has none)"),
         ("mimic", {"worker": -1}, "mimic: worker must be an integer of at least 0, and it is -1"),
         ("fang", {"stretch": 1.0}, "fang: stretch must be above one, and it is 1.0"),
         ("gaussian", {"std": 0}, "gaussian: std must be above zero, and it is 0"),

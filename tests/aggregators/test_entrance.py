@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from aggregators import MatrixSource, RowsSource, RuleError
-from aggregators.core import aggregate
+from aggregators import MatrixSource, RowsSource, RuleError, aggregate
 
 HALVES = [torch.float16, torch.bfloat16]
 RULES = ["mean", "median", "krum", "dnc", "centered-clipping"]

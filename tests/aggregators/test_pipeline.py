@@ -19,16 +19,19 @@ PRE = [(), ("arc",), ("nnm",), ("arc", "nnm")]
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"rule": "trimed-mean"}, "there is no aggregation rule 'trimed-mean'; did you mean 'trimmed-mean'?"),
+        (
+            {"rule": "trimed-mean"},
+            "there is no aggregation rule 'trimed-mean' (did you mean 'trimmed-mean'?)",
+        ),
         ({"rule": "nnm"}, "'nnm' is a kind of pre-rule, and a kind of aggregation rule was asked for"),
-        ({"rule": "mean", "pre": ["nmm"]}, "there is no pre-rule 'nmm'; did you mean 'nnm'?"),
+        ({"rule": "mean", "pre": ["nmm"]}, "there is no pre-rule 'nmm' (did you mean 'nnm'?)"),
         (
             {"rule": "mean", "pre": ["zzz"]},
-            "there is no pre-rule 'zzz'; there are: arc, bucketing, clipping, nnm",
+            "there is no pre-rule 'zzz' (known: arc, bucketing, clipping, nnm)",
         ),
-        ({"rule": "krum", "options": {"m": 2}}, "krum has no option 'm'; it has none"),
-        ({"rule": "multi-krum", "options": {"mm": 2}}, "multi-krum has no option 'mm'; did you mean 'm'?"),
-        ({"rule": "median", "options": {"faults": 2}}, "median has no option 'faults'; it has none"),
+        ({"rule": "krum", "options": {"m": 2}}, "krum has no option 'm' (it has none)"),
+        ({"rule": "multi-krum", "options": {"mm": 2}}, "multi-krum has no option 'mm' (did you mean 'm'?)"),
+        ({"rule": "median", "options": {"faults": 2}}, "median has no option 'faults' (it has none)"),
         (
             {"rule": "multi-krum", "options": {"m": 2.0}},
             "multi-krum: m must be an integer of at least 1, and it is 2.0",
@@ -56,7 +59,7 @@ def test_a_wrong_request_is_told_in_one_sentence(arguments, sentence):
 
 def test_a_plug_in_that_is_no_rule_is_refused(monkeypatch):
     point = EntryPoint("broken", "builtins:dict", registry.RULES)
-    monkeypatch.setattr(registry, "_installed", lambda group: {"broken": point})
+    monkeypatch.setattr("methods.registry.installed", lambda group: {"broken": point})
     with pytest.raises(aggregators.RuleError, match=r"builtins:dict, installed as .* 'broken', is no Rule"):
         aggregators.build("broken")
 

@@ -61,10 +61,10 @@ def test_show(muster: Callable[..., Any], spelling: str, wanted: list[str]) -> N
 @pytest.mark.parametrize(
     ("spelling", "why"),
     [
-        ("topkk", "no codec is called 'topkk'; did you mean 'topk'"),
-        ("ef22", "no feedback is called 'ef22'; did you mean 'ef21'"),
+        ("topkk", "there is no codec 'topkk' (did you mean 'topk'"),
+        ("ef22", "there is no error feedback 'ef22' (did you mean 'ef21'"),
         ("topk:2", "topk keeps a fraction above 0 and up to 1, not 2.0"),
-        ("topk:0.1+rise", "no codec is called 'rise'"),
+        ("topk:0.1+rise", "there is no codec 'rise'"),
     ],
 )
 def test_what_is_not_there(muster: Callable[..., Any], spelling: str, why: str) -> None:

@@ -21,6 +21,7 @@ Accuracy on a fifth that is held out; differences below .01 are noise.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,14 +130,14 @@ def federated(run: RunSpec, folder: Path) -> Callable[[Digits], None]:
         mean, decoded, new = torch.empty(size), torch.empty(size), torch.empty(size)
         for version in range(STEPS):
             codec = compressors.build(feedback.codec_in(run.compression.up, version + 1, warm_up))
-            optimizer.warming_up = version < warm_up
+            stepping = replace(optimizer, warming_up=version < warm_up)
             mean.zero_()
             for gradient, state in zip(digits.gradients(), peers, strict=True):
                 body = feedback.encode(codec, -gradient, state, version)
                 assert len(body) <= codec.bytes_max(size)
                 codec.decode(body, decoded)
                 mean.add_(decoded, alpha=1 / PEERS)
-            scale = optimizer.step(digits.vector, mean, server, new)
+            scale = stepping.step(digits.vector, mean, server, new)
             if downlink.compresses(run):
                 if scale is not None:
                     server[SCALE].copy_(scale)

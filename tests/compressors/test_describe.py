@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-import types
-from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
@@ -13,6 +11,8 @@ import torch
 import compressors
 from compressors import Codec, CodecDescription, CodecError, Feedback, FeedbackDescription
 from compressors.core.describe import CHUNK_SIZE
+from methods.kinds import CODECS, FEEDBACKS
+from tests.fake_plugins import PlugIn
 
 
 def shipped(group: str) -> list[str]:
@@ -112,12 +112,12 @@ def test_a_composition_tells_its_parts() -> None:
 @pytest.mark.parametrize(
     ("spelling", "why"),
     [
-        ("topkk:0.1", "no codec is called 'topkk'; did you mean 'topk'"),
-        ("ef144", "no feedback is called 'ef144'; did you mean 'ef14'"),
+        ("topkk:0.1", "there is no codec 'topkk' .did you mean 'topk'"),
+        ("ef144", "there is no error feedback 'ef144' .did you mean 'ef14'"),
         ("", "the name of a codec is missing"),
         ("topk:2", "above 0 and up to 1"),
         ("ef14:1", "ef14 takes no argument"),
-        ("topk:0.01+ef14", "no codec is called 'ef14'"),
+        ("topk:0.01+ef14", "'ef14' is a kind of error feedback, and a kind of codec was asked for"),
         ("topk+int8", "needs the fraction to keep"),
     ],
 )
@@ -127,7 +127,7 @@ def test_what_is_nothing_says_why(spelling: str, why: str) -> None:
 
 
 @pytest.fixture
-def plugged_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def plugged_in(plug_in: PlugIn) -> None:
     """A user's codec and feedback that need an argument, declare no more than they must and have no docstrings."""
 
     class Half(Codec):
@@ -164,20 +164,9 @@ def plugged_in(monkeypatch: pytest.MonkeyPatch) -> None:
         def encode(self, codec: Codec, x: Any, state: Any, seed: int) -> bytes:
             raise NotImplementedError
 
-    module = types.ModuleType("a_users_own")
-    Half.__module__ = Mine.__module__ = module.__name__
-    vars(module).update(Half=Half, Mine=Mine)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    added = [
-        EntryPoint("half", "a_users_own:Half", "muster.codecs"),
-        EntryPoint("mine", "a_users_own:Mine", "muster.feedbacks"),
-    ]
-
-    def found(*, group: str) -> EntryPoints:
-        own = [each for each in added if each.group == group]
-        return EntryPoints([*entry_points(group=group), *own])
-
-    monkeypatch.setattr("compressors.core.registry.entry_points", found)
+    Half.__module__ = Mine.__module__ = "a_users_own"  # which says nothing of itself
+    plug_in(CODECS, "half", Half)
+    plug_in(FEEDBACKS, "mine", Mine)
 
 
 @pytest.mark.usefixtures("plugged_in")

@@ -193,7 +193,7 @@ def test_spellings() -> None:
         ("econtrol:x", "econtrol takes eta, such as econtrol:0.01, or nothing, not 'x'"),
         ("econtrol:nan", "econtrol's eta lies from 0 to 1, not at nan"),
         ("econtrol:-0.1", "econtrol's eta lies from 0 to 1, not at -0.1"),
-        ("ef12", "no feedback is called 'ef12'; did you mean"),
+        ("ef12", "there is no error feedback 'ef12' (did you mean"),
     ],
 )
 def test_spellings_that_are_refused(spelling: str, said: str) -> None:

@@ -288,7 +288,7 @@ async def test_a_run_that_this_installation_would_refuse_is_unreadable_and_the_o
     other = await stage.submit(round=ALL, aggregation={"rule": "median"})
     await stage.stop()
 
-    def refuse(spec: Any) -> Any:
+    def refuse(spec: Any, text: str = "") -> Any:
         if spec.aggregation.rule == "caf":
             raise ConfigError("spec.invalid", "there is no rule 'caf'")
         return build(spec)
@@ -315,7 +315,7 @@ async def test_a_run_that_is_unreadable_can_be_ended(stage: Any, monkeypatch: py
     run_id, *_ = await cast(stage)
     await stage.stop()
 
-    def refuse(spec: Any) -> Any:
+    def refuse(spec: Any, text: str = "") -> Any:
         raise ConfigError("spec.invalid", "there is no such rule")
 
     monkeypatch.setattr("coordinator.service.check_spec", refuse)

@@ -122,7 +122,6 @@ def test_what_is_told_to_be_set_is_accepted(make_spec: MakeSpec, up: str) -> Non
         {"aggregation": {"rule": "fltrust"}},
         {"aggregation": {"rule": "krum", "faults": 1}, "sampling": {"count": 4}},
         {"aggregation": {"rule": "mean", "faults": 0.2}},
-        {"aggregation": {"rule": "median", "options": {"colour": "red"}}},
         {"privacy": {"secure_aggregation": True}},
         {"rounds": 1, "compression": {"up": "int8", "warm_up_rounds": 1}},
     ],

@@ -29,7 +29,7 @@ from coordinator.engine.state import (
 from coordinator.engine.synchronous import Synchronous
 from exchange.facts import UpdateFacts
 from muster.errors import ConfigError
-from muster.spec.model import RunSpec
+from muster.spec.model import RunSpec, ScheduleTable
 
 PAUSE, RESUME = PauseRequested(run_id="run"), ResumeRequested(run_id="run")
 STOP = StopRequested(run_id="run", reason="the data is wrong")
@@ -214,7 +214,9 @@ def test_the_schedule_is_found_by_its_name() -> None:
     spec = RunSpec.model_validate({"task": "t:T", "rounds": 1})
     assert isinstance(schedule.build(spec, lambda n, cohort: None), Synchronous)
     with pytest.raises(ConfigError, match="synchronos"):
-        schedule.build(spec.model_copy(update={"schedule": "synchronos"}), lambda n, cohort: None)
+        schedule.build(
+            spec.model_copy(update={"schedule": ScheduleTable(name="synchronos")}), lambda n, cohort: None
+        )
 
 
 def test_without_a_bound_given_the_rule_itself_is_asked(make_world: Any) -> None:

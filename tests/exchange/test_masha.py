@@ -8,6 +8,7 @@ figures that compare with the prototype's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ def masha_errors(
             else:
                 feedback.receive(decoded[sender], receivers[sender])
             assert torch.equal(receivers[sender]["anchor"], senders[sender]["anchor"])
-        optimizer.version, moved = version, torch.empty(SIZE)
+        optimizer = replace(optimizer, version=version)
+        moved = torch.empty(SIZE)
         optimizer.step(model, decoded.mean(0), server, moved)
         if down is not None:
             down(version, model, moved)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ def test_one_bit_adam_is_adam_first_and_then_divides_by_what_it_has_learnt() -> 
     state = {name: torch.zeros(3) for name in optimizer.state_names}
     w, out = torch.tensor([1.0, -2.0, 3.0]), torch.empty(3)
     wanted, m, v = [1.0, -2.0, 3.0], [0.0] * 3, [0.0] * 3
-    optimizer.warming_up = True
+    optimizer = replace(optimizer, warming_up=True)
     for delta in ([0.5, -1.0, 0.0], [0.25, 2.0, 0.0]):
         for i, d in enumerate(delta):
             m[i] = BETA1 * m[i] + (1 - BETA1) * d
@@ -33,7 +34,7 @@ def test_one_bit_adam_is_adam_first_and_then_divides_by_what_it_has_learnt() -> 
         optimizer.step(w, torch.tensor(delta), state, out)
         w = out.clone()
         assert w.tolist() == pytest.approx(wanted, rel=1e-5)
-    optimizer.warming_up = False
+    optimizer = replace(optimizer, warming_up=False)
     frozen = state["second_moment"].clone()
     for delta in ([0.5, -1.0, 1.0], [-0.25, 2.0, 1.0]):
         for i, d in enumerate(delta[:2]):

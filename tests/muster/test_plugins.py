@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from methods import registry
 from muster import plugins
 from muster.errors import ConfigError
 
@@ -22,10 +23,10 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         EntryPoint("gone", "no_module_of_this_name:X", "test.group"),
         EntryPoint("lost", "fractions:NoSuchClass", "test.group"),
     ]
-    monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == "test.group" else [])
-    plugins._table.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points if group == "test.group" else [])
+    registry.installed.cache_clear()
     yield
-    plugins._table.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    registry.installed.cache_clear()
 
 
 def test_a_name_is_loaded_when_found(registered: None) -> None:

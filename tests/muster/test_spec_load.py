@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from muster import plugins
+from methods import registry
 from muster.errors import ConfigError
 from muster.spec.load import load_spec, parse_spec, spec_schema
 
@@ -198,7 +198,7 @@ def test_files_that_cannot_be_specs(tmp_path: Path) -> None:
 
 
 def test_without_registered_plugins_names_are_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugins, "names", lambda group: ())
+    monkeypatch.setattr(registry, "installed", lambda group: {})
     assert parse_spec(GOOD + "[aggregation]\nrule = 'my-own'", "x").aggregation.rule == "my-own"
 
 

@@ -1,0 +1,152 @@
+"""Options of plug-ins of every kind, in the tables of a run spec and behind a colon."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import pytest
+import torch
+
+from coordinator.engine import sampling
+from coordinator.engine.sampling import Draw
+from coordinator.submission.checks import check_spec
+from exchange import optimizers
+from exchange.optimizers import ServerOptimizer
+from methods import kinds
+from muster.errors import ConfigError
+from muster.spec.load import parse_spec, spec_schema
+from muster.spec.model import RunSpec
+from tests.fake_plugins import PlugIn
+
+GOOD = 'task = "examples.digits:Digits"\nrounds = 3\n'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recent:
+    """Whoever took part last."""
+
+    knobs: ClassVar = {"explore": "share of the cohort that is drawn at random, from 0 to 1"}
+
+    count: int | None = None
+    explore: float = 0.1
+    order: Literal["newest", "oldest"] = "newest"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.explore <= 1:
+            raise ValueError(f"explore lies from 0 to 1, not at {self.explore}")
+
+    def needed(self, peers: int) -> int:
+        return self.count or peers
+
+    def sample(self, peers: Any, *_: Any, **__: Any) -> Draw:
+        return Draw(cohort=tuple(peers), needed=len(peers))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Buffered:
+    """Closes after so many updates."""
+
+    spec: RunSpec
+    refuse: Any
+    size: int
+
+    def next(self, *_: Any) -> list[Any]:
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lion(ServerOptimizer):
+    """The sign of a momentum."""
+
+    lr: float = 1.0
+    decay: float = 0.0
+
+    def step(self, base: Any, delta: Any, state: Any, out: Any) -> None:
+        out.copy_(base * (1 - self.decay)).add_(delta.sign(), alpha=self.lr)
+
+
+@pytest.fixture(autouse=True)
+def plugged_in(plug_in: PlugIn) -> None:
+    plug_in(kinds.SAMPLERS, "recent", Recent)
+    plug_in(kinds.SCHEDULES, "buffered", Buffered)
+    plug_in(kinds.SERVER_OPTIMIZERS, "lion", Lion)
+
+
+def mistakes(tables: str) -> list[str]:
+    text = GOOD + tables
+    spec = parse_spec(text, "run.toml")
+    with pytest.raises(ConfigError) as caught:
+        check_spec(spec, text, "run.toml")
+    assert caught.value.id == "spec.invalid"
+    return caught.value.message.split("\n")[1:]
+
+
+def test_each_table_hands_its_options_to_the_plug_in_that_it_names() -> None:
+    spec = parse_spec(
+        GOOD + "[sampling]\npolicy = 'recent'\ncount = 3\n[sampling.options]\nexplore = 0.5\n"
+        "[schedule]\nname = 'buffered'\n[schedule.options]\nsize = 4\n"
+        "[server]\noptimizer = 'lion'\nlr = 0.25\n[server.options]\ndecay = 0.5\n",
+        "run.toml",
+    )
+    assert sampling.build(spec.sampling) == Recent(count=3, explore=0.5)
+    built = check_spec(spec)
+    assert isinstance(built, Buffered) and (built.size, built.spec) == (4, spec)
+    lion = optimizers.build(spec.server, version=7)
+    assert lion == Lion(lr=0.25, decay=0.5, version=7)
+    out = torch.empty(2)
+    lion.step(torch.ones(2), torch.tensor([2.0, -3.0]), {}, out)
+    assert out.tolist() == [0.75, 0.25]
+    again = RunSpec.model_validate_json(spec.canonical_json())
+    assert again == spec and again.digest == spec.digest
+
+
+def test_all_wrong_options_are_told_at_once_with_their_lines_and_the_nearest() -> None:
+    assert mistakes(
+        "[train]\nalgorithm = 'spsa'\n[train.options]\nepz = 0.1\n"
+        "[sampling]\npolicy = 'recent'\n[sampling.options]\nexplor = 0.5\norder = 'first'\ncount = 2\n"
+        "[schedule]\nname = 'buffered'\n[schedule.options]\nsize = true\n"
+        "[server]\noptimizer = 'lion'\n[server.options]\ndecay = 'much'\n"
+        "[aggregation]\nrule = 'multi-krum'\nfaults = 0\n[aggregation.options]\nmm = 2\n"
+    ) == [
+        "run.toml:6: train.options.epz: spsa has no option 'epz' (did you mean 'eps'?)",
+        "run.toml:10: sampling.options.explor: recent has no option 'explor' (did you mean 'explore'?)",
+        "run.toml:11: sampling.options.order: should be 'newest' or 'oldest', but is 'first'",
+        "run.toml:12: sampling.options.count: is a key of [sampling] itself: give it there",
+        "run.toml:16: schedule.options.size: should be an integer, but is True",
+        "run.toml:20: server.options.decay: should be a number, but is 'much'",
+        "run.toml:25: aggregation.options.mm: multi-krum has no option 'mm' (did you mean 'm'?)",
+    ]
+
+
+def test_a_needed_option_that_is_missing_is_told_where_it_belongs() -> None:
+    (line,) = mistakes("[schedule]\nname = 'buffered'\n")
+    assert line == "run.toml:3: schedule.options: buffered needs the option 'size'"
+
+
+def test_what_the_class_refuses_is_told_in_its_own_words() -> None:
+    spec = parse_spec(GOOD + "[sampling]\npolicy = 'recent'\noptions = { explore = 2 }\n", "run.toml")
+    with pytest.raises(ConfigError, match="explore lies from 0 to 1, not at 2"):
+        check_spec(spec)
+
+
+def test_specs_without_options_have_the_digest_that_they_had() -> None:
+    spec = RunSpec.model_validate({"task": "a:B", "rounds": 1})
+    assert spec.digest == "4609433c5ef585a6f8a1ab9ceb3ad12d3015f9946d765245b09bab8a9d8e324a"
+    table = RunSpec.model_validate({"task": "a:B", "rounds": 1, "schedule": {"name": "synchronous"}})
+    assert table.digest == spec.digest
+
+
+def test_the_schema_has_the_options_of_each_plug_in() -> None:
+    schema = spec_schema()
+    conditions = schema["$defs"]["SamplingTable"]["allOf"]
+    (recent,) = [each for each in conditions if each["if"]["properties"]["policy"]["const"] == "recent"]
+    assert recent["then"]["properties"]["options"]["properties"] == {
+        "explore": {
+            "type": "number",
+            "default": 0.1,
+            "description": "share of the cohort that is drawn at random, from 0 to 1",
+        },
+        "order": {"enum": ["newest", "oldest"], "default": "newest"},
+    }
+    assert schema["properties"]["schedule"]["anyOf"][0] == {"type": "string"}
