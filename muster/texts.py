@@ -58,6 +58,8 @@ def shown(text: str) -> str:
 
 def storable(text: str) -> str:
     """What both databases and protobuf take, with as little change as that needs."""
+    if text.isprintable():  # nearly always, and then there is nothing to look for
+        return text
     return _NOT_STORABLE.sub(_stand_in, text)
 
 

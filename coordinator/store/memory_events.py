@@ -32,8 +32,8 @@ class MemoryEvents:
     def rows(self, transitions: Sequence[Transition]) -> list[_Event]:
         """The events that the transitions tell, numbered, and not yet among the others."""
         telling = (transition for transition in transitions if transition.kind)
-        numbered = enumerate(telling, self.newest + 1)
-        return [tuple(event_row(each, number)[name] for name in _COLUMNS) for number, each in numbered]
+        rows = (event_row(each, number) for number, each in enumerate(telling, self.newest + 1))
+        return [tuple(row[name] for name in _COLUMNS) for row in rows]
 
     def add(self, rows: Iterable[_Event]) -> None:
         for row in rows:

@@ -123,6 +123,7 @@ def refused(like: Sequence[Transition]) -> Exception:
 
 _NEWEST = select(func.coalesce(func.max(tables.EVENTS.c.sequence), 0))
 _EVENT_INSERT = insert(tables.EVENTS)
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def write_events(connection: Connection, transitions: Sequence[Transition]) -> list[int]:
@@ -148,7 +149,7 @@ def event_row(transition: Transition, sequence: int) -> Row:
             "assignment_id": transition.assignment_id,
             "peer_id": transition.peer_id,
             "reason": transition.reason,
-            "data_json": json.dumps(dict(transition.data), separators=(",", ":")),
+            "data_json": _to_json(dict(transition.data)),
         }
     )
 
