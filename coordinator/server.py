@@ -16,11 +16,11 @@ from coordinator.rpc.models import ModelsServicer
 from coordinator.rpc.sessions import MembershipServicer
 from coordinator.rpc.uploads import UpdatesServicer
 from coordinator.service import Coordinator
-from coordinator.store import SqlStore
+from coordinator.store import SqlStore, Store
 from coordinator.store.lock import take_folders
 from muster.config.settings import CoordinatorConfig
 from muster.errors import InternalError
-from muster.files.blobs import FolderBlobStore
+from muster.files.blobs import BlobStore, FolderBlobStore
 from muster.files.disk import make_folder
 from muster.files.folderlock import FolderLock
 from muster.files.folders import write_private
@@ -45,24 +45,35 @@ class RunningCoordinator:
         return self._server.address
 
     @classmethod
-    async def start(cls, config: CoordinatorConfig, transport: Transport) -> RunningCoordinator:
-        """Raises `ConfigError` for an address that is taken or not allowed, `StateError` "store.in_use" if another
+    async def start(
+        cls,
+        config: CoordinatorConfig,
+        transport: Transport,
+        *,
+        store: Store | None = None,
+        blobs: BlobStore | None = None,
+    ) -> RunningCoordinator:
+        """By default the store is the configured database, which is opened here, and blobs lie in the data folder. One
+        that is given (`MemoryStore`, `MemoryBlobStore`) is the caller's to end, but for `Store.close`.
+
+        Raises `ConfigError` for an address that is taken or not allowed, `StateError` "store.in_use" if another
         coordinator has one of its folders, `StorageError` and `VersionError` of the store."""
         if config.worker_user is not None:
             find_user(
                 config.worker_user, WORKER_USER
             )  # before anything is opened that would have to be closed
         folder = Path(config.data_dir)
-        blobs, spool = folder / "blobs", folder / "spool"
-        for each in (folder, blobs, spool):
+        parts = [folder / "spool", *([] if blobs is not None else [folder / "blobs"])]
+        for each in (folder, *parts):
             make_folder(each, "coordinator.data_dir, --data-dir")
-        store = await SqlStore.open(config.database_url)
+        if store is None:
+            store = await SqlStore.open(config.database_url)
         try:
-            locks = take_folders(folder, (blobs, spool), store.folder)
+            locks = take_folders(folder, parts, store.folder)
         except BaseException:
             await store.close()
             raise
-        coordinator = Coordinator(config, store, FolderBlobStore(blobs))
+        coordinator = Coordinator(config, store, blobs or FolderBlobStore(folder / "blobs"))
         try:
             await coordinator.start()
             routes = [

@@ -18,6 +18,7 @@ from coordinator.workers import jobs
 from exchange.payload import GroupSpec, Manifest, PayloadWriter
 from muster.config.settings import CoordinatorConfig
 from muster.errors import MusterError, TaskError
+from muster.files.blobs import BlobStore
 from muster.files.digests import checksum, digest_file
 from muster.spec.model import RunSpec
 from muster.transport import MemoryTransport
@@ -229,9 +230,11 @@ class Stage:
         self.running: RunningCoordinator | None = None
         self.channels: list[Channel] = []
 
-    async def start(self, **settings: Any) -> None:
+    async def start(
+        self, *, store: Store | None = None, blobs: BlobStore | None = None, **settings: Any
+    ) -> None:
         config = CoordinatorConfig.model_validate({**self.settings, **settings})
-        self.running = await RunningCoordinator.start(config, self.transport)
+        self.running = await RunningCoordinator.start(config, self.transport, store=store, blobs=blobs)
 
     async def stop(self) -> None:
         for channel in self.channels:
