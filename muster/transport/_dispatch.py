@@ -83,9 +83,12 @@ class Dispatcher:
         caller = route.caller(first) if route.caller is not None and first is not None else ""
         connection = call.context.address
         size = 0 if body is None else len(body)
-        kept.enter_context(self._counts.one(method, known=bool(caller), connection=connection, size=size))
+        place = kept.enter_context(
+            self._counts.one(method, known=bool(caller), connection=connection, size=size)
+        )
         if not method.bulk:
-            await self._carry_out(route, call, first, None)
+            async with place.held():
+                await self._carry_out(route, call, first, None)
             return
         at_work = bool(caller) and (route.present is None or route.present(caller))
         await kept.enter_async_context(self._own_turns(caller if at_work else connection))

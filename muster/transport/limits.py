@@ -9,8 +9,9 @@ from dataclasses import dataclass
 class Limits:
     """`calls_max`: calls under way at once; more are refused. Higher: more memory, some 100 KiB a call. Callers that
     are not known (`Route.caller`) have half of them, and an eighth for each method that streams, which may last for
-    ever. `strange_calls_of_connection_max`: theirs over one connection, of each such method and of all others.
-    `strange_bytes_max`: of their requests that are being answered. `probes_max`: health checks, beside all these.
+    ever; where those are taken, the connection with the most makes room for others. `strange_calls_of_connection_max`:
+    theirs over one connection, of each such method and of all others. `strange_bytes_max`: of their requests that are
+    being answered. `probes_max`: health checks, beside all these.
 
     `bulk_calls_max`: bulk calls at once, of known callers, and a quarter as many of strangers; more wait, unread, so
     that flow control holds them. Each costs some MiB. A known caller that is not at work (`Route.present`) is a

@@ -228,6 +228,37 @@ async def test_strangers_streams_are_bounded_by_method_and_by_connection(make_tr
         await other.close()
 
 
+async def test_the_connection_with_the_most_streams_makes_room(make_transport, serve, echo):
+    limits = Limits(calls_max=16, strange_calls_of_connection_max=2, turn_seconds=0.3)  # two of a method
+    server, channel = await serve(
+        Route(method=echo.both, handle=mirror), transport=make_transport(limits=limits)
+    )
+    others = [make_transport().connect(server.address) for _ in range(2)]
+    first, second = [Caller(channel, echo.both, says(Chunk())) for _ in range(2)]
+    await first.hear()
+    await second.hear()
+    honest = Caller(others[0], echo.both, says(Chunk()))
+    await honest.hear()
+    ended, _ = await asyncio.wait([first.task, second.task], return_when=asyncio.FIRST_COMPLETED, timeout=10)
+    (error,) = [each.exception() for each in ended]
+    assert isinstance(error, UnreachableError) and error.id == "transport.made_room"
+    # Now both have one. A third has to wait, and then the one that has been there for the longest makes room.
+    with pytest.raises(UnreachableError, match="calls of callers that it does not know"):
+        await Caller(others[1], echo.both, says(Chunk())).ends()
+    await asyncio.sleep(limits.turn_seconds)
+    third = Caller(others[1], echo.both, says(Chunk()))
+    await third.hear()
+    assert not honest.task.done()
+    with pytest.raises(UnreachableError, match="make room"):
+        await (first if second.task in ended else second).ends()
+    for each in (honest, third):
+        await each.leave()
+    await until(lambda: under_way(server) == 0)
+    assert not server.dispatcher._counts._streams
+    for other in others:
+        await other.close()
+
+
 async def test_what_strangers_send_is_bounded_while_it_is_answered(make_transport, serve, echo):
     slow = replace(echo.unary, name="Slow")
     arrived, done = asyncio.Event(), asyncio.Event()
