@@ -300,9 +300,7 @@ class EffectRunner:
                 peer_id=assignment.peer_id,
                 path=blobs.path(assignment.update.digest),
                 examples=assignment.update.examples,
-                base=await bases.of(
-                    assignment.peer_id, version=assignment.base_version, round=assignment.round
-                ),
+                base=await bases.of(assignment.peer_id, version=assignment.work.base, round=assignment.round),
             )
             for assignment in effect.updates
             if assignment.update is not None

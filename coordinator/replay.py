@@ -85,7 +85,7 @@ async def _job(coordinator: Coordinator, run_id: str, number: int) -> tuple[Aggr
         raise StateError(
             "replay.no_model", f"round {number} is {row.state}: it made no model to compare with"
         )
-    delivered = [a for a in row.assignments if a.role == "train" and a.state == "DELIVERED"]
+    delivered = [a for a in row.assignments if a.digest and a.state == "DELIVERED"]
     states = await store.optimizer_states(run_id, row.base_version)
     digests = {
         "its base version": [row.base_digest],
@@ -114,7 +114,7 @@ async def _job(coordinator: Coordinator, run_id: str, number: int) -> tuple[Aggr
                 peer_id=a.peer_id,
                 path=blobs.path(a.digest),
                 examples=a.examples,
-                base=await bases.of(a.peer_id, version=a.base_version, round=a.round),
+                base=await bases.of(a.peer_id, version=a.work.base, round=a.round),
             )
             for a in sorted(delivered, key=lambda a: a.peer_id)
         ],

@@ -7,7 +7,7 @@ from typing import Any
 from muster.transport.base import Method
 from protos.v1 import admin_pb2, membership_pb2, models_pb2, updates_pb2
 
-PROTOCOL_VERSION = 1  # raised with every change that an older side would misread
+PROTOCOL_VERSION = 2  # raised with every change that an older side would misread
 
 _MODULES = {
     "MembershipService": membership_pb2,

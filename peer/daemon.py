@@ -95,7 +95,7 @@ class Peer:
         drawing = Drawing(site=site, policy=policy, workers=workers)
         room = DiskReserve(folder=config.data_dir, reserve_bytes=config.disk_reserve_bytes)
         courier = Transfers(room, line, workers.rebuild, drawing.draw)
-        await courier.open(pb.Assignment.FromString(one.offer).base_digest for one in held)
+        await courier.open(pb.Assignment.FromString(one.offer).work.base.digest for one in held)
         bench = JobRunner(
             site=site,
             policy=policy,

@@ -25,6 +25,7 @@ from coordinator.engine.state import (
     UpdateRefused,
 )
 from muster.task import metrics
+from muster.work import evaluates
 
 MESSAGE_CHARACTERS_MAX = 1_000  # a peer's word, kept in every event that tells of it
 TRACEBACK_CHARACTERS_MAX = 16_000  # the end of a traceback is what tells
@@ -88,9 +89,9 @@ def offer(draft: DecisionBuilder, assignment: AssignmentState, deadline_at: floa
             "run_id": assignment.run_id,
             "round": assignment.round,
             "peer_id": assignment.peer_id,
-            "role": assignment.role,
+            "work_json": assignment.work.to_json(),
+            "evaluation": assignment.evaluation,
             "attempt": assignment.attempt,
-            "base_version": assignment.base_version,
             "state": str(assignment.status),
             "reason": assignment.reason,
             "offered_at": assignment.offered_at,
@@ -129,7 +130,7 @@ def lose(draft: DecisionBuilder, peer_id: str, reason: str) -> str | None:
         return f"{peer_id} holds no work of this run"
     for assignment in live:
         told = f"{peer_id} lost its {_work(assignment)}: {reason}"
-        retry = assignment.role == "train"
+        retry = not assignment.evaluation
         _end(draft, "assignment.lost", assignment, AssignmentStatus.LOST, told, retry=retry)
     return None
 
@@ -171,7 +172,7 @@ def deliver(draft: DecisionBuilder, event: UpdateAdmitted, peers: Mapping[str, P
     assignment, ignored = _live(draft.state, event.assignment_id)
     if assignment is None:
         return ignored
-    if assignment.role != "train":
+    if evaluates(assignment.work.role):
         return f"{assignment.assignment_id} evaluates and has no update to deliver"
     round_ = draft.state.rounds[assignment.round]
     if round_.status is not RoundStatus.OPEN:
@@ -227,15 +228,15 @@ def fail(draft: DecisionBuilder, event: AssignmentFailed) -> str | None:
         assignment,
         AssignmentStatus.LOST,
         f"{assignment.peer_id} failed its {_work(assignment)}: {message}",
-        retry=retry and assignment.role == "train",
+        retry=retry and not assignment.evaluation,
         values=told,
         data={**told, "message": message},
     )
     standings.note(draft, assignment, event.error_id, message)
-    if assignment.role == "evaluate":
+    if assignment.evaluation:
         draft.warn(
             f"evaluate.failed:{assignment.peer_id}",
-            f"{assignment.peer_id} could not evaluate version {assignment.base_version}: "
+            f"{assignment.peer_id} could not evaluate version {assignment.work.base}: "
             f"{last_line(event.traceback) or message}",
             round=assignment.round,
             peer_id=assignment.peer_id,
@@ -247,7 +248,7 @@ def evaluated(draft: DecisionBuilder, event: AssignmentEvaluated) -> str | None:
     assignment, ignored = _live(draft.state, event.assignment_id)
     if assignment is None:
         return ignored
-    if assignment.role != "evaluate":
+    if not evaluates(assignment.work.role):
         return f"{assignment.assignment_id} trains and has no metrics of an evaluation to report"
     _warn_of_metrics(draft, assignment, event.warnings)
     found = _accept_metrics(draft, assignment, event.metrics)
@@ -257,7 +258,7 @@ def evaluated(draft: DecisionBuilder, event: AssignmentEvaluated) -> str | None:
         "assignment.delivered",
         assignment,
         AssignmentStatus.DELIVERED,
-        f"{assignment.peer_id} evaluated version {assignment.base_version}",
+        f"{assignment.peer_id} evaluated version {assignment.work.base}",
         metrics=found,
         examples=examples,
         values={
@@ -275,7 +276,7 @@ def _warn_of_metrics(draft: DecisionBuilder, assignment: AssignmentState, senten
     """Of what the peer's task gave as metrics and is none, in the peer's words."""
     peer_id = assignment.peer_id
     for number, sentence in enumerate(sentences):
-        cause = f"metrics.{assignment.role}.{number}:{peer_id}"
+        cause = f"metrics.{assignment.work.role}.{number}:{peer_id}"
         draft.warn(cause, f"{peer_id}: {sentence}", round=assignment.round, peer_id=peer_id)
 
 
@@ -295,10 +296,10 @@ def _accept_metrics(
         )
     if wrong := metrics.not_finite(kept):
         what = (
-            "training" if assignment.role == "train" else f"evaluation of version {assignment.base_version}"
+            f"evaluation of version {assignment.work.base}" if evaluates(assignment.work.role) else "training"
         )
         draft.warn(
-            f"metrics.not_finite.{assignment.role}:{peer_id}",
+            f"metrics.not_finite.{assignment.work.role}:{peer_id}",
             f"{peer_id} reports of its {what}: {wrong}",
             round=assignment.round,
             peer_id=peer_id,
@@ -343,8 +344,8 @@ def _compare_sources(draft: DecisionBuilder, assignment: AssignmentState, found:
 def due(state: RunState, assignment: AssignmentState) -> float:
     """Until when it has time."""
     table = state.spec.round
-    if assignment.role == "evaluate":
-        return preparing.work_due(assignment, state.evaluations[assignment.base_version].deadline_at, table)
+    if assignment.evaluation:
+        return preparing.work_due(assignment, state.evaluations[assignment.work.base].deadline_at, table)
     round_ = state.rounds[assignment.round]
     if round_.grace_until is not None:
         return round_.grace_until
@@ -354,16 +355,17 @@ def due(state: RunState, assignment: AssignmentState) -> float:
 
 
 def _work(assignment: AssignmentState) -> str:
-    if assignment.role == "evaluate":
-        return f"evaluation of version {assignment.base_version}"
+    if evaluates(assignment.work.role):
+        return f"evaluation of version {assignment.work.base}"
     return f"work for round {assignment.round}"
 
 
 def _identity(assignment: AssignmentState) -> dict[str, Any]:
     return {
-        "role": assignment.role,
+        "role": assignment.work.role,
         "attempt": assignment.attempt,
-        "base_version": assignment.base_version,
+        "base_version": assignment.work.base,
+        "evaluation": assignment.evaluation,
     }
 
 

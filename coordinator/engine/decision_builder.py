@@ -94,8 +94,8 @@ class DecisionBuilder:
         self.change(evaluations=dict(sorted(rest.items())))
 
     def put_assignment(self, assignment: AssignmentState) -> None:
-        if assignment.role == "evaluate":
-            evaluation = self.state.evaluations[assignment.base_version]
+        if assignment.evaluation:
+            evaluation = self.state.evaluations[assignment.work.base]
             held = {**evaluation.assignments, assignment.assignment_id: assignment}
             self.put_evaluation(replace(evaluation, assignments=held))
         else:

@@ -20,6 +20,7 @@ from coordinator.engine.state import (
 )
 from muster.spec.model import RunSpec
 from muster.task.metrics import accepted, not_finite, plain_all, shown, to_json
+from muster.work import EVALUATE, Work
 
 METRICS_TOLD = 10  # in the sentence that ends an evaluation
 LATE_TOLD = 5
@@ -234,9 +235,9 @@ def _offer(draft: DecisionBuilder, evaluation: EvaluationState, peer_id: str) ->
         run_id=run_id,
         round=evaluation.round,
         peer_id=peer_id,
-        role="evaluate",
+        work=Work(role=EVALUATE, base=evaluation.version),
+        evaluation=True,
         attempt=1,
-        base_version=evaluation.version,
         status=AssignmentStatus.OFFERED,
         reason=f"{peer_id} is asked to evaluate version {evaluation.version}",
         offered_at=draft.now,

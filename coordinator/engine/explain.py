@@ -17,6 +17,7 @@ from coordinator.engine.state import (
     RunStatus,
 )
 from muster.spec.model import RoundTable
+from muster.work import evaluates
 
 _DOING = {
     AssignmentStatus.OFFERED: "has been offered the work",
@@ -93,8 +94,8 @@ def _assignment(
     text = f"{assignment.peer_id} {_DOING[assignment.status]}"
     if assignment.status is AssignmentStatus.PREPARING and assignment.preparing_at is not None:
         text += f" since {_ago(now, assignment.preparing_at)}"
-    if assignment.role == "evaluate":
-        text += f" to evaluate version {assignment.base_version}"
+    if evaluates(assignment.work.role):
+        text += f" to evaluate version {assignment.work.base}"
     if assignment.attempt > 1:
         text += f" (attempt {assignment.attempt})"
     if assignment.status.ended:

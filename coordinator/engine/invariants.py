@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from muster.work import evaluates
+
 _LIVE = frozenset({"OFFERED", "ACCEPTED", "PREPARING", "TRAINING", "UPLOADING"})
 _GOING = frozenset({"QUEUED", "RUNNING", "PAUSED"})
 _OPEN = frozenset({"PLANNED", "OPEN", "AGGREGATING"})
@@ -80,6 +82,7 @@ class _Work:
     state: str = ""
     peer_id: str = ""
     role: str = ""
+    evaluation: bool = False
     attempt: int = 0
 
 
@@ -89,11 +92,11 @@ class _Round:
     work: dict[str, _Work] = field(default_factory=dict[str, _Work])
     aggregated: list[str] = field(default_factory=list[str])
 
-    def live(self, role: str) -> list[str]:
-        return [each for each, work in self.work.items() if work.role == role and work.state in _LIVE]
+    def live(self, *, evaluation: bool) -> list[str]:
+        return [e for e, work in self.work.items() if work.evaluation is evaluation and work.state in _LIVE]
 
     def delivered(self) -> list[str]:
-        return [e for e, work in self.work.items() if work.role == "train" and work.state == "DELIVERED"]
+        return [e for e, work in self.work.items() if not evaluates(work.role) and work.state == "DELIVERED"]
 
 
 @dataclass(kw_only=True)
@@ -176,7 +179,7 @@ class _Checker:
         for number, round_ in run.rounds.items():
             if round_.state in _OPEN:
                 self._broken(f"round {number} outlives its run: it is {round_.state}")
-            for assignment_id in round_.live("train") + round_.live("evaluate"):
+            for assignment_id in round_.live(evaluation=False) + round_.live(evaluation=True):
                 self._broken(f"{assignment_id} outlives its run")
         for version, state in run.evaluations.items():
             if state == "RUNNING":
@@ -200,7 +203,7 @@ class _Checker:
         if event.kind == "round.committed":
             self._commit(event, run, round_)
         if round_.state not in _OPEN:
-            for assignment_id in round_.live("train"):
+            for assignment_id in round_.live(evaluation=False):
                 self._broken(f"{assignment_id} outlives round {number}")
 
     def _freeze(self, event: EventLike, round_: _Round) -> None:
@@ -237,7 +240,7 @@ class _Checker:
         work.state = self._step(event.assignment_id, work.state)
         if work.peer_id != event.peer_id:
             self._broken(f"{event.assignment_id} was offered to {work.peer_id or 'nobody'}")
-        if event.kind == "assignment.delivered" and work.role == "train":
+        if event.kind == "assignment.delivered" and not evaluates(work.role):
             if round_.state != "OPEN":
                 self._broken(f"round {event.round} was {round_.state} when {event.assignment_id} delivered")
             if [round_.work[other].peer_id for other in round_.delivered()].count(event.peer_id) > 1:
@@ -254,15 +257,19 @@ class _Checker:
 
     def _offer(self, event: EventLike, round_: _Round) -> None:
         role, attempt = event.data["role"], event.data["attempt"]
-        if role == "train":
+        # Logs from before tell it by the role alone.
+        evaluation = event.data.get("evaluation", evaluates(role))
+        if not evaluation:
             if round_.state != "OPEN":
                 self._broken(f"round {event.round} is {round_.state or 'unknown'} and offers work")
-            before = [w for w in round_.work.values() if w.role == "train" and w.peer_id == event.peer_id]
+            before = [w for w in round_.work.values() if not w.evaluation and w.peer_id == event.peer_id]
             if any(work.state in _LIVE for work in before):
                 self._broken(f"{event.peer_id} holds work for round {event.round} already")
             if attempt != len(before) + 1:
                 self._broken(f"attempt {attempt} of {event.peer_id} comes after {len(before)} attempts")
-        round_.work[event.assignment_id] = _Work(peer_id=event.peer_id, role=role, attempt=attempt)
+        round_.work[event.assignment_id] = _Work(
+            peer_id=event.peer_id, role=role, attempt=attempt, evaluation=evaluation
+        )
 
     def _feed_evaluation(self, event: EventLike, run: _Run) -> None:
         version = event.data["version"]

@@ -86,11 +86,10 @@ def offer_work(draft: DecisionBuilder, action: schedule.OfferWork) -> None:
             run_id=run_id,
             round=round_.number,
             peer_id=peer_id,
-            role="train",
+            work=action.work,
             attempt=attempt,
-            base_version=action.base_version,
             status=AssignmentStatus.OFFERED,
-            reason=f"{peer_id} is asked to train for round {round_.number}{again}: {action.reason}",
+            reason=f"{peer_id} is asked to {action.work.role} for round {round_.number}{again}: {action.reason}",
             offered_at=draft.now,
         )
         assignments.offer(draft, assignment, deadline_at)

@@ -20,6 +20,7 @@ from coordinator.engine.state import PeerView, RunState
 from methods.kinds import SCHEDULES
 from muster import plugins
 from muster.spec.model import RunSpec
+from muster.work import Work
 
 Refuse = Callable[[int, int], str | None]
 """Of an aggregation rule: one sentence if it cannot aggregate n updates of a cohort of so many ("krum needs
@@ -41,11 +42,11 @@ class OpenRound:
 
 @dataclass(frozen=True, kw_only=True)
 class OfferWork:
-    """A training assignment for each of these peers, the next attempt of each."""
+    """The work for each of these peers, the next attempt of each."""
 
     round: int
     peer_ids: tuple[str, ...]
-    base_version: int
+    work: Work
     reason: str
 
 

@@ -121,7 +121,7 @@ def hopeless(state: RunState, round_: RoundState) -> bool:
 
 def note(draft: DecisionBuilder, assignment: AssignmentState, error_id: str, cause: str) -> None:
     """A training assignment has failed, or its update was refused."""
-    if assignment.role != "train":
+    if assignment.evaluation:
         return
     held = draft.state.standings.get(assignment.peer_id)
     if held is not None and held.aside:

@@ -18,6 +18,7 @@ from typing import Any
 
 from exchange.facts import UpdateFacts
 from muster.spec.model import RunSpec
+from muster.work import Work
 
 
 def _empty() -> Mapping[Any, Any]:
@@ -95,9 +96,8 @@ class AssignmentState:
     run_id: str
     round: int
     peer_id: str
-    role: str  # "train" or "evaluate"
+    work: Work
     attempt: int  # 1, 2, ... within the round, for this peer
-    base_version: int
     status: AssignmentStatus
     reason: str
     offered_at: float
@@ -106,6 +106,7 @@ class AssignmentState:
     update: UpdateFacts | None = None
     metrics: Mapping[str, float] = field(default_factory=_empty)  # of an evaluation
     examples: int = 0  # of an evaluation
+    evaluation: bool = False  # of the version that the work starts from; else of the round
     retry: bool = False  # a failure after which the same peer may be asked again
 
 
@@ -224,7 +225,7 @@ def versions_in_use(
     versions = set(evaluations)
     for round_ in rounds.values():
         versions.add(round_.base_version)
-        versions.update(a.base_version for a in round_.assignments.values() if not a.status.ended)
+        versions.update(a.work.base for a in round_.assignments.values() if not a.status.ended)
     if model is not None:
         versions.add(model.version)
     return frozenset(versions)

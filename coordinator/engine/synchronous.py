@@ -50,6 +50,7 @@ from coordinator.engine.state import (
 )
 from muster.seeds import derive_random
 from muster.spec.model import RunSpec, share
+from muster.work import TRAIN, Work
 
 CAUSES_TOLD = 3
 _NEVER_AGAIN = (PeerStatus.DRAINING, PeerStatus.QUARANTINED, PeerStatus.REVOKED)
@@ -209,7 +210,10 @@ class Synchronous:
             )
             return (
                 OfferWork(
-                    round=number, peer_ids=standing.ready, base_version=round_.base_version, reason=again
+                    round=number,
+                    peer_ids=standing.ready,
+                    work=Work(role=TRAIN, base=round_.base_version),
+                    reason=again,
                 ),
             )
         until = min((due, *standing.preparing)) if round_.grace_until is None else round_.grace_until

@@ -52,7 +52,7 @@ class Intake:
                 "the update's tensors have other names, shapes or dtypes than this run's model",
                 fix="install the same version of the task on coordinator and peer",
             )
-        elif header.size_bytes > (most := update_bytes_max(run.spec, layout, assignment.base_version)):
+        elif header.size_bytes > (most := update_bytes_max(run.spec, layout, assignment.work.base)):
             error = UpdateRejected(
                 "update.oversize",
                 f"the update has {header.size_bytes} bytes; with codec {run.spec.compression.up!r} "
@@ -83,8 +83,8 @@ class Intake:
                 peer_id=assignment.peer_id,
                 run_id=run.run_id,
                 round=assignment.round,
-                base_version=assignment.base_version,
-                base_digest=run.models[assignment.base_version].digest,
+                base_version=assignment.work.base,
+                base_digest=run.models[assignment.work.base].digest,
                 layout=await coordinator.effects.layout(run),
                 spec=run.spec,
                 source_digest=run.source_digest,
@@ -110,7 +110,7 @@ class Intake:
         if not (differences or factor):
             return None, None
         blobs = self._coordinator.blobs
-        states = await self._coordinator.store.optimizer_states(run.run_id, assignment.base_version)
+        states = await self._coordinator.store.optimizer_states(run.run_id, assignment.work.base)
         held = {name: blobs.path(digest) for name, digest in states.items()}
         estimate = held.get(links.state_name(assignment.peer_id)) if differences else None
         return estimate, held.get(FACTOR) if factor else None

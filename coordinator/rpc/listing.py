@@ -137,8 +137,8 @@ class Listing:
                 request.run_id, request.number, after=after, limit=limit
             ),
             self._assignment,
-            lambda row: (row.role, row.peer_id, row.attempt),
-            after=key_of(request.page_token, str, str, int),
+            lambda row: (int(row.evaluation), row.peer_id, row.attempt),
+            after=key_of(request.page_token, int, str, int),
             page_size=request.page_size,
         )
         message.assignments.extend(got.items)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Container
 from dataclasses import dataclass, field
 
@@ -78,7 +79,7 @@ class SessionBook:
     def offer(self, run: RunState, assignment: AssignmentState, seconds_left: float) -> None:
         """Sends the offer if the peer is connected; if not, it is sent when the peer's next session opens."""
         session = self._sessions.get(assignment.peer_id)
-        model = run.models.get(assignment.base_version)
+        model = run.models.get(assignment.work.base)
         if session is not None and model is not None:  # without its base the work is over meanwhile
             session.send(offer_message(run, assignment, model, seconds_left))
 
@@ -91,19 +92,25 @@ class SessionBook:
 def offer_message(
     run: RunState, assignment: AssignmentState, model: ModelVersion, seconds_left: float
 ) -> pb.SessionResponse:
-    round_ = run.rounds.get(assignment.round)
+    round_, work = run.rounds.get(assignment.round), assignment.work
     return pb.SessionResponse(
         offer=pb.Assignment(
             assignment_id=assignment.assignment_id,
             run_id=run.run_id,
             round=assignment.round,
-            role=assignment.role,
-            base_digest=model.digest,
-            base_version=model.version,
-            base_size_bytes=model.size_bytes,
-            layout_digest=model.layout_digest,
+            work=pb.Work(
+                role=work.role,
+                base=pb.Base(
+                    version=model.version,
+                    digest=model.digest,
+                    size_bytes=model.size_bytes,
+                    layout_digest=model.layout_digest,
+                ),
+                groups=work.groups,
+                params_json=json.dumps(dict(work.params)) if work.params else "",
+            ),
             spec_json=run.spec.canonical_json(),
-            seed=assignment_seed(run.spec.seed, assignment.role, assignment.round, assignment.peer_id),
+            seed=assignment_seed(run.spec.seed, work.role, assignment.round, assignment.peer_id),
             deadline_seconds=max(0.0, seconds_left),
             counted_round=run.counted.get(assignment.peer_id, 0),
             source_digest=run.source_digest,

@@ -156,7 +156,7 @@ class MembershipServicer:
         for run, assignment, deadline_at in coordinator.live_assignments(session.peer_id):
             # Also what it holds: the offer tells the deadline, which may have moved.
             held.discard(assignment.assignment_id)
-            model = run.models.get(assignment.base_version)
+            model = run.models.get(assignment.work.base)
             if model is not None:  # without its base the work is over meanwhile
                 yield offer_message(run, assignment, model, deadline_at - clock.now())
         for assignment_id in held:

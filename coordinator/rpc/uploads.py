@@ -32,6 +32,7 @@ from muster.errors import (
 )
 from muster.transport.base import CallContext, Route
 from muster.wire import BEGIN_UPDATE, COMMIT_UPDATE, GET_UPDATE_STATUS, UPLOAD_UPDATE
+from muster.work import evaluates
 from protos.v1 import updates_pb2 as pb
 from protos.v1.membership_pb2 import Credentials
 from protos.v1.tensors_pb2 import BlobHeader
@@ -205,9 +206,9 @@ class UpdatesServicer:
             raise NotAllowedError(
                 "assignment.not_yours", f"assignment {assignment_id!r} is not {peer_id!r}'s"
             )
-        if assignment.role != "train":
+        if evaluates(assignment.work.role):
             raise StateError(
-                "update.not_asked", f"assignment {assignment_id!r} is to {assignment.role}, not to train"
+                "update.not_asked", f"assignment {assignment_id!r} evaluates and has no update to deliver"
             )
         return run, assignment
 

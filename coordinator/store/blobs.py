@@ -4,6 +4,7 @@ ever."""
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 from sqlalchemy import (
     ColumnElement,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     or_,
     select,
     true,
+    tuple_,
     union,
     update,
 )
@@ -23,6 +25,7 @@ from coordinator.engine.state import AssignmentStatus, EvaluationStatus, RoundSt
 from coordinator.store import tables
 from coordinator.store.load import not_ended
 from exchange.names import DELTA
+from muster.work import UNREADABLE, Work
 
 RUNS, ROUNDS, ASSIGNMENTS, MODELS = tables.RUNS, tables.ROUNDS, tables.ASSIGNMENTS, tables.MODELS
 STATES, EVALUATIONS = tables.OPTIMIZER_STATES, tables.EVALUATIONS
@@ -55,6 +58,7 @@ def unneeded(
     whole = _kept_whole(ended_runs_keep)
     needed = union(
         _needed_updates(updates_keep_rounds).where(whole),
+        *_needed_bases(connection),
         *_needed_models(models_keep, updates_keep_rounds, whole),
         _needed_states(updates_keep_rounds).where(whole),
     )
@@ -110,14 +114,25 @@ def _needed_models(keep: int | None, keep_rounds: int, whole: ColumnElement[bool
         newest = MODELS.c.version > RUNS.c.model_version - max(1, keep, keep_rounds + 1)
     newest = or_(and_(newest, whole), MODELS.c.version == RUNS.c.model_version)
     live_round = and_(ROUNDS.c.run_id == MODELS.c.run_id, ROUNDS.c.base_version == MODELS.c.version)
-    live_work = and_(ASSIGNMENTS.c.run_id == MODELS.c.run_id, ASSIGNMENTS.c.base_version == MODELS.c.version)
     evaluated = and_(EVALUATIONS.c.run_id == MODELS.c.run_id, EVALUATIONS.c.version == MODELS.c.version)
     return [
         digests.join(RUNS, RUNS.c.run_id == MODELS.c.run_id).where(tables.HOLDS_BLOB.self_group(), newest),
         digests.join(ROUNDS, live_round).where(not_ended(ROUNDS, RoundStatus)),
-        digests.join(ASSIGNMENTS, live_work).where(not_ended(ASSIGNMENTS, AssignmentStatus)),
         digests.join(EVALUATIONS, evaluated).where(EVALUATIONS.c.state == EvaluationStatus.RUNNING.value),
     ]
+
+
+def _needed_bases(connection: Connection) -> list[Select[str]]:
+    """What work under way starts from."""
+    live = select(ASSIGNMENTS.c.run_id, ASSIGNMENTS.c.work_json).where(
+        not_ended(ASSIGNMENTS, AssignmentStatus)
+    )
+    bases: set[tuple[str, int]] = set()
+    for run_id, text in connection.execute(live.distinct()):
+        with suppress(*UNREADABLE):  # of a run that cannot be read, and goes nowhere
+            bases.add((run_id, Work.from_json(text).base))
+    wanted = tuple_(MODELS.c.run_id, MODELS.c.version).in_(sorted(bases))
+    return [select(MODELS.c.digest).where(wanted)] if bases else []
 
 
 def _needed_states(keep_rounds: int) -> Select[str]:

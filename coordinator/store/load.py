@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, func, select
+from sqlalchemy import ColumnElement, Connection, Table, and_, func, not_, select
 
 from coordinator.engine.state import (
     AssignmentState,
@@ -30,6 +30,7 @@ from exchange.facts import UpdateFacts
 from muster.spec.model import RunSpec
 from muster.task.metrics import from_json
 from muster.texts import one_line
+from muster.work import Work, evaluates
 
 UNREADABLE = (ValueError, TypeError, LookupError)  # whatever a damaged row or another version's raises
 
@@ -125,16 +126,15 @@ def _live_assignments(connection: Connection) -> Groups:
     of_round = (
         rounds,
         and_(rounds.c.run_id == assignments.c.run_id, rounds.c.number == assignments.c.round),
-        (not_ended(rounds, RoundStatus), assignments.c.role == "train"),
+        (not_ended(rounds, RoundStatus), not_(assignments.c.evaluation)),
     )
     of_evaluation = (
         evaluations,
         and_(
             evaluations.c.run_id == assignments.c.run_id,
             evaluations.c.round == assignments.c.round,
-            evaluations.c.version == assignments.c.base_version,
         ),
-        (evaluations.c.state == EvaluationStatus.RUNNING.value, assignments.c.role == "evaluate"),
+        (evaluations.c.state == EvaluationStatus.RUNNING.value, assignments.c.evaluation),
     )
     groups: dict[str, list[Row]] = defaultdict(list)
     for table, joined, where in (of_round, of_evaluation):
@@ -172,7 +172,7 @@ class _SqlRows:
             .join(rounds, of_round)
             .where(
                 assignments.c.run_id == self._run_id,
-                assignments.c.role == "train",
+                assignments.c.digest != "",
                 assignments.c.state == AssignmentStatus.DELIVERED.value,
                 rounds.c.state == RoundStatus.COMMITTED.value,
             )
@@ -193,10 +193,10 @@ def run_state(
     by_round: dict[int, dict[str, AssignmentState]] = defaultdict(dict)
     by_version: dict[int, dict[str, AssignmentState]] = defaultdict(dict)
     for assignment in map(_assignment, assignment_rows):
-        if assignment.role == "train":
-            by_round[assignment.round][assignment.assignment_id] = assignment
+        if assignment.evaluation:
+            by_version[assignment.work.base][assignment.assignment_id] = assignment
         else:
-            by_version[assignment.base_version][assignment.assignment_id] = assignment
+            by_round[assignment.round][assignment.assignment_id] = assignment
     rounds = {r["number"]: _round(r, by_round[r["number"]]) for r in round_rows}
     evaluations = {e["version"]: _evaluation(e, by_version[e["version"]]) for e in evaluation_rows}
     newest = _models(beside, {row["model_version"]} - {None})
@@ -301,7 +301,8 @@ def _evaluation(row: Row, assignments: Mapping[str, AssignmentState]) -> Evaluat
 
 def _assignment(row: Row) -> AssignmentState:
     metrics = from_json(row["metrics_json"])
-    evaluates = row["role"] == "evaluate"
+    work = Work.from_json(row["work_json"])
+    answers = evaluates(work.role)
     update = None
     if row["digest"]:
         update = UpdateFacts(
@@ -318,16 +319,16 @@ def _assignment(row: Row) -> AssignmentState:
         run_id=row["run_id"],
         round=row["round"],
         peer_id=row["peer_id"],
-        role=row["role"],
+        work=work,
+        evaluation=row["evaluation"],
         attempt=row["attempt"],
-        base_version=row["base_version"],
         status=AssignmentStatus(row["state"]),
         reason=row["reason"],
         offered_at=row["offered_at"],
         preparing_at=row["preparing_at"],
         prepared_at=row["prepared_at"],
         update=update,
-        metrics=metrics if evaluates else {},
-        examples=row["examples"] if evaluates else 0,
+        metrics=metrics if answers else {},
+        examples=row["examples"] if answers else 0,
         retry=row["retry"],
     )

@@ -250,7 +250,7 @@ class MemoryStore(Store):
         return self._round_row(row), memory_queries.round_totals(self._held, run_id, number)
 
     async def assignments(
-        self, run_id: str, number: int, *, after: tuple[str, str, int] | None = None, limit: int | None = None
+        self, run_id: str, number: int, *, after: tuple[int, str, int] | None = None, limit: int | None = None
     ) -> list[AssignmentRow]:
         rows = memory_queries.assignment_rows(self._held[ASSIGNMENTS].where(run_id=run_id, round=number))
         if after is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 
 from sqlalchemy import Table
 
@@ -12,6 +13,7 @@ from coordinator.store.blobs import DELTAS_KEEP
 from coordinator.store.memory_queries import ENDED_RUNS, LIVE_ROUNDS
 from coordinator.store.memory_tables import MemoryTables, Row, holds_blob
 from exchange.names import DELTA
+from muster.work import UNREADABLE, Work
 
 RUNS, ROUNDS, ASSIGNMENTS, MODELS = tables.RUNS, tables.ROUNDS, tables.ASSIGNMENTS, tables.MODELS
 _HOLDERS = (ASSIGNMENTS, MODELS, tables.OPTIMIZER_STATES)
@@ -83,7 +85,10 @@ def _in_use(held: MemoryTables) -> Iterator[Row]:
     models = held[MODELS].rows
     live_rounds = (row for state in LIVE_ROUNDS for row in held[ROUNDS].where(state=state))
     live_work = (row for state in _LIVE_ASSIGNMENTS for row in held[ASSIGNMENTS].where(state=state))
-    keys = {(row["run_id"], row["base_version"]) for rows in (live_rounds, live_work) for row in rows}
+    keys = {(row["run_id"], row["base_version"]) for row in live_rounds}
+    for row in live_work:
+        with suppress(*UNREADABLE):  # of a run that cannot be read, and goes nowhere
+            keys.add((row["run_id"], Work.from_json(row["work_json"]).base))
     running = held[tables.EVALUATIONS].where(state=EvaluationStatus.RUNNING.value)
     keys |= {(row["run_id"], row["version"]) for row in running}
     return (models[key] for key in keys if key in models)

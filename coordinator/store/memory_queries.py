@@ -66,21 +66,19 @@ def round_row(held: MemoryTables, sent: Totals, row: Row) -> RoundRow:
 
 def round_totals(held: MemoryTables, run_id: str, number: int) -> RoundTotals:
     rows = list(held[ASSIGNMENTS].where(run_id=run_id, round=number))
-    delivered = [row for row in rows if row["role"] == "train" and row["state"] == "DELIVERED"]
+    delivered = [row for row in rows if row["digest"] and row["state"] == "DELIVERED"]
     return RoundTotals(bytes_up_dense=sum(row["dense_bytes"] for row in rows), delivered=len(delivered))
 
 
 def assignment_rows(rows: Iterable[Row]) -> list[AssignmentRow]:
-    """By role, peer and attempt."""
-    by_peer = sorted(rows, key=lambda row: (row["peer_id"], row["attempt"]))
-    return [as_row(AssignmentRow, row) for row in sorted(by_peer, key=lambda row: row["role"], reverse=True)]
+    """Those of the round before those of its version's evaluation; by peer, then attempt."""
+    order = sorted(rows, key=lambda row: (row["evaluation"], row["peer_id"], row["attempt"]))
+    return [as_row(AssignmentRow, row) for row in order]
 
 
-def is_behind(row: AssignmentRow, role: str, peer_id: str, attempt: int) -> bool:
+def is_behind(row: AssignmentRow, evaluation: int, peer_id: str, attempt: int) -> bool:
     """In the order of `assignment_rows`."""
-    if row.role != role:
-        return row.role < role
-    return (row.peer_id, row.attempt) > (peer_id, attempt)
+    return (int(row.evaluation), row.peer_id, row.attempt) > (evaluation, peer_id, attempt)
 
 
 def peer_row(held: MemoryTables, sent: Totals, row: Row) -> PeerRow:
@@ -89,7 +87,7 @@ def peer_row(held: MemoryTables, sent: Totals, row: Row) -> PeerRow:
 
     def updates(state: str, fits: Callable[[str], bool] = lambda _error_id: True) -> int:
         return sum(
-            each["role"] == "train" and each["state"] == state and fits(each["error_id"]) for each in work
+            not each["evaluation"] and each["state"] == state and fits(each["error_id"]) for each in work
         )
 
     told = (each for each in work if each["source_digest"])
@@ -135,13 +133,13 @@ def live_run(held: MemoryTables, row: Row) -> RunState:
         each
         for round_ in rounds
         for each in held[ASSIGNMENTS].where(run_id=run_id, round=round_["number"])
-        if each["role"] == "train"
+        if not each["evaluation"]
     ]
     work += [
         each
         for evaluation in evaluations
         for each in held[ASSIGNMENTS].where(run_id=run_id, round=evaluation["round"])
-        if each["role"] == "evaluate" and each["base_version"] == evaluation["version"]
+        if each["evaluation"]
     ]
     return run_state(
         row,
@@ -172,7 +170,7 @@ class _RowsOfRun:
             if row["state"] == RoundStatus.COMMITTED.value
         }
         for row in self._held[ASSIGNMENTS].where(run_id=self._run_id):
-            delivered = row["role"] == "train" and row["state"] == AssignmentStatus.DELIVERED.value
+            delivered = row["digest"] and row["state"] == AssignmentStatus.DELIVERED.value
             if delivered and row["round"] in committed:
                 last[row["peer_id"]] = max(row["round"], last.get(row["peer_id"], 0))
         return last

@@ -152,9 +152,9 @@ class Questions(Protocol):
         ...
 
     async def assignments(
-        self, run_id: str, number: int, *, after: tuple[str, str, int] | None = None, limit: int | None = None
+        self, run_id: str, number: int, *, after: tuple[int, str, int] | None = None, limit: int | None = None
     ) -> list[AssignmentRow]:
-        """Of a round, by role, peer and attempt; those behind the one of `after`."""
+        """Of a round, then of the evaluation of its version, by peer and attempt; those behind the one of `after`."""
         ...
 
     async def round(self, run_id: str, number: int) -> RoundRow | None:

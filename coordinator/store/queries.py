@@ -19,6 +19,7 @@ from sqlalchemy import (
     cast,
     func,
     literal,
+    not_,
     or_,
     select,
     union,
@@ -40,6 +41,7 @@ from coordinator.store.rows import (
 )
 from exchange.names import DELTA
 from muster.task import metrics
+from muster.work import UNREADABLE, Work
 
 RUNS, ROUNDS, ASSIGNMENTS, MODELS = tables.RUNS, tables.ROUNDS, tables.ASSIGNMENTS, tables.MODELS
 EVALUATIONS, PEERS, EVENTS, TRANSFERS = tables.EVALUATIONS, tables.PEERS, tables.EVENTS, tables.TRANSFERS
@@ -60,6 +62,8 @@ def as_row(kind: Callable[..., Answer], row: Row, **more: object) -> Answer:
             values[name] = row[name]
         elif name == "metrics" and "metrics_json" in row:
             values[name] = metrics.from_json(row["metrics_json"])
+        elif name == "work":
+            values[name] = _work(row["work_json"])
         elif f"{name}_json" in row:
             values[name] = read_json(row[f"{name}_json"], {})
     values.update(more)
@@ -173,8 +177,8 @@ def rounds(connection: Connection, *where: ColumnElement[bool], limit: int | Non
 def assignments(
     connection: Connection, *where: ColumnElement[bool], limit: int | None = None
 ) -> list[AssignmentRow]:
-    """By role, peer and attempt."""
-    order = (ASSIGNMENTS.c.role.desc(), ASSIGNMENTS.c.peer_id, ASSIGNMENTS.c.attempt)
+    """Those of the round before those of its version's evaluation; by peer, then attempt."""
+    order = (ASSIGNMENTS.c.evaluation, ASSIGNMENTS.c.peer_id, ASSIGNMENTS.c.attempt)
     # Of a page, the keys are sorted first: with their tracebacks all rows of a round are far more to carry about.
     keys = select(ASSIGNMENTS.c.assignment_id).where(*where).order_by(*order).limit(limit)
     chosen = where if limit is None else (ASSIGNMENTS.c.assignment_id.in_(keys),)
@@ -182,16 +186,25 @@ def assignments(
     return [as_row(AssignmentRow, row) for row in found.mappings()]
 
 
-def behind_assignment(role: str, peer_id: str, attempt: int) -> ColumnElement[bool]:
+def _work(text: str) -> Work:
+    """What cannot be read is shown as work without a role."""
+    try:
+        return Work.from_json(text)
+    except UNREADABLE:
+        return Work(role="", base=0)
+
+
+def behind_assignment(evaluation: int, peer_id: str, attempt: int) -> ColumnElement[bool]:
     """In the order of `assignments`."""
     table = ASSIGNMENTS.c
     of_peer = and_(table.peer_id == peer_id, table.attempt > attempt)
-    return or_(table.role < role, and_(table.role == role, or_(table.peer_id > peer_id, of_peer)))
+    behind = or_(table.peer_id > peer_id, of_peer)
+    return and_(table.evaluation, behind) if evaluation else or_(table.evaluation, behind)
 
 
 def round_totals(connection: Connection, run_id: str, number: int) -> RoundTotals:
     of_round = (ASSIGNMENTS.c.run_id == run_id, ASSIGNMENTS.c.round == number)
-    trained = (*of_round, ASSIGNMENTS.c.role == "train", ASSIGNMENTS.c.state == "DELIVERED")
+    trained = (*of_round, ASSIGNMENTS.c.digest != "", ASSIGNMENTS.c.state == "DELIVERED")
     dense = _sum(ASSIGNMENTS.c.dense_bytes, *of_round).label("bytes_up_dense")
     count = select(func.count()).select_from(ASSIGNMENTS).where(*trained).scalar_subquery()
     (row,) = connection.execute(select(dense, count.label("delivered"))).mappings().all()
@@ -244,7 +257,7 @@ def peers(connection: Connection, *where: ColumnElement[bool], limit: int | None
             .where(
                 ASSIGNMENTS.c.peer_id == PEERS.c.peer_id,
                 ASSIGNMENTS.c.state == state,
-                ASSIGNMENTS.c.role == "train",
+                not_(ASSIGNMENTS.c.evaluation),
                 *more,
             )
             .scalar_subquery()

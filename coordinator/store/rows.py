@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from muster.work import Work
+
 
 class Row(Protocol):
     """A row of a table, by column, as a database gives it or as it is held in memory."""
@@ -103,9 +105,9 @@ class AssignmentRow:
     run_id: str
     round: int
     peer_id: str
-    role: str
+    work: Work
+    evaluation: bool  # of a version; else of a round
     attempt: int
-    base_version: int
     state: str
     reason: str
     offered_at: float

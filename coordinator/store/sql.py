@@ -234,7 +234,7 @@ class SqlStore(Store):
         return await self._database.read(work)
 
     async def assignments(
-        self, run_id: str, number: int, *, after: tuple[str, str, int] | None = None, limit: int | None = None
+        self, run_id: str, number: int, *, after: tuple[int, str, int] | None = None, limit: int | None = None
     ) -> list[AssignmentRow]:
         where = [tables.ASSIGNMENTS.c.run_id == run_id, tables.ASSIGNMENTS.c.round == number]
         if after is not None:

@@ -163,9 +163,9 @@ ASSIGNMENTS = Table(
     _text("run_id"),
     Column("round", BigInteger, nullable=False),
     _text("peer_id"),
-    _text("role"),
+    _text("work_json", ""),
+    _flag("evaluation"),
     Column("attempt", BigInteger, nullable=False),
-    Column("base_version", BigInteger, nullable=False),
     _text("state"),
     _text("reason"),
     _number("offered_at", optional=False),
@@ -192,13 +192,13 @@ ASSIGNMENTS = Table(
 )
 Index("ix_assignments_round", ASSIGNMENTS.c.run_id, ASSIGNMENTS.c.round)
 Index("ix_assignments_state", ASSIGNMENTS.c.state)
-Index("ix_assignments_peer", ASSIGNMENTS.c.peer_id, ASSIGNMENTS.c.state, ASSIGNMENTS.c.role)
+Index("ix_assignments_peer", ASSIGNMENTS.c.peer_id, ASSIGNMENTS.c.state, ASSIGNMENTS.c.evaluation)
 Index(
     "ux_assignments_delivered",
     ASSIGNMENTS.c.run_id,
     ASSIGNMENTS.c.round,
     ASSIGNMENTS.c.peer_id,
-    ASSIGNMENTS.c.role,
+    ASSIGNMENTS.c.evaluation,
     unique=True,
     sqlite_where=text("state = 'DELIVERED'"),
     postgresql_where=text("state = 'DELIVERED'"),

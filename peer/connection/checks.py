@@ -5,12 +5,15 @@ A coordinator may be broken, of another version, or hostile. What makes no sense
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from muster.errors import MusterError, TransferError, UsageError
 from muster.files.digests import checked_digest
-from protos.v1.membership_pb2 import Assignment, Welcome
+from muster.work import PARAMS_BYTES_MAX
+from protos.v1.membership_pb2 import Assignment, Welcome, Work
 from protos.v1.models_pb2 import PlanModelResponse
 
 HEARTBEAT_SECONDS_MIN, HEARTBEAT_SECONDS_MAX = 0.01, 3600.0
@@ -21,6 +24,7 @@ DIGEST_CHARS_MAX = 128
 SPEC_CHARS_MAX = 1 << 20
 MODEL_BYTES_MAX = 1 << 46
 COHORT_MAX = 1_000_000
+GROUPS_MAX = 64
 DELTAS_MAX = 64
 BESIDE_BYTES_MIN = 1 << 20  # what goes with a version may have so much, however small the version
 
@@ -63,17 +67,42 @@ def _mistakes(offer: Assignment, name: str) -> Iterator[str]:
         yield f"its run_id has {len(offer.run_id)} characters, not 1 to {ID_CHARS_MAX}"
     if (other := _peer_of(offer)) not in (None, name):
         yield f"it is for {other!r}"
-    for field in ("base_digest", "layout_digest", "role"):
-        if len(getattr(offer, field)) > DIGEST_CHARS_MAX:
-            yield f"its {field} has {len(getattr(offer, field))} characters, more than {DIGEST_CHARS_MAX}"
+    work = offer.work
+    texts = {"role": work.role, "base": work.base.digest, "layout": work.base.layout_digest}
+    for what, text in texts.items():
+        if not 0 < len(text) <= DIGEST_CHARS_MAX:
+            yield f"its {what} has {len(text)} characters, not 1 to {DIGEST_CHARS_MAX}"
+    if len(work.groups) > GROUPS_MAX or any(len(name) > DIGEST_CHARS_MAX for name in work.groups):
+        yield f"its work names {len(work.groups)} groups, or one of too long a name"
+    if len(work.params_json) > PARAMS_BYTES_MAX:
+        yield f"its work's params have {len(work.params_json)} characters, more than {PARAMS_BYTES_MAX}"
+    elif (wrong := _params_mistake(work)) is not None:
+        yield f"its work's params are no JSON object: {wrong}"
     if len(offer.spec_json) > SPEC_CHARS_MAX:
         yield f"its run spec has {len(offer.spec_json)} characters, more than {SPEC_CHARS_MAX}"
     if not math.isfinite(offer.deadline_seconds) or not 0 <= offer.deadline_seconds <= DEADLINE_SECONDS_MAX:
         yield f"its deadline is in {offer.deadline_seconds!r} s, not 0 to {DEADLINE_SECONDS_MAX:.0f}"
-    if offer.base_size_bytes > MODEL_BYTES_MAX:
-        yield f"its model has {offer.base_size_bytes} bytes, more than {MODEL_BYTES_MAX}"
+    if offer.work.base.size_bytes > MODEL_BYTES_MAX:
+        yield f"its model has {offer.work.base.size_bytes} bytes, more than {MODEL_BYTES_MAX}"
     if offer.cohort_size > COHORT_MAX:
         yield f"its cohort has {offer.cohort_size} peers, more than {COHORT_MAX}"
+
+
+def params_of(work: Work) -> dict[str, Any]:
+    """The schedule's params. Raises `ValueError` or `TypeError` for what is no object, or names options that are
+    none."""
+    found = json.loads(work.params_json or "{}")
+    if not isinstance(found, dict) or not isinstance(found.get("options", {}), dict):
+        raise TypeError(work.params_json[:40])
+    return found
+
+
+def _params_mistake(work: Work) -> str | None:
+    try:
+        params_of(work)
+    except (ValueError, TypeError, RecursionError) as error:
+        return str(error)
+    return None
 
 
 def _peer_of(offer: Assignment) -> str | None:
@@ -91,8 +120,8 @@ def plan_mistake(plan: PlanModelResponse, offer: Assignment) -> str:
     if len(plan.deltas) > DELTAS_MAX:
         return f"it has {len(plan.deltas)} deltas, more than {DELTAS_MAX}"
     size = sum(delta.size_bytes for delta in plan.deltas)
-    if plan.deltas and size > max(offer.base_size_bytes, BESIDE_BYTES_MIN):
-        return f"its deltas have {size} bytes, the version has {offer.base_size_bytes}"
+    if plan.deltas and size > max(offer.work.base.size_bytes, BESIDE_BYTES_MIN):
+        return f"its deltas have {size} bytes, the version has {offer.work.base.size_bytes}"
     digests = [plan.base_digest, *(delta.digest for delta in plan.deltas)] if plan.deltas else []
     try:
         for digest in (*digests, *filter(None, (plan.scale_digest, plan.factor_digest))):
@@ -104,4 +133,4 @@ def plan_mistake(plan: PlanModelResponse, offer: Assignment) -> str:
 
 def beside_bytes_max(offer: Assignment) -> int:
     """Of a vector or factor that goes with the offer's base version, of which no size is told."""
-    return max(2 * offer.base_size_bytes, BESIDE_BYTES_MIN)
+    return max(2 * offer.work.base.size_bytes, BESIDE_BYTES_MIN)

@@ -50,7 +50,7 @@ class ModelCache:
     @asynccontextmanager
     async def use(self, offer: Assignment, deadline_at: DeadlineAt) -> AsyncGenerator[Path]:
         """The path of the offer's base version, which stays there until the caller is done."""
-        digest = checked_digest(offer.base_digest)
+        digest = checked_digest(offer.work.base.digest)
         self._users[digest] += 1
         try:
             path = await self._fetched(digest, lambda target: self._fetch(offer, target, deadline_at))
@@ -129,8 +129,8 @@ class ModelCache:
 
     def _note_newest(self, offer: Assignment) -> None:
         version, digest = self._newest.get(offer.run_id, (-1, ""))
-        if offer.base_version > version:
-            self._newest[offer.run_id] = (offer.base_version, offer.base_digest)
+        if offer.work.base.version > version:
+            self._newest[offer.run_id] = (offer.work.base.version, offer.work.base.digest)
             self._remove_unused(digest)
             for path in self._arriving.iterdir():  # of fetches that were given up
                 if not self._users[path.name.partition(".")[0]]:

@@ -20,6 +20,7 @@ import structlog
 from muster.errors import MusterError, NotAllowedError, StorageError
 from muster.runtime import clock
 from muster.runtime.failpoints import failpoint
+from muster.work import evaluates
 from peer.connection import reports
 from peer.connection.checks import named, offer_refusal
 from peer.store.disk_reserve import DiskReserve
@@ -184,7 +185,7 @@ class Assignments:
 
     async def _carry(self, work: Work) -> None:
         try:
-            if work.offer.role == "evaluate":
+            if evaluates(work.offer.work.role):
                 await self._evaluate(work)
             else:
                 await self._train(work)
@@ -219,7 +220,7 @@ class Assignments:
                 return False
             if (
                 other.held.run_id == work.held.run_id
-                and other.offer.role == "train"
+                and not evaluates(other.offer.work.role)
                 and not other.held.report
             ):
                 return True
@@ -228,7 +229,7 @@ class Assignments:
     async def _make_update(self, work: Work) -> Path:
         store = self._store.store
         # The update, and the state that a feedback may keep beside it: each as large as the model at the most.
-        self._room.check(2 * work.offer.base_size_bytes, f"the update of {work.assignment_id}")
+        self._room.check(2 * work.offer.work.base.size_bytes, f"the update of {work.assignment_id}")
         stem = store.new_stem()
         try:
             update, trained = await self._bench.train(

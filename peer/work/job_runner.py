@@ -13,10 +13,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from muster import plugins
 from muster.errors import MusterError, NotAllowedError, UsageError
 from muster.runtime import clock
 from muster.runtime.failpoints import failpoint
 from muster.spec.model import RunSpec
+from muster.work import EVALUATE, TRAIN
 from peer.store.models import DeadlineAt
 from peer.work.devices import HANG_MARGIN_SECONDS, WorkerPool, WorkerSlot
 from peer.work.orders import Evaluated, Site, Trained, evaluate_order, prepare_order, train_order
@@ -24,8 +26,6 @@ from peer.work.policy import Policy
 from peer.work.preparing import Preparations
 from peer.work.transfers import Transfers
 from protos.v1.membership_pb2 import Assignment
-
-ROLES = ("train", "evaluate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +46,14 @@ class JobRunner:
 
     def refusal(self, offer: Assignment) -> MusterError | None:
         """Why this peer does not take the offer, if it does not."""
-        if offer.role not in ROLES:
+        role = offer.work.role
+        if role not in (TRAIN, EVALUATE) and role not in (known := plugins.names("muster.algorithms")):
             return UsageError(
                 "peer.unknown_role",
-                f"this peer cannot take part as {offer.role!r}",
-                cause=f"it knows {' and '.join(ROLES)}",
-                fix="upgrade Muster on this peer",
+                f"this peer cannot take part as {role!r}",
+                cause=f"it knows {', '.join((TRAIN, EVALUATE, *known))}; a role is one of the first two or an "
+                "installed local algorithm",
+                fix="install the package that provides it on this peer, or the same version of Muster",
             )
         try:
             self._spec_and_data(offer)
@@ -138,7 +140,7 @@ class JobRunner:
                 prepares = True
                 steps.prepare(spec.round.prepare_seconds)
 
-        if not self.preparations.are_made(offer.run_id, offer.role):
+        if not self.preparations.are_made(offer.run_id, offer.work.role):
             prepare()
         async with self.courier.base(offer, deadline_at=deadline_at) as base, AsyncExitStack() as stack:
             failpoint("peer.fetched")

@@ -43,6 +43,7 @@ from muster.task.loading import keep_data, load_task
 from muster.task.metrics import EXAMPLES_MAX, Measured, in_words, measured
 from muster.task.sources import source_digest
 from muster.task.task import FitContext, FitReport, Site, Task
+from muster.work import EVALUATE, evaluates
 from peer.training import build
 from peer.training.attack_simulation import AttackSimulation, bootstrap
 from peer.training.batches import size_of
@@ -177,19 +178,19 @@ def get_ready(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # no
     place = _place(order)
     with closing(ModelFile(Path(order.base))) as base:
         model = place.module(base, device)
-        if order.role == "train":
+        if not evaluates(order.role):
             with code_of(place.task):
                 _try_training(order, place, model, base)
-            place.ready.add("train")
-        if order.role == "evaluate" or order.evaluates:
+            place.ready.add(order.role)
+        if evaluates(order.role) or order.evaluates:
             if place.model is None:
                 model = place.module(base, device)
             try:
                 with code_of(place.task):
                     _try_evaluation(place, model)
-                place.ready.add("evaluate")
+                place.ready.add(EVALUATE)
             except TaskError as error:
-                if order.role == "evaluate":
+                if evaluates(order.role):
                     raise
                 # It costs no training, and who evaluates is told again.
                 place.notes.append(

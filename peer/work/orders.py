@@ -10,6 +10,8 @@ from typing import Any
 from exchange.request import UpdateRequest
 from muster.seeds import initial_seed
 from muster.spec.model import RunSpec
+from muster.work import algorithm_of
+from peer.connection.checks import params_of
 from protos.v1.membership_pb2 import Assignment
 
 
@@ -151,6 +153,18 @@ def _common(
     }
 
 
+def _train_table(offer: Assignment, spec: RunSpec) -> dict[str, Any]:
+    """The spec's [train], with the algorithm of the work's role and what its params say over that one's options."""
+    table = spec.train.model_dump(mode="json")
+    algorithm = algorithm_of(offer.work.role, table["algorithm"])
+    options = table["options"] if algorithm == table["algorithm"] else {}
+    return {
+        **table,
+        "algorithm": algorithm,
+        "options": {**options, **params_of(offer.work).get("options", {})},
+    }
+
+
 def train_order(
     site: Site,
     offer: Assignment,
@@ -168,9 +182,9 @@ def train_order(
         **_common(site, offer, spec, data=data, device=device, base=base),
         assignment_id=offer.assignment_id,
         round=offer.round,
-        base_version=offer.base_version,
-        base_digest=offer.base_digest,
-        train=spec.train.model_dump(mode="json"),
+        base_version=offer.work.base.version,
+        base_digest=offer.work.base.digest,
+        train=_train_table(offer, spec),
         codec=spec.compression.up,
         feedback=spec.compression.feedback,
         warm_up_rounds=spec.compression.warm_up_rounds,
@@ -195,15 +209,15 @@ def prepare_order(
     site: Site, offer: Assignment, spec: RunSpec, *, data: Mapping[str, Any], device: str, base: Path
 ) -> PrepareOrder:
     common = _common(site, offer, spec, data=data, device=device, base=base)
-    train = spec.train.model_dump(mode="json")
+    train = _train_table(offer, spec)
     evaluates = spec.evaluate.every > 0 and "peers" in spec.evaluate.on
     return PrepareOrder(
         **common,
-        role=offer.role,
+        role=offer.work.role,
         evaluates=evaluates,
         train=train,
-        base_version=offer.base_version,
-        base_digest=offer.base_digest,
+        base_version=offer.work.base.version,
+        base_digest=offer.work.base.digest,
         round=offer.round,
         codec=spec.compression.up,
     )

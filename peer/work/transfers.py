@@ -92,14 +92,14 @@ class Transfers:
     @asynccontextmanager
     async def factor(self, offer: Assignment, *, deadline_at: DeadlineAt) -> AsyncGenerator[Path | None]:
         """The factor that goes with the base version of the offer; version 0 has none. Raises as `base` does."""
-        if not offer.base_version:
+        if not offer.work.base.version:
             yield None
             return
         digest = (await self._plan(offer, [], deadline_at)).factor_digest
         if not digest:
             raise NotFoundError(
                 "model.no_factor",
-                f"the coordinator has no factor for version {offer.base_version} of run {offer.run_id!r}",
+                f"the coordinator has no factor for version {offer.work.base.version} of run {offer.run_id!r}",
                 fix="run the same version of Muster on coordinator and peer",
             )
         async with self._models.companion(
@@ -120,7 +120,7 @@ class Transfers:
             header=BlobHeader(
                 size_bytes=update.stat().st_size,
                 digest=digest,
-                layout_digest=offer.layout_digest,
+                layout_digest=offer.work.base.layout_digest,
                 run_id=offer.run_id,
                 round=offer.round,
                 assignment_id=offer.assignment_id,
@@ -180,20 +180,25 @@ class Transfers:
         self._undrawn.pop(run_id, None)
 
     async def _fetch(self, offer: Assignment, target: Path, deadline_at: DeadlineAt) -> None:
-        self._room.check(offer.base_size_bytes, f"version {offer.base_version} of run {offer.run_id!r}")
+        self._room.check(
+            offer.work.base.size_bytes, f"version {offer.work.base.version} of run {offer.run_id!r}"
+        )
         made = False
         try:
             made = (
-                offer.base_version == 0 and await self._drawn(offer, offer.base_digest, target, deadline_at)
+                offer.work.base.version == 0
+                and await self._drawn(offer, offer.work.base.digest, target, deadline_at)
             ) or await self._follow(offer, target, deadline_at)
         finally:
             if not made:  # unlike a fetch, which keeps its part beside it, this cannot be gone on with
                 target.unlink(missing_ok=True)
         if not made:
-            whole = _exactly(offer.base_size_bytes)
+            whole = _exactly(offer.work.base.size_bytes)
             async with self._models.newest(offer.run_id) as held:
                 tail = None if held is None else await asyncio.to_thread(fixed_tail, held)
-                await self._fetch_blob(offer.run_id, offer.base_digest, target, deadline_at, whole, tail=tail)
+                await self._fetch_blob(
+                    offer.run_id, offer.work.base.digest, target, deadline_at, whole, tail=tail
+                )
 
     def _draws(self, offer: Assignment) -> bool:
         return offer.run_id not in self._undrawn
@@ -257,9 +262,9 @@ class Transfers:
                     await self._fetch_blob(offer.run_id, delta.digest, path, deadline_at, size)
                 scale = await self._scale(offer, plan.scale_digest, deadline_at)
                 digest = await self._rebuild(held or first, paths, target, scale)
-                if digest == offer.base_digest:
+                if digest == offer.work.base.digest:
                     return True
-                log.warning("model.rebuilt_wrong", run_id=offer.run_id, version=offer.base_version)
+                log.warning("model.rebuilt_wrong", run_id=offer.run_id, version=offer.work.base.version)
             except PASSING:
                 raise
             except (
@@ -286,7 +291,7 @@ class Transfers:
     ) -> PlanModelResponse:
         request = PlanModelRequest(
             run_id=offer.run_id,
-            digest=offer.base_digest,
+            digest=offer.work.base.digest,
             held_digests=held,
             credentials=self._line.credentials,
             draws_initial=draws,
@@ -303,7 +308,7 @@ class Transfers:
     ) -> None:
         """Something of which no plan tells the size."""
         most = beside_bytes_max(offer)
-        self._room.check(most, f"what goes with version {offer.base_version} of run {offer.run_id!r}")
+        self._room.check(most, f"what goes with version {offer.work.base.version} of run {offer.run_id!r}")
         await self._fetch_blob(offer.run_id, digest, target, deadline_at, range(most + 1))
 
     async def _fetch_blob(

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aprotos/v1/membership.proto\x12\tmuster.v1\".\n\x0b\x43redentials\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\"f\n\x0c\x45nrolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x16\n\x0emuster_version\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x10\n\x08instance\x18\x05 \x01(\t\"=\n\rEnrolResponse\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x1b\n\x13\x63oordinator_version\x18\x02 \x01(\t\"\xbf\x01\n\x0eSessionRequest\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.muster.v1.HelloH\x00\x12)\n\theartbeat\x18\x02 \x01(\x0b\x32\x14.muster.v1.HeartbeatH\x00\x12-\n\x06report\x18\x03 \x01(\x0b\x32\x1b.muster.v1.AssignmentReportH\x00\x12%\n\x07goodbye\x18\x04 \x01(\x0b\x32\x12.muster.v1.GoodbyeH\x00\x42\t\n\x07message\"\xba\x02\n\x0fSessionResponse\x12%\n\x07welcome\x18\x01 \x01(\x0b\x32\x12.muster.v1.WelcomeH\x00\x12\x30\n\rheartbeat_ack\x18\x02 \x01(\x0b\x32\x17.muster.v1.HeartbeatAckH\x00\x12&\n\x05offer\x18\x03 \x01(\x0b\x32\x15.muster.v1.AssignmentH\x00\x12#\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x11.muster.v1.CancelH\x00\x12%\n\x07\x63losing\x18\x05 \x01(\x0b\x32\x12.muster.v1.ClosingH\x00\x12(\n\trun_ended\x18\x06 \x01(\x0b\x32\x13.muster.v1.RunEndedH\x00\x12%\n\x07restore\x18\x07 \x01(\x0b\x32\x12.muster.v1.RestoreH\x00\x42\t\n\x07message\"g\n\x05Hello\x12+\n\x0b\x63redentials\x18\x01 \x01(\x0b\x32\x16.muster.v1.Credentials\x12\x1b\n\x13held_assignment_ids\x18\x02 \x03(\t\x12\x14\n\x0cheld_run_ids\x18\x03 \x03(\t\"3\n\x07Welcome\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x19\n\x11heartbeat_seconds\x18\x02 \x01(\x01\"\x1d\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\" \n\x0cHeartbeatAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"\x19\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t\",\n\x07\x43losing\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x11\n\treconnect\x18\x02 \x01(\x08\"\xa9\x02\n\nAssignment\x12\x15\n\rassignment_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x13\n\x0b\x62\x61se_digest\x18\x05 \x01(\t\x12\x14\n\x0c\x62\x61se_version\x18\x06 \x01(\r\x12\x17\n\x0f\x62\x61se_size_bytes\x18\x07 \x01(\x04\x12\x15\n\rlayout_digest\x18\x08 \x01(\t\x12\x11\n\tspec_json\x18\t \x01(\t\x12\x0c\n\x04seed\x18\n \x01(\x04\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x0b \x01(\x01\x12\x15\n\rcounted_round\x18\x0c \x01(\r\x12\x13\n\x0b\x63ohort_size\x18\r \x01(\r\x12\x15\n\rsource_digest\x18\x0e \x01(\t\"/\n\x06\x43\x61ncel\x12\x15\n\rassignment_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x1a\n\x08RunEnded\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"=\n\x07Restore\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"\xa4\x02\n\x10\x41ssignmentReport\x12\x15\n\rassignment_id\x18\x01 \x01(\t\x12)\n\x05phase\x18\x02 \x01(\x0e\x32\x1a.muster.v1.AssignmentPhase\x12#\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x12.muster.v1.Failure\x12\x39\n\x07metrics\x18\x04 \x03(\x0b\x32(.muster.v1.AssignmentReport.MetricsEntry\x12\x15\n\rexample_count\x18\x05 \x01(\x04\x12\x15\n\rsource_digest\x18\x06 \x01(\t\x12\x10\n\x08warnings\x18\x07 \x03(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"N\n\x07\x46\x61ilure\x12\x10\n\x08\x65rror_id\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\ttraceback\x18\x03 \x01(\t\x12\r\n\x05retry\x18\x04 \x01(\x08*\xee\x01\n\x0f\x41ssignmentPhase\x12 \n\x1c\x41SSIGNMENT_PHASE_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x41SSIGNMENT_PHASE_ACCEPTED\x10\x01\x12\x1d\n\x19\x41SSIGNMENT_PHASE_TRAINING\x10\x02\x12\x1e\n\x1a\x41SSIGNMENT_PHASE_UPLOADING\x10\x03\x12\x1e\n\x1a\x41SSIGNMENT_PHASE_EVALUATED\x10\x04\x12\x1b\n\x17\x41SSIGNMENT_PHASE_FAILED\x10\x05\x12\x1e\n\x1a\x41SSIGNMENT_PHASE_PREPARING\x10\x06\x32\x95\x01\n\x11MembershipService\x12:\n\x05\x45nrol\x12\x17.muster.v1.EnrolRequest\x1a\x18.muster.v1.EnrolResponse\x12\x44\n\x07Session\x12\x19.muster.v1.SessionRequest\x1a\x1a.muster.v1.SessionResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aprotos/v1/membership.proto\x12\tmuster.v1\".\n\x0b\x43redentials\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\"f\n\x0c\x45nrolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x16\n\x0emuster_version\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x10\n\x08instance\x18\x05 \x01(\t\"=\n\rEnrolResponse\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x1b\n\x13\x63oordinator_version\x18\x02 \x01(\t\"\xbf\x01\n\x0eSessionRequest\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.muster.v1.HelloH\x00\x12)\n\theartbeat\x18\x02 \x01(\x0b\x32\x14.muster.v1.HeartbeatH\x00\x12-\n\x06report\x18\x03 \x01(\x0b\x32\x1b.muster.v1.AssignmentReportH\x00\x12%\n\x07goodbye\x18\x04 \x01(\x0b\x32\x12.muster.v1.GoodbyeH\x00\x42\t\n\x07message\"\xba\x02\n\x0fSessionResponse\x12%\n\x07welcome\x18\x01 \x01(\x0b\x32\x12.muster.v1.WelcomeH\x00\x12\x30\n\rheartbeat_ack\x18\x02 \x01(\x0b\x32\x17.muster.v1.HeartbeatAckH\x00\x12&\n\x05offer\x18\x03 \x01(\x0b\x32\x15.muster.v1.AssignmentH\x00\x12#\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x11.muster.v1.CancelH\x00\x12%\n\x07\x63losing\x18\x05 \x01(\x0b\x32\x12.muster.v1.ClosingH\x00\x12(\n\trun_ended\x18\x06 \x01(\x0b\x32\x13.muster.v1.RunEndedH\x00\x12%\n\x07restore\x18\x07 \x01(\x0b\x32\x12.muster.v1.RestoreH\x00\x42\t\n\x07message\"g\n\x05Hello\x12+\n\x0b\x63redentials\x18\x01 \x01(\x0b\x32\x16.muster.v1.Credentials\x12\x1b\n\x13held_assignment_ids\x18\x02 \x03(\t\x12\x14\n\x0cheld_run_ids\x18\x03 \x03(\t\"3\n\x07Welcome\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x19\n\x11heartbeat_seconds\x18\x02 \x01(\x01\"\x1d\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\" \n\x0cHeartbeatAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"\x19\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t\",\n\x07\x43losing\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x11\n\treconnect\x18\x02 \x01(\x08\"X\n\x04Work\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x1d\n\x04\x62\x61se\x18\x02 \x01(\x0b\x32\x0f.muster.v1.Base\x12\x0e\n\x06groups\x18\x03 \x03(\t\x12\x13\n\x0bparams_json\x18\x04 \x01(\t\"R\n\x04\x42\x61se\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x15\n\rlayout_digest\x18\x04 \x01(\t\"\xe5\x01\n\nAssignment\x12\x15\n\rassignment_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x1d\n\x04work\x18\x0f \x01(\x0b\x32\x0f.muster.v1.Work\x12\x11\n\tspec_json\x18\t \x01(\t\x12\x0c\n\x04seed\x18\n \x01(\x04\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x0b \x01(\x01\x12\x15\n\rcounted_round\x18\x0c \x01(\r\x12\x13\n\x0b\x63ohort_size\x18\r \x01(\r\x12\x15\n\rsource_digest\x18\x0e \x01(\tJ\x04\x08\x04\x10\t\"/\n\x06\x43\x61ncel\x12\x15\n\rassignment_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x1a\n\x08RunEnded\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"=\n\x07Restore\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"\xa4\x02\n\x10\x41ssignmentReport\x12\x15\n\rassignment_id\x18\x01 \x01(\t\x12)\n\x05phase\x18\x02 \x01(\x0e\x32\x1a.muster.v1.AssignmentPhase\x12#\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x12.muster.v1.Failure\x12\x39\n\x07metrics\x18\x04 \x03(\x0b\x32(.muster.v1.AssignmentReport.MetricsEntry\x12\x15\n\rexample_count\x18\x05 \x01(\x04\x12\x15\n\rsource_digest\x18\x06 \x01(\t\x12\x10\n\x08warnings\x18\x07 \x03(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"N\n\x07\x46\x61ilure\x12\x10\n\x08\x65rror_id\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\ttraceback\x18\x03 \x01(\t\x12\r\n\x05retry\x18\x04 \x01(\x08*\xee\x01\n\x0f\x41ssignmentPhase\x12 \n\x1c\x41SSIGNMENT_PHASE_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x41SSIGNMENT_PHASE_ACCEPTED\x10\x01\x12\x1d\n\x19\x41SSIGNMENT_PHASE_TRAINING\x10\x02\x12\x1e\n\x1a\x41SSIGNMENT_PHASE_UPLOADING\x10\x03\x12\x1e\n\x1a\x41SSIGNMENT_PHASE_EVALUATED\x10\x04\x12\x1b\n\x17\x41SSIGNMENT_PHASE_FAILED\x10\x05\x12\x1e\n\x1a\x41SSIGNMENT_PHASE_PREPARING\x10\x06\x32\x95\x01\n\x11MembershipService\x12:\n\x05\x45nrol\x12\x17.muster.v1.EnrolRequest\x1a\x18.muster.v1.EnrolResponse\x12\x44\n\x07Session\x12\x19.muster.v1.SessionRequest\x1a\x1a.muster.v1.SessionResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ASSIGNMENTREPORT_METRICSENTRY']._loaded_options = None
   _globals['_ASSIGNMENTREPORT_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_ASSIGNMENTPHASE']._serialized_start=1879
-  _globals['_ASSIGNMENTPHASE']._serialized_end=2117
+  _globals['_ASSIGNMENTPHASE']._serialized_start=1985
+  _globals['_ASSIGNMENTPHASE']._serialized_end=2223
   _globals['_CREDENTIALS']._serialized_start=41
   _globals['_CREDENTIALS']._serialized_end=87
   _globals['_ENROLREQUEST']._serialized_start=89
@@ -57,20 +57,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GOODBYE']._serialized_end=1015
   _globals['_CLOSING']._serialized_start=1017
   _globals['_CLOSING']._serialized_end=1061
-  _globals['_ASSIGNMENT']._serialized_start=1064
-  _globals['_ASSIGNMENT']._serialized_end=1361
-  _globals['_CANCEL']._serialized_start=1363
-  _globals['_CANCEL']._serialized_end=1410
-  _globals['_RUNENDED']._serialized_start=1412
-  _globals['_RUNENDED']._serialized_end=1438
-  _globals['_RESTORE']._serialized_start=1440
-  _globals['_RESTORE']._serialized_end=1501
-  _globals['_ASSIGNMENTREPORT']._serialized_start=1504
-  _globals['_ASSIGNMENTREPORT']._serialized_end=1796
-  _globals['_ASSIGNMENTREPORT_METRICSENTRY']._serialized_start=1750
-  _globals['_ASSIGNMENTREPORT_METRICSENTRY']._serialized_end=1796
-  _globals['_FAILURE']._serialized_start=1798
-  _globals['_FAILURE']._serialized_end=1876
-  _globals['_MEMBERSHIPSERVICE']._serialized_start=2120
-  _globals['_MEMBERSHIPSERVICE']._serialized_end=2269
+  _globals['_WORK']._serialized_start=1063
+  _globals['_WORK']._serialized_end=1151
+  _globals['_BASE']._serialized_start=1153
+  _globals['_BASE']._serialized_end=1235
+  _globals['_ASSIGNMENT']._serialized_start=1238
+  _globals['_ASSIGNMENT']._serialized_end=1467
+  _globals['_CANCEL']._serialized_start=1469
+  _globals['_CANCEL']._serialized_end=1516
+  _globals['_RUNENDED']._serialized_start=1518
+  _globals['_RUNENDED']._serialized_end=1544
+  _globals['_RESTORE']._serialized_start=1546
+  _globals['_RESTORE']._serialized_end=1607
+  _globals['_ASSIGNMENTREPORT']._serialized_start=1610
+  _globals['_ASSIGNMENTREPORT']._serialized_end=1902
+  _globals['_ASSIGNMENTREPORT_METRICSENTRY']._serialized_start=1856
+  _globals['_ASSIGNMENTREPORT_METRICSENTRY']._serialized_end=1902
+  _globals['_FAILURE']._serialized_start=1904
+  _globals['_FAILURE']._serialized_end=1982
+  _globals['_MEMBERSHIPSERVICE']._serialized_start=2226
+  _globals['_MEMBERSHIPSERVICE']._serialized_end=2375
 # @@protoc_insertion_point(module_scope)

@@ -343,6 +343,72 @@ class Closing(_message.Message):
 Global___Closing: _TypeAlias = Closing  # noqa: Y015
 
 @_typing.final
+class Work(_message.Message):
+    """What is asked of a peer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    PARAMS_JSON_FIELD_NUMBER: _builtins.int
+    role: _builtins.str
+    """a word of the schedule's: "train", "evaluate", the name of a local algorithm"""
+    params_json: _builtins.str
+    """the schedule's, a JSON object; empty for {}"""
+    @_builtins.property
+    def base(self) -> Global___Base: ...
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of the server's groups that come down beside the base"""
+
+    def __init__(
+        self,
+        *,
+        role: _builtins.str = ...,
+        base: Global___Base | None = ...,
+        groups: _abc.Iterable[_builtins.str] | None = ...,
+        params_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "groups", b"groups", "params_json", b"params_json", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Work: _TypeAlias = Work  # noqa: Y015
+
+@_typing.final
+class Base(_message.Message):
+    """The model version that work starts from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    LAYOUT_DIGEST_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    digest: _builtins.str
+    size_bytes: _builtins.int
+    layout_digest: _builtins.str
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        digest: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        layout_digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "layout_digest", b"layout_digest", "size_bytes", b"size_bytes", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Base: _TypeAlias = Base  # noqa: Y015
+
+@_typing.final
 class Assignment(_message.Message):
     """One piece of work for one peer."""
 
@@ -351,11 +417,7 @@ class Assignment(_message.Message):
     ASSIGNMENT_ID_FIELD_NUMBER: _builtins.int
     RUN_ID_FIELD_NUMBER: _builtins.int
     ROUND_FIELD_NUMBER: _builtins.int
-    ROLE_FIELD_NUMBER: _builtins.int
-    BASE_DIGEST_FIELD_NUMBER: _builtins.int
-    BASE_VERSION_FIELD_NUMBER: _builtins.int
-    BASE_SIZE_BYTES_FIELD_NUMBER: _builtins.int
-    LAYOUT_DIGEST_FIELD_NUMBER: _builtins.int
+    WORK_FIELD_NUMBER: _builtins.int
     SPEC_JSON_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
@@ -365,13 +427,6 @@ class Assignment(_message.Message):
     assignment_id: _builtins.str
     run_id: _builtins.str
     round: _builtins.int
-    role: _builtins.str
-    """"train" or "evaluate" """
-    base_digest: _builtins.str
-    """the model version to start from"""
-    base_version: _builtins.int
-    base_size_bytes: _builtins.int
-    layout_digest: _builtins.str
     spec_json: _builtins.str
     """the run spec, canonical JSON"""
     seed: _builtins.int
@@ -386,17 +441,15 @@ class Assignment(_message.Message):
     """peers that this round asks to train; 0 where it is over"""
     source_digest: _builtins.str
     """of the coordinator's own source code of the task; "" if it has none"""
+    @_builtins.property
+    def work(self) -> Global___Work: ...
     def __init__(
         self,
         *,
         assignment_id: _builtins.str = ...,
         run_id: _builtins.str = ...,
         round: _builtins.int = ...,
-        role: _builtins.str = ...,
-        base_digest: _builtins.str = ...,
-        base_version: _builtins.int = ...,
-        base_size_bytes: _builtins.int = ...,
-        layout_digest: _builtins.str = ...,
+        work: Global___Work | None = ...,
         spec_json: _builtins.str = ...,
         seed: _builtins.int = ...,
         deadline_seconds: _builtins.float = ...,
@@ -404,9 +457,9 @@ class Assignment(_message.Message):
         cohort_size: _builtins.int = ...,
         source_digest: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "base_digest", b"base_digest", "base_size_bytes", b"base_size_bytes", "base_version", b"base_version", "cohort_size", b"cohort_size", "counted_round", b"counted_round", "deadline_seconds", b"deadline_seconds", "layout_digest", b"layout_digest", "role", b"role", "round", b"round", "run_id", b"run_id", "seed", b"seed", "source_digest", b"source_digest", "spec_json", b"spec_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "cohort_size", b"cohort_size", "counted_round", b"counted_round", "deadline_seconds", b"deadline_seconds", "round", b"round", "run_id", b"run_id", "seed", b"seed", "source_digest", b"source_digest", "spec_json", b"spec_json", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -162,7 +162,7 @@ async def test_no_message_ends_the_coordinator_or_costs_an_honest_run(stage: Sta
         "peer_id": "mallory",
         "assignment_id": work.assignment_id,
         "layout_digest": work.layout_digest,
-        "digest": work.base_digest,
+        "digest": work.work.base.digest,
         "number": 1,
         "round": 1,
         "size_bytes": 100,

@@ -32,6 +32,7 @@ from coordinator.store import SqlStore
 from muster.spec.model import RunSpec
 from muster.task import metrics
 from muster.task.metrics import METRICS_MAX, as_number, measured
+from muster.work import Work
 from protos.v1 import admin_pb2 as pb
 from simulator.local import start_local
 
@@ -210,7 +211,7 @@ def test_numbers_of_all_kinds_are_numbers() -> None:
 
 def peer(name: str, examples: int, **found: float) -> AssignmentState:
     return AssignmentState(
-        assignment_id=name, run_id="run", round=1, peer_id=name, role="evaluate", attempt=1, base_version=1,
+        assignment_id=name, run_id="run", round=1, peer_id=name, work=Work(role="evaluate", base=1), attempt=1,
         status=AssignmentStatus.DELIVERED, reason="", offered_at=0.0, metrics=found, examples=examples,
     )  # fmt: skip
 
@@ -311,7 +312,7 @@ async def test_one_bad_metric_loses_none_of_the_others_and_is_told(tmp_path: Pat
     assert "'confusion' is a ndarray of shape (3, 3)" in warnings["metrics.evaluate.0:coordinator"]
     assert "'note' is the text 'fine'" in warnings["metrics.evaluate.0:coordinator"]
     assert warnings["metrics.not_finite:coordinator"].endswith("gives auc NaN")
-    first, second, third = sorted(a.peer_id for a in assignments if a.role == "evaluate")
+    first, second, third = sorted(a.peer_id for a in assignments if a.work.role == "evaluate")
     assert "returned a tuple of 2" in warnings[f"metrics.evaluate.0:{first}"]
     assert warnings[f"evaluate.failed:{second}"].endswith("ValueError: there is no test set in this ward")
     assert "perplexity Infinity" in warnings[f"metrics.not_finite.evaluate:{third}"]

@@ -19,6 +19,7 @@ import pytest
 import typer.main
 
 from cli.main import build
+from muster.wire import PROTOCOL_VERSION
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -335,7 +336,7 @@ def test_doctor_on_a_fresh_machine_warns_and_fails_nothing(muster: Callable[...,
 def test_doctor_beside_a_coordinator(ask: Callable[..., Any]) -> None:
     found = findings(ask("doctor", "--json"))
     assert found["coordinator"]["state"] == "ok"
-    assert "protocol 1" in found["coordinator"]["message"]
+    assert f"protocol {PROTOCOL_VERSION}" in found["coordinator"]["message"]
 
 
 def test_doctor_finds_what_is_broken(muster: Callable[..., Any], at_home: Path) -> None:

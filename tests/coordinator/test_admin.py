@@ -241,7 +241,7 @@ async def test_versions_that_are_kept_no_longer_are_listed_as_pruned(stage: Any)
     offer = await peer.offer()
     await peer.deliver(offer, peer.write(offer, torch.ones(SIZE)))
     await stage.ended(run_id)
-    stage.running.coordinator.blobs.path(offer.base_digest).unlink()
+    stage.running.coordinator.blobs.path(offer.work.base.digest).unlink()
     listed = (await stage.call("ListModels", pb.ListModelsRequest(run_id=run_id))).models
     assert [(model.version, model.pruned) for model in listed] == [(0, True), (1, False)]
 

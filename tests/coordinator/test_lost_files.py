@@ -65,18 +65,18 @@ async def test_a_base_version_that_is_lost_comes_back_from_a_peer_that_holds_it(
     offered: Any, harm: str
 ) -> None:
     stage, peer, offer = offered
-    right = stage.running.coordinator.blobs.path(offer.base_digest).read_bytes()
-    getattr(Disk(stage), harm)(offer.base_digest)
+    right = stage.running.coordinator.blobs.path(offer.work.base.digest).read_bytes()
+    getattr(Disk(stage), harm)(offer.work.base.digest)
     delivery = asyncio.create_task(peer.deliver(offer, peer.write(offer, torch.zeros(5))))
     wanted = (await peer.hear("restore")).restore
-    assert (wanted.digest, wanted.size_bytes) == (offer.base_digest, len(right))
-    await give_back(stage, peer, offer.base_digest, right)
+    assert (wanted.digest, wanted.size_bytes) == (offer.work.base.digest, len(right))
+    await give_back(stage, peer, offer.work.base.digest, right)
     await delivery
     following = await peer.offer()
     assert (
-        following.base_digest == offer.base_digest
+        following.work.base.digest == offer.work.base.digest
     )  # a step of zero: the same bytes, so nothing was taken over
-    assert stage.running.coordinator.blobs.path(offer.base_digest).read_bytes() == right
+    assert stage.running.coordinator.blobs.path(offer.work.base.digest).read_bytes() == right
 
 
 async def test_bytes_that_are_not_the_version_are_refused_and_the_round_says_what_is_lost(
@@ -84,14 +84,14 @@ async def test_bytes_that_are_not_the_version_are_refused_and_the_round_says_wha
 ) -> None:
     monkeypatch.setattr("coordinator.repairs.ANSWER_SECONDS_MAX", 5.0)
     stage, peer, offer = offered
-    right = stage.running.coordinator.blobs.path(offer.base_digest).read_bytes()
+    right = stage.running.coordinator.blobs.path(offer.work.base.digest).read_bytes()
     with pytest.raises(StateError, match="asked for"):
-        await give_back(stage, peer, offer.base_digest, right)  # nobody has asked
-    Disk(stage).flip(offer.base_digest)
+        await give_back(stage, peer, offer.work.base.digest, right)  # nobody has asked
+    Disk(stage).flip(offer.work.base.digest)
     await peer.deliver(offer, peer.write(offer, torch.zeros(5)))
     await peer.hear("restore")
     with pytest.raises(Exception, match="digest"):
-        await give_back(stage, peer, offer.base_digest, bytes(len(right)))
+        await give_back(stage, peer, offer.work.base.digest, bytes(len(right)))
     skipped = await stage.until(offer.run_id, "round.skipped")
     assert "other bytes than were stored" in skipped.reason
     assert "backup" in skipped.reason
@@ -106,7 +106,7 @@ async def test_bytes_that_are_not_the_version_are_refused_and_the_round_says_wha
 async def test_no_more_of_a_version_is_served_than_is_asked_for(offered: Any) -> None:
     _, peer, offer = offered
     request = FetchModelRequest(
-        run_id=offer.run_id, digest=offer.base_digest, offset=10, stop=10, credentials=peer.credentials
+        run_id=offer.run_id, digest=offer.work.base.digest, offset=10, stop=10, credentials=peer.credentials
     )
     parts = [part async for part in peer.channel.stream(FETCH_MODEL, only(request), timeout_seconds=10)]
     assert [part.WhichOneof("part") for part in parts] == ["header"]
@@ -120,8 +120,10 @@ async def test_a_lost_version_is_not_served_and_a_kept_copy_is_left_for_people(
 ) -> None:
     monkeypatch.setattr("coordinator.repairs.ANSWER_SECONDS_MAX", 0.2)
     stage, peer, offer = offered
-    Disk(stage).flip(offer.base_digest)
-    request = FetchModelRequest(run_id=offer.run_id, digest=offer.base_digest, credentials=peer.credentials)
+    Disk(stage).flip(offer.work.base.digest)
+    request = FetchModelRequest(
+        run_id=offer.run_id, digest=offer.work.base.digest, credentials=peer.credentials
+    )
     with pytest.raises(NotFoundError) as caught:
         await peer.channel.stream(FETCH_MODEL, only(request), timeout_seconds=10).__anext__()
     assert caught.value.id == "model.lost"
@@ -175,9 +177,9 @@ async def test_a_peer_that_drips_holds_up_nobody_who_holds_the_version(stage: An
     spec = {**ONE_PEER, "peers_min": 2}
     await stage.submit(rounds=2, round=spec, aggregation={"rule": "mean"})
     first, offer = await liar.offer(), await honest.offer()
-    right = stage.running.coordinator.blobs.path(offer.base_digest).read_bytes()
+    right = stage.running.coordinator.blobs.path(offer.work.base.digest).read_bytes()
     await liar.deliver(first, liar.write(first, torch.zeros(5)))
-    Disk(stage).flip(offer.base_digest)
+    Disk(stage).flip(offer.work.base.digest)
     delivery = asyncio.create_task(honest.deliver(offer, honest.write(offer, torch.zeros(5))))
     wanted = (await liar.hear("restore")).restore
 
@@ -193,8 +195,8 @@ async def test_a_peer_that_drips_holds_up_nobody_who_holds_the_version(stage: An
     await honest.hear("restore")
     while not stage.running.coordinator.repairs._wanted[wanted.digest].senders:  # noqa: ASYNC110  # it tells nobody else
         await asyncio.sleep(0.01)
-    await give_back(stage, honest, offer.base_digest, right)
+    await give_back(stage, honest, offer.work.base.digest, right)
     await delivery
-    assert (await honest.offer()).base_digest == offer.base_digest
+    assert (await honest.offer()).work.base.digest == offer.work.base.digest
     dripping.cancel()
     await asyncio.wait({dripping})

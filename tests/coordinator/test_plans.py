@@ -36,7 +36,7 @@ class Asking:
     @property
     def digests(self) -> list[str]:
         """Of all versions, version 0 first."""
-        return [offer.base_digest for offer in self.offers]
+        return [offer.work.base.digest for offer in self.offers]
 
     async def follow(self, rounds: int) -> None:
         for _ in range(rounds):

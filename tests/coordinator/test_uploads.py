@@ -211,7 +211,7 @@ async def test_who_is_asked_to_evaluate_has_no_update_to_send(stage: Any) -> Non
     for peer, offer in zip(peers, offers, strict=True):
         await deliver(peer, offer)
     works = [await peer.offer() for peer in peers]
-    assert [work.role for work in works] == ["evaluate", "evaluate"]
+    assert [work.work.role for work in works] == ["evaluate", "evaluate"]
     with pytest.raises(StateError) as caught:
         await deliver(peers[0], works[0])
     assert caught.value.id == "update.not_asked"

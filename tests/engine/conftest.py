@@ -48,6 +48,7 @@ from coordinator.engine.synchronous import Synchronous
 from exchange.facts import UpdateFacts
 from muster.spec.model import RunSpec
 from muster.task.metrics import from_json
+from muster.work import Work, evaluates
 
 E = TypeVar("E", bound=Effect)
 Row = dict[str, Any]
@@ -121,7 +122,7 @@ class Rows:
         committed = {row["number"] for row in self.all("round") if row["state"] == "COMMITTED"}
         counted: dict[str, int] = {}
         for one in work:
-            if one.role == "train" and one.status is AssignmentStatus.DELIVERED and one.round in committed:
+            if one.update is not None and one.status is AssignmentStatus.DELIVERED and one.round in committed:
                 counted[one.peer_id] = max(one.round, counted.get(one.peer_id, 0))
         used = versions_in_use(model, rounds, evaluations)
         return RunState(
@@ -170,7 +171,8 @@ def _model(row: Row) -> ModelVersion:
 
 def _assignment(row: Row) -> AssignmentState:
     metrics = from_json(row.get("metrics_json") or "{}")
-    evaluates = row["role"] == "evaluate"
+    work = Work.from_json(row["work_json"])
+    answers = evaluates(work.role)
     update = None
     if row.get("digest"):
         update = UpdateFacts(
@@ -187,17 +189,17 @@ def _assignment(row: Row) -> AssignmentState:
         run_id=row["run_id"],
         round=row["round"],
         peer_id=row["peer_id"],
-        role=row["role"],
+        work=work,
+        evaluation=row["evaluation"],
         attempt=row["attempt"],
-        base_version=row["base_version"],
         status=AssignmentStatus(row["state"]),
         reason=row["reason"],
         offered_at=row["offered_at"],
         preparing_at=row.get("preparing_at"),
         prepared_at=row.get("prepared_at"),
         update=update,
-        metrics=metrics if evaluates else {},
-        examples=row.get("examples", 0) if evaluates else 0,
+        metrics=metrics if answers else {},
+        examples=row.get("examples", 0) if answers else 0,
         retry=row["retry"],
     )
 
@@ -215,7 +217,7 @@ def _round(row: Row, work: list[AssignmentState]) -> RoundState:
         opened_at=row["opened_at"],
         deadline_at=row["deadline_at"],
         grace_until=row.get("grace_until"),
-        assignments={a.assignment_id: a for a in work if a.role == "train" and a.round == row["number"]},
+        assignments={a.assignment_id: a for a in work if not a.evaluation and a.round == row["number"]},
     )
 
 
@@ -225,7 +227,7 @@ def _evaluation(row: Row, work: list[AssignmentState]) -> EvaluationState:
         version=version,
         round=row["round"],
         deadline_at=row["deadline_at"],
-        assignments={a.assignment_id: a for a in work if a.role == "evaluate" and a.base_version == version},
+        assignments={a.assignment_id: a for a in work if a.evaluation and a.work.base == version},
         own_pending=row["own_pending"],
         own_metrics=from_json(row["own_metrics_json"]),
     )

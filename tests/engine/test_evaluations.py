@@ -43,7 +43,7 @@ def test_an_evaluation_never_blocks_the_next_round(make_world: Any) -> None:
         "assignment.offered",
     ]
     assert world.offered() == ["run.e1.a.1", "run.e1.b.1", "run.2.a.1", "run.2.b.1"]
-    assert world.ordered(Offer)[0].assignment.role == "evaluate"
+    assert world.ordered(Offer)[0].assignment.work.role == "evaluate"
     assert world.reasons("evaluation.started") == ["version 1 is evaluated on the coordinator and 2 peers"]
     world.play_round("ab")
     assert sorted(world.state.evaluations) == [1, 2]

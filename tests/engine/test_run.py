@@ -30,6 +30,7 @@ from coordinator.engine.synchronous import Synchronous
 from exchange.facts import UpdateFacts
 from muster.errors import ConfigError
 from muster.spec.model import RunSpec, ScheduleTable
+from muster.work import Work
 
 PAUSE, RESUME = PauseRequested(run_id="run"), ResumeRequested(run_id="run")
 STOP = StopRequested(run_id="run", reason="the data is wrong")
@@ -261,7 +262,7 @@ class Eager:
                 work = schedule.OfferWork(
                     round=round_.number,
                     peer_ids=round_.cohort,
-                    base_version=round_.base_version,
+                    work=Work(role="train", base=round_.base_version),
                     reason="free",
                 )
                 return [work]

@@ -426,17 +426,22 @@ class Bench:
             "assignment_id": f"r.{number}.ada.1",
             "run_id": "r",
             "round": number,
-            "role": "train",
-            "base_digest": digest_bytes(self.model),
-            "base_version": number - 1,
-            "base_size_bytes": len(self.model),
-            "layout_digest": "1a",
             "spec_json": RunSpec.model_validate({"task": "toy_task:Toy", "rounds": 9}).canonical_json(),
             "seed": number,
             "deadline_seconds": 60.0,
             "counted_round": number - 1,
         }
-        return pb.Assignment(**{**values, **changes})
+        work = pb.Work(
+            role=changes.pop("role", "train"),
+            base=pb.Base(
+                digest=changes.pop("base_digest", digest_bytes(self.model)),
+                version=changes.pop("base_version", number - 1),
+                size_bytes=changes.pop("base_size_bytes", len(self.model)),
+                layout_digest=changes.pop("layout_digest", "1a"),
+            ),
+            params_json=changes.pop("params_json", ""),
+        )
+        return pb.Assignment(work=work, **{**values, **changes})
 
     def store(self, name: str = "ada") -> PeerStore:
         """The peer's store, when its daemon is down."""

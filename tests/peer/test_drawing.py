@@ -206,7 +206,7 @@ async def test_who_cannot_draw_the_first_version_fetches_a_later_one_whole(
     coordinator = bench.coordinator
     artist.makes = b"another model"
     offer = bench.offer(2)
-    coordinator.plans[offer.base_digest] = PlanModelResponse(
+    coordinator.plans[offer.work.base.digest] = PlanModelResponse(
         base_digest="ab" * 32, deltas=[ModelDelta(digest="cd" * 32, size_bytes=5)]
     )
     coordinator.models["cd" * 32] = b"delta"
@@ -240,7 +240,7 @@ async def test_a_cancelled_drawing_leaves_no_file(bench: Any, artist: Artist, nu
     coordinator = bench.coordinator
     artist.makes = None
     offer = bench.offer(number)
-    coordinator.plans[offer.base_digest] = PlanModelResponse(
+    coordinator.plans[offer.work.base.digest] = PlanModelResponse(
         base_digest="ab" * 32, deltas=[ModelDelta(digest="cd" * 32, size_bytes=5)]
     )
     bench.start()

@@ -46,8 +46,8 @@ async def takes_work(bench: Any, session: Any) -> None:
         ({"run_id": ""}, "its run_id has 0 characters"),
         ({"run_id": "r" * 1000}, "its run_id has 1000 characters"),
         ({"assignment_id": "r.1.bob.1"}, "it is for 'bob'"),
-        ({"base_digest": "0" * 100_000}, "its base_digest has 100000 characters"),
-        ({"layout_digest": "0" * 100_000}, "its layout_digest has 100000 characters"),
+        ({"base_digest": "0" * 100_000}, "its base has 100000 characters"),
+        ({"layout_digest": "0" * 100_000}, "its layout has 100000 characters"),
         ({"spec_json": '{"task": "' + "x" * (1 << 20) + '"}'}, "its run spec has"),
         ({"base_size_bytes": 2**64 - 1}, "its model has 18446744073709551615 bytes"),
         ({"cohort_size": 2**32 - 1}, "its cohort has 4294967295 peers"),
@@ -131,7 +131,7 @@ async def test_no_more_is_written_than_the_offer_announced(
 ) -> None:
     offer = bench.offer()
     generous = Generous(
-        announced=announced or offer.base_size_bytes, served=8 << 20, digest=offer.base_digest
+        announced=announced or offer.work.base.size_bytes, served=8 << 20, digest=offer.work.base.digest
     )
     await bench.unserve()
     routes = [route for route in bench.coordinator.routes() if route.method is not wire.FETCH_MODEL]
@@ -204,7 +204,12 @@ async def _hang_up(bench: Bench) -> None:
         assignment_id=st.text(max_size=300),
         run_id=st.text(max_size=200),
         deadline_seconds=st.floats(),
-        base_size_bytes=st.integers(0, 2**64 - 1),
+        work=st.builds(
+            pb.Work,
+            role=st.text(max_size=200),
+            base=st.builds(pb.Base, digest=st.text(max_size=200), size_bytes=st.integers(0, 2**64 - 1)),
+            params_json=st.sampled_from(["", "{}", "[]", "{", '{"options": 1}']) | st.text(max_size=20),
+        ),
         cohort_size=st.integers(0, 2**32 - 1),
     )
 )
@@ -215,7 +220,7 @@ def test_what_passes_has_bounds(offer: pb.Assignment) -> None:
         assert offer.deadline_seconds >= 0
         assert offer.assignment_id
         assert offer.run_id
-        assert offer.base_size_bytes <= 1 << 46
+        assert offer.work.base.size_bytes <= 1 << 46
     else:
         assert refusal.id == "peer.bad_offer"
 
@@ -244,6 +249,7 @@ DIGEST = "ab" * 32
     ],
 )
 def test_a_plan_that_makes_no_sense_is_not_followed(plan: dict[str, Any], said: str) -> None:
-    found = plan_mistake(models_pb2.PlanModelResponse(**plan), pb.Assignment(base_size_bytes=100))
+    offer = pb.Assignment(work=pb.Work(base=pb.Base(size_bytes=100)))
+    found = plan_mistake(models_pb2.PlanModelResponse(**plan), offer)
     assert bool(found) == bool(said)
     assert said.removeprefix("no ") in found

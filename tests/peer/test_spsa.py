@@ -31,7 +31,7 @@ from peer.training.batches import Batches
 from peer.work import jobs
 from peer.work import orders as peer_orders
 from peer.work.orders import Trained, TrainOrder
-from protos.v1.membership_pb2 import Assignment
+from protos.v1.membership_pb2 import Assignment, Base, Work
 
 ROUND, PEER, BASE = 4, "ada", "ba5e"
 SLOPES = """
@@ -90,8 +90,7 @@ def order(tmp_path: Path, toy_folder: Path) -> Callable[..., Made]:
             assignment_id="r.4.ada.1",
             run_id="r",
             round=ROUND,
-            base_version=ROUND - 1,
-            base_digest=BASE,
+            work=Work(role="train", base=Base(version=ROUND - 1, digest=BASE)),
             seed=assignment_seed(spec.seed, "train", ROUND, PEER),
         )
         ada = peer_orders.Site(name=PEER, task_folders=(str(toy_folder),))

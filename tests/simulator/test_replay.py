@@ -65,7 +65,7 @@ async def test_the_same_rule_makes_the_same_model_and_another_is_compared(tmp_pa
         assert row is not None
         assert "updates clipped to 1 around the last result" in row.reason
         assert {treated.assignment_id for treated in krum.result.treatments} == {
-            each.assignment_id for each in row.assignments if each.role == "train"
+            each.assignment_id for each in row.assignments if each.work.role == "train"
         }
         left = [path for path in (tmp_path / "coordinator").rglob("temporary/*") if path.is_file()]
         assert left == [], "a replay left files behind"

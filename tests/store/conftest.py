@@ -10,6 +10,7 @@ import pytest
 from coordinator.engine.state import Transition
 from coordinator.store import MemoryStore, SqlStore, Store
 from muster.spec.model import RunSpec
+from muster.work import Work
 
 SPEC = RunSpec(task="examples.digits:Digits", rounds=3)
 
@@ -72,14 +73,17 @@ class Script:
             "run_id": self.run_id,
             "round": round,
             "peer_id": peer_id,
-            "role": "train",
             "attempt": 1,
-            "base_version": round - 1,
             "state": state,
             "reason": "offered",
             "offered_at": 21.0,
         } | values
-        of = f"e{row['base_version']}" if row["role"] == "evaluate" else round
+        work = Work(role=row.pop("role", "train"), base=row.pop("base_version", round - 1))
+        if work.role == "train" and state == "DELIVERED":
+            row.setdefault("digest", f"update of {peer_id} for {round}")
+            row.setdefault("norm", 1.0)
+        row |= {"work_json": work.to_json(), "evaluation": work.role == "evaluate"}
+        of = f"e{work.base}" if row["evaluation"] else round
         key = {"assignment_id": f"{self.run_id}.{of}.{peer_id}.{row['attempt']}"}
         return self.row("assignment.offered", "assignment", key, None, **row)
 

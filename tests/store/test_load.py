@@ -41,11 +41,13 @@ from coordinator.engine.state import (
 from coordinator.store import Store
 from exchange.facts import UpdateFacts
 from muster.spec.model import EvaluateTable, RoundTable, RunSpec
+from muster.work import Work
 
 
 def _assignment(**values: Any) -> AssignmentState:
-    row = {"run_id": "r1", "round": 3, "role": "train", "attempt": 1, "base_version": 2, "offered_at": 22.5}
-    return AssignmentState(**row | values)
+    work = Work(role=values.pop("role", "train"), base=values.pop("base_version", 2))
+    row = {"run_id": "r1", "round": 3, "attempt": 1, "work": work, "offered_at": 22.5}
+    return AssignmentState(evaluation=work.role == "evaluate", **row | values)
 
 
 def _full_state(spec: RunSpec) -> RunState:
@@ -168,7 +170,7 @@ def _assignment_row(a: AssignmentState, script: Any) -> Any:
         measured["source_digest"] = update.source_digest
         measured |= {"norm": update.norm, "metrics_json": json.dumps(dict(update.metrics))}
     return script.assignment(
-        a.round, a.peer_id, a.status, role=a.role, attempt=a.attempt, base_version=a.base_version,
+        a.round, a.peer_id, a.status, role=a.work.role, attempt=a.attempt, base_version=a.work.base,
         reason=a.reason, offered_at=a.offered_at, retry=a.retry, preparing_at=a.preparing_at,
         prepared_at=a.prepared_at, **measured,
     )  # fmt: skip
@@ -192,7 +194,12 @@ async def test_every_field_of_a_run_comes_back(store: Store, script: Any) -> Non
     for sample in samples:
         for field in fields(sample):  # else the comparison below would not see a column that is forgotten
             default = field.default_factory() if field.default_factory is not MISSING else field.default
-            forgettable = ("update", "metrics", "examples")  # of other assignments in this state
+            forgettable = (
+                "update",
+                "metrics",
+                "examples",
+                "evaluation",
+            )  # of other assignments in this state
             assert getattr(sample, field.name) != default or field.name in forgettable, field.name
     await store.commit(_rows(state, script))
 
@@ -273,8 +280,8 @@ class Life:
         assert loaded == ([] if decision.state.status.ended else [decision.state])
 
     def pop_offers(self, role: str) -> list[AssignmentState]:
-        found = [assignment for assignment in self.offered if assignment.role == role]
-        self.offered = [assignment for assignment in self.offered if assignment.role != role]
+        found = [assignment for assignment in self.offered if assignment.work.role == role]
+        self.offered = [assignment for assignment in self.offered if assignment.work.role != role]
         return found
 
 

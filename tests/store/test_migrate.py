@@ -14,7 +14,9 @@ from sqlalchemy import Connection, create_engine, inspect, text
 from coordinator.store import SqlStore, migrate
 from coordinator.store.database import make_migrating_engine, parse_url, write
 from coordinator.store.tables import METADATA
+from coordinator.store.write import write_transitions
 from muster.errors import StorageError, VersionError
+from muster.work import Work
 
 # A step as a later version of Muster may bring it: it adds a table and a column, rewrites rows, makes a table anew
 # (as SQLite must) and, if told so, dies when most of it is done.
@@ -156,3 +158,37 @@ async def test_rows_that_refer_to_nothing_stop_a_migration(tmp_path: Path, next_
         write(engine, lambda connection: migrate.upgrade(connection, next_versions))
     assert caught.value.id == "store.damaged"
     assert _look(url, _schema)[:3] == (migrate.head(), False, False)
+
+
+async def test_what_was_asked_of_a_peer_becomes_one_value(
+    database_url: str, tmp_path: Path, script: Any
+) -> None:
+    """From schema 0005, in which role and base had columns of their own."""
+    older = tmp_path / "older"
+    shutil.copytree(
+        migrate.VERSIONS, older, ignore=shutil.ignore_patterns("__pycache__", "v000[6-9]*", "v00[1-9]*")
+    )
+    path = parse_url(database_url).database
+    if path is not None and database_url.startswith("sqlite"):
+        Path(path).parent.mkdir()
+    engine = make_migrating_engine(parse_url(database_url))
+
+    def fill(connection: Connection) -> None:
+        migrate.upgrade(connection, older)
+        write_transitions(connection, [script.peer("a"), script.run(model_version=1)])
+        columns = (
+            "assignment_id, run_id, round, peer_id, role, attempt, base_version, state, reason, offered_at"
+        )
+        for name, role, base in (("r1.1.a.1", "train", 0), ("r1.e1.a.1", "evaluate", 1)):
+            values = f"'{name}', 'r1', 1, 'a', '{role}', 1, {base}, 'DELIVERED', 'there', 1.0"
+            connection.execute(text(f"INSERT INTO assignments ({columns}) VALUES ({values})"))
+
+    write(engine, fill)
+    engine.dispose()
+    store = await SqlStore.open(database_url)
+    found = await store.assignments("r1", 1)
+    await store.close()
+    assert [(row.work, row.evaluation) for row in found] == [
+        (Work(role="train", base=0), False),
+        (Work(role="evaluate", base=1), True),
+    ]

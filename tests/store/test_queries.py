@@ -69,7 +69,7 @@ async def test_rounds_tell_who_did_what(history: Store) -> None:
 
     found = await history.round("r1", 1)
     assert found is not None
-    assert [(row.role, row.peer_id, row.attempt, row.state) for row in found.assignments] == [
+    assert [(row.work.role, row.peer_id, row.attempt, row.state) for row in found.assignments] == [
         ("train", "a", 1, "DELIVERED"),
         ("train", "b", 1, "LOST"),
         ("train", "b", 2, "DELIVERED"),
