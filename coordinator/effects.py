@@ -42,6 +42,7 @@ from muster.runtime import clock, cores
 from muster.spec.model import RunSpec
 from muster.task.tracebacks import own_frame
 from muster.texts import many_lines, one_line
+from muster.worker.base import Worker
 from muster.worker.environment import worker_environment
 from muster.worker.handover import Handover
 from muster.worker.host import WorkerHost
@@ -73,7 +74,7 @@ class EffectRunner:
         self._layouts: dict[str, ParameterLayout] = {}
         self._neighbours = cores.Slots()
         self._handover = _handover(coordinator.config)
-        self._workers = RunWorkers(self._make_worker)
+        self._workers = RunWorkers(coordinator.make_worker or self._make_worker)
         # Held from a file's adoption until its row is committed, and while files are dropped: equal bytes of two runs
         # are one blob, which one run must not drop while the other is about to name it.
         self._files = asyncio.Lock()
@@ -83,7 +84,7 @@ class EffectRunner:
         """Why the run's aggregation waits, in one sentence; "" where it does not."""
         return self._obstacles.get(run_id, "")
 
-    def _make_worker(self) -> WorkerHost:
+    def _make_worker(self) -> Worker:
         config = self._coordinator.config
         return WorkerHost(
             "coordinator.workers.jobs",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import structlog
@@ -24,7 +25,9 @@ from muster.files.blobs import BlobStore, FolderBlobStore
 from muster.files.disk import make_folder
 from muster.files.folderlock import FolderLock
 from muster.files.folders import write_private
+from muster.runtime.randomness import MACHINE
 from muster.transport.base import Server, Transport
+from muster.worker.base import Worker
 from muster.worker.user import find_user
 
 log = structlog.get_logger()
@@ -52,9 +55,12 @@ class RunningCoordinator:
         *,
         store: Store | None = None,
         blobs: BlobStore | None = None,
+        make_worker: Callable[[], Worker] | None = None,
+        random: Random = MACHINE,
     ) -> RunningCoordinator:
         """By default the store is the configured database, which is opened here, and blobs lie in the data folder. One
         that is given (`MemoryStore`, `MemoryBlobStore`) is the caller's to end, but for `Store.close`.
+        What `make_worker` gives runs tasks' code (by default worker processes); `random` draws the ids.
 
         Raises `ConfigError` for an address that is taken or not allowed, `StateError` "store.in_use" if another
         coordinator has one of its folders, `StorageError` and `VersionError` of the store."""
@@ -73,7 +79,13 @@ class RunningCoordinator:
         except BaseException:
             await store.close()
             raise
-        coordinator = Coordinator(config, store, blobs or FolderBlobStore(folder / "blobs"))
+        coordinator = Coordinator(
+            config,
+            store,
+            blobs or FolderBlobStore(folder / "blobs"),
+            make_worker=make_worker,
+            random=random,
+        )
         try:
             await coordinator.start()
             routes = [

@@ -10,10 +10,11 @@ import asyncio
 import heapq
 import math
 import shutil
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import structlog
@@ -51,8 +52,10 @@ from muster.config.settings import CoordinatorConfig
 from muster.errors import MusterError, NotFoundError, StorageError
 from muster.files.blobs import BlobStore
 from muster.runtime import clock
+from muster.runtime.randomness import MACHINE
 from muster.spec.model import RunSpec
 from muster.texts import one_line
+from muster.worker.base import Worker
 
 log = structlog.get_logger()
 
@@ -63,10 +66,22 @@ PRUNE_SECONDS = 60.0  # how often names are looked for that nobody came for
 
 
 class Coordinator:
-    def __init__(self, config: CoordinatorConfig, store: Store, blobs: BlobStore) -> None:
+    """`make_worker` gives what runs tasks' code, worker processes by default; `random` draws the ids."""
+
+    def __init__(
+        self,
+        config: CoordinatorConfig,
+        store: Store,
+        blobs: BlobStore,
+        *,
+        make_worker: Callable[[], Worker] | None = None,
+        random: Random = MACHINE,
+    ) -> None:
         self.config = config
         self.store = store
         self.blobs = blobs
+        self.make_worker = make_worker
+        self.random = random
         self.started_at = clock.now()
         self.journal = Journal(store)
         self.sessions = SessionBook()

@@ -11,6 +11,7 @@ from random import Random
 from muster.config.settings import PeerConfig
 from muster.runtime import clock
 from muster.runtime.cores import Slots
+from muster.runtime.randomness import MACHINE
 from muster.transport import GrpcTransport
 from muster.transport.base import Transport
 from muster.worker.environment import worker_environment
@@ -40,7 +41,7 @@ class Peer:
     Raises `NotAllowedError` `peer.sent_away` if the coordinator closes the session for good, `ConfigError` on
     a wrong policy, address or worker_user, `StateError` `peer.in_use`, `AuthenticationError` if the name is another's,
     `VersionError` if the two sides speak different protocols. `workers` that it is given may serve other peers too, and
-    are not started or closed here; they run as whom they were made to.
+    are not started or closed here; they run as whom they were made to. `random` draws secret, ids and waits.
     """
 
     def __init__(
@@ -50,13 +51,13 @@ class Peer:
         *,
         make_worker: MakeWorker | None = None,
         workers: WorkerPool | None = None,
-        random: Random | None = None,
+        random: Random = MACHINE,
     ) -> None:
         self._config = config
         self._transport = transport
         self._make_worker = make_worker
         self._shared = workers
-        self._random = random or Random()
+        self._random = random
 
     async def run(self) -> None:
         async with AsyncExitStack() as stack:
@@ -75,7 +76,7 @@ class Peer:
     async def _open(self, stack: AsyncExitStack) -> tuple[CoordinatorConnection, Assignments]:
         config = self._config
         policy = load_policy(config.policy, allow=config.allow, data=config.data)
-        store = await StoreThread.open(config.data_dir)
+        store = await StoreThread.open(config.data_dir, self._random)
         stack.push_async_callback(store.close)
         await store.do(store.store.forget_unused, before=clock.now() - UNUSED_SECONDS_MAX)
         secret = await store.do(store.store.secret, config.name)

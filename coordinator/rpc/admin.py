@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import secrets
 import shutil
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from coordinator.rpc import convert
 from coordinator.rpc.listing import Listing
 from coordinator.store import rows
 from muster.errors import ConfigError, MusterError, NotFoundError, StateError, UnreachableError, UsageError
+from muster.runtime.randomness import hex_id
 from muster.runtime.version import muster_version
 from muster.spec.model import RunSpec
 from muster.texts import one_line
@@ -110,7 +110,7 @@ class AdminServicer:
 
     async def _submit_run(self, request: pb.SubmitRunRequest) -> pb.SubmitRunResponse:
         spec = _spec(request.spec_json, request.spec_toml)
-        request_id = request.request_id or secrets.token_hex(8)
+        request_id = request.request_id or hex_id(self._coordinator.random, 8)
         if request_id != one_line(request_id, REQUEST_ID_CHARS_MAX):
             raise UsageError(
                 "run.bad_request_id",
@@ -120,7 +120,9 @@ class AdminServicer:
         async with self._submitting.setdefault(request_id, asyncio.Lock()):
             known = await self._store.run_by_request(request_id)
             if known is None:
-                run_id = f"{_slug(spec.name or spec.task.split(':')[1])}-{secrets.token_hex(3)}"
+                run_id = (
+                    f"{_slug(spec.name or spec.task.split(':')[1])}-{hex_id(self._coordinator.random, 3)}"
+                )
                 event = RunSubmitted(
                     run_id=run_id, spec=spec, spec_toml=request.spec_toml, request_id=request_id
                 )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from muster.errors import StateError
-from muster.worker.host import WorkerHost
+from muster.worker.base import Worker
 
 AT_WORK_MAX = 16  # jobs of runs at a time; more wait for a turn
 CHECKS_MAX = 4  # tasks of submissions that are imported at a time, beside the jobs
@@ -23,11 +23,11 @@ IDLE_MAX = 4  # processes that wait for their run's next job
 class RunWorkers:
     """`make` gives a host that has not started anything."""
 
-    def __init__(self, make: Callable[[], WorkerHost]) -> None:
+    def __init__(self, make: Callable[[], Worker]) -> None:
         self._make = make
-        self._hosts: OrderedDict[str, WorkerHost] = OrderedDict()  # by run, the last one used at the end
+        self._hosts: OrderedDict[str, Worker] = OrderedDict()  # by run, the last one used at the end
         self._at_work: Counter[str] = Counter()
-        self._spare: WorkerHost | None = None
+        self._spare: Worker | None = None
         self._jobs = asyncio.Semaphore(AT_WORK_MAX)
         self._checks = asyncio.Semaphore(CHECKS_MAX)
         self._closing: set[asyncio.Task[None]] = set()
@@ -36,7 +36,7 @@ class RunWorkers:
     async def run(
         self, run_id: str, job: str, args: Mapping[str, Any], *, timeout_seconds: float, checks: bool = False
     ) -> dict[str, Any]:
-        """A job of a run, or the check of one that is being submitted. Raises what `WorkerHost.run` raises."""
+        """A job of a run, or the check of one that is being submitted. Raises what `Worker.run` raises."""
         async with self._checks if checks else self._jobs:
             host = self._host(run_id)
             self._at_work[run_id] += 1
@@ -67,7 +67,7 @@ class RunWorkers:
         self._spare = None
         await asyncio.gather(*(host.close() for host in hosts), *self._closing)
 
-    def _host(self, run_id: str) -> WorkerHost:
+    def _host(self, run_id: str) -> Worker:
         if self._closed:
             raise StateError("worker.closed", "the coordinator is stopping")
         host = self._hosts.pop(run_id, None)
@@ -81,7 +81,7 @@ class RunWorkers:
         for run_id in idle[: max(0, len(idle) - IDLE_MAX)]:
             self._close(self._hosts.pop(run_id))
 
-    def _close(self, host: WorkerHost) -> None:
+    def _close(self, host: Worker) -> None:
         closing = asyncio.get_running_loop().create_task(host.close())
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)

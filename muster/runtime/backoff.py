@@ -8,7 +8,9 @@ Marc Brooker, Exponential Backoff and Jitter, 2015 ("full jitter").
 
 from __future__ import annotations
 
-from random import Random, SystemRandom
+from random import Random
+
+from muster.runtime.randomness import MACHINE
 
 
 class Backoff:
@@ -17,12 +19,12 @@ class Backoff:
 
     def __init__(
         self,
-        random: Random | None = None,
+        random: Random = MACHINE,
         *,
         delay_seconds_min: float = 0.1,
         delay_seconds_max: float = 10.0,
     ) -> None:
-        self._random = random or SystemRandom()
+        self._random = random
         self._min = delay_seconds_min
         self._max = delay_seconds_max
         self._attempt = 0

@@ -8,13 +8,14 @@ in its text.
 
 from __future__ import annotations
 
-import uuid
+import traceback
 
 import structlog
 from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, status_pb2
 
 from muster.errors import ERROR_CLASSES, InternalError, MusterError
+from muster.files.digests import digest_bytes
 from muster.texts import one_line, storable
 from protos.v1.errors_pb2 import ErrorDetail
 
@@ -73,7 +74,8 @@ def as_muster_error(error: Exception, where: str) -> MusterError:
     """`error` itself, or an `InternalError` in its place whose traceback is in this side's log only."""
     if isinstance(error, MusterError):
         return error
-    reference = uuid.uuid4().hex[:12]
+    told = "".join(traceback.format_exception(error))
+    reference = digest_bytes(told.encode())[:12]  # the same defect at the same place has the same one
     log.error("transport.handler_failed", method=where, reference=reference, exc_info=error)
     return InternalError(
         "internal.error",

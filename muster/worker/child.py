@@ -22,20 +22,15 @@ import signal
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
-from muster.errors import ERROR_CLASSES, MusterError
 from muster.texts import storable_tree
 from muster.worker.frameworks import frameworks, preload
-
-Job = Callable[[dict[str, Any], Callable[[float], None]], dict[str, Any]]
+from muster.worker.outcomes import Job, attempt, failure
 
 FRAMEWORKS_JOB, PRELOAD_JOB = "muster.frameworks", "muster.preload"  # which every worker has
 
-MESSAGE_BYTES_MAX = 16 << 20
-TRACEBACK_CHARS_MAX = 32 << 10
 PROGRESS_SECONDS_MIN = 0.1
 PR_SET_PDEATHSIG = 1
 
@@ -68,23 +63,17 @@ class Child:
                 if self._orphaned:
                     return 0
                 if broken is not None:
-                    self._tell(message["number"], _failure(broken))
+                    self._tell(message["number"], failure(broken))
                     return 1
                 self._tell(message["number"], self._outcome(jobs, message))
         return 0
 
-    def _outcome(self, jobs: dict[str, Job], message: dict[str, Any]) -> dict[str, Any]:
-        number, name = message["number"], message["job"]
+    def _outcome(self, jobs: Mapping[str, Job], message: dict[str, Any]) -> dict[str, Any]:
         try:
-            result = _result(jobs, name, message["args"], self._progress(number))
-        except MusterError as error:
-            return _muster_error(error)
-        except BaseException as error:  # SystemExit and MemoryError are a task's failures too
-            return _failure(error)
+            return attempt(jobs, message["job"], message["args"], self._progress(message["number"]))
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
-        return {"kind": "done", "result": result}
 
     def _progress(self, number: int) -> Callable[[float], None]:
         told_at = -math.inf
@@ -149,43 +138,3 @@ def end_group() -> None:
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
-
-
-def _result(
-    jobs: dict[str, Job], name: str, args: dict[str, Any], progress: Callable[[float], None]
-) -> dict[str, Any]:
-    if name not in jobs:
-        raise LookupError(f"there is no job {name!r}; there are {', '.join(sorted(jobs))}")
-    result = jobs[name](args, progress)
-    size = len(json.dumps(result))
-    if size > MESSAGE_BYTES_MAX // 2:
-        raise ValueError(f"the result of {name!r} takes {size} bytes; tensors belong in files")
-    return result
-
-
-def _muster_error(error: MusterError) -> dict[str, Any]:
-    known = next(
-        cls.__name__ for cls in type(error).__mro__ if cls.__name__ in ERROR_CLASSES or cls is MusterError
-    )
-    return {
-        "kind": "error",
-        "class": known,
-        "id": error.id,
-        "message": error.message,
-        "cause": error.cause,
-        "fix": error.fix,
-        "fields": error.fields,
-    }
-
-
-def _failure(error: BaseException) -> dict[str, Any]:
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
-        frames = frames.tb_next  # how a job is called is nothing to the one who wrote it
-    told = "".join(traceback.format_exception(type(error), error, frames))
-    return {
-        "kind": "failed",
-        "exception": type(error).__name__,
-        "message": str(error),
-        "traceback": told[-TRACEBACK_CHARS_MAX:],
-    }

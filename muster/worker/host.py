@@ -13,11 +13,11 @@ from typing import Any
 
 import structlog
 
-from muster.errors import ERROR_CLASSES, MusterError, StateError, TaskError
-from muster.texts import DESCRIPTION_CHARS_MAX, many_lines, one_line
-from muster.worker.child import FRAMEWORKS_JOB, PRELOAD_JOB, TRACEBACK_CHARS_MAX
+from muster.errors import StateError, TaskError
+from muster.worker.child import FRAMEWORKS_JOB, PRELOAD_JOB
 from muster.worker.environment import worker_environment
 from muster.worker.logfile import LogFile
+from muster.worker.outcomes import result_of
 from muster.worker.process import WorkerProcess, start_process
 from muster.worker.user import WorkerUser
 
@@ -135,7 +135,8 @@ class WorkerHost:
                 await self._discard(scope)
             if outcome is None:
                 raise self._cancellation(job) if self._cancelled else self._crash(process, job)
-            return self._result(job, outcome)
+            log_tail = self._log.tail() if outcome["kind"] == "failed" else ""
+            return result_of(outcome, job=job, worker=self._label, log=log_tail)
 
     def cancel(self) -> None:
         """Kills the job that runs, with all its processes; its `run` raises "worker.cancelled"."""
@@ -255,27 +256,6 @@ class WorkerHost:
 
     # -- what is told
     # -------------------------------------------------------------------------------------------------
-
-    def _result(self, job: str, outcome: dict[str, Any]) -> dict[str, Any]:
-        if outcome["kind"] == "done":
-            found: dict[str, Any] = outcome["result"]
-            return found
-        if outcome["kind"] == "error":
-            raise ERROR_CLASSES.get(outcome["class"], MusterError)(
-                one_line(outcome["id"], DESCRIPTION_CHARS_MAX),
-                many_lines(outcome["message"]),
-                cause=many_lines(outcome["cause"]),
-                fix=many_lines(outcome["fix"]),
-                **{name: many_lines(text, keep="end") for name, text in outcome["fields"].items()},
-            )
-        raise TaskError(
-            "worker.failed",
-            f"job {job!r} of worker {self._label!r} raised {one_line(outcome['exception'])}",
-            cause=many_lines(f"{outcome['exception']}: {outcome['message']}"),
-            fix="mend the task; its traceback is with this error",
-            traceback=many_lines(outcome["traceback"], TRACEBACK_CHARS_MAX, keep="end"),
-            log=self._log.tail(),
-        )
 
     def _crash(self, process: WorkerProcess, job: str) -> TaskError:
         status = process.returncode or 0

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 
 import muster.worker
 from muster.errors import TaskError
-from muster.worker.child import MESSAGE_BYTES_MAX
 from muster.worker.logfile import LogFile
+from muster.worker.outcomes import MESSAGE_BYTES_MAX
 from muster.worker.user import WorkerUser
 
 LAST_WORDS_SECONDS = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from random import Random
 from typing import Protocol
 
@@ -19,6 +18,7 @@ from muster.errors import (
     UnreachableError,
 )
 from muster.runtime.backoff import Backoff
+from muster.runtime.randomness import hex_id
 from muster.runtime.version import muster_version
 from muster.transport.base import Channel
 from muster.wire import ENROL
@@ -53,7 +53,7 @@ class CoordinatorConnection:
         self.online = asyncio.Event()  # set while there is a session
         self.random = random
         self._device = device
-        self._instance = secrets.token_hex(8)
+        self._instance = hex_id(random, 8)
         self._session: Session | None = None
         self._leaving = False
         # A thousand peers that lose one coordinator come back over this time, not at once.

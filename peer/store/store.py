@@ -17,17 +17,18 @@ same folder is refused.
 from __future__ import annotations
 
 import contextlib
-import secrets
 import sqlite3
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from types import TracebackType
 
 from muster.errors import StateError, StorageError
 from muster.files.disk import is_full, make_folder, storage_error
 from muster.files.folderlock import FolderLock
 from muster.files.folders import private_database
+from muster.runtime.randomness import MACHINE, hex_id, secret_text
 
 SCHEMA_VERSION = 2
 LOCK_NAME = "peer.lock"
@@ -83,11 +84,14 @@ class Held:
 
 
 class PeerStore:
-    """Opens or makes the store in `folder`. Raises `StateError` `peer.in_use` if another process has it open,
-    `StorageError` if the disk refuses."""
+    """Opens or makes the store in `folder`; `random` draws its secret and names of files.
 
-    def __init__(self, folder: Path) -> None:
+    Raises `StateError` `peer.in_use` if another process has it open, `StorageError` if the disk refuses.
+    """
+
+    def __init__(self, folder: Path, random: Random = MACHINE) -> None:
         self.folder = folder
+        self._random = random
         self._files = folder / "files"
         for each in (folder, self._files):
             make_folder(each, "peer.data_dir, --data-dir")
@@ -156,7 +160,7 @@ class PeerStore:
         with self._transaction():
             self._db.execute(
                 "INSERT INTO identity (name, secret) VALUES (?, ?) ON CONFLICT (name) DO NOTHING",
-                (name, secrets.token_urlsafe(32)),
+                (name, secret_text(self._random)),
             )
             return str(self._db.execute("SELECT secret FROM identity WHERE name = ?", (name,)).fetchone()[0])
 
@@ -281,7 +285,7 @@ class PeerStore:
 
         Until a row names such a file, `discard` and a restart remove it.
         """
-        return self._files / secrets.token_hex(12)
+        return self._files / hex_id(self._random, 12)
 
     def discard(self, stem: Path) -> None:
         """Removes the files that begin with `stem` and that no row names."""

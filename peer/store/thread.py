@@ -12,8 +12,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import ParamSpec, TypeVar
 
+from muster.runtime.randomness import MACHINE
 from peer.store.store import PeerStore
 
 P = ParamSpec("P")
@@ -28,11 +30,11 @@ class StoreThread:
         self._thread = thread
 
     @classmethod
-    async def open(cls, folder: Path) -> StoreThread:
+    async def open(cls, folder: Path, random: Random = MACHINE) -> StoreThread:
         """Raises what `PeerStore` raises."""
         thread = ThreadPoolExecutor(1, thread_name_prefix="peer-store")
         try:
-            store = await asyncio.get_running_loop().run_in_executor(thread, PeerStore, folder)
+            store = await asyncio.get_running_loop().run_in_executor(thread, PeerStore, folder, random)
         except BaseException:
             thread.shutdown(wait=False)
             raise

@@ -8,11 +8,12 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
 from muster.errors import TaskError
+from muster.worker.base import Worker
 from muster.worker.handover import Handover
 from muster.worker.host import WorkerHost
 from muster.worker.user import WorkerUser
@@ -28,26 +29,6 @@ PROBE_SECONDS_MAX = 120.0  # to import torch on a cold machine and to wake its G
 
 # Where there is none of these there is no NVIDIA GPU, and nothing has to be started to find that out.
 _NVIDIA_PATHS = (Path("/dev/nvidiactl"), Path("/proc/driver/nvidia"), Path("/dev/dxg"))
-
-
-class Worker(Protocol):
-    """What the daemon needs of a `WorkerHost`."""
-
-    async def start(self) -> None: ...
-
-    async def run(
-        self,
-        job: str,
-        args: Mapping[str, Any],
-        *,
-        timeout_seconds: float,
-        scope: str = "",
-        on_progress: Callable[[float], None] | None = None,
-    ) -> dict[str, Any]: ...
-
-    def forget(self, scope: str) -> None: ...
-
-    async def close(self) -> None: ...
 
 
 MakeWorker = Callable[[str], Worker]  # given a device
