@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -62,6 +63,24 @@ def test_generated_protobuf_code_is_that_of_the_proto_files(tmp_path: Path) -> N
     assert sorted(made) == sorted(kept)
     different = [name for name in made if made[name] != kept[name]]
     assert not different, f"run `make protos`: {different}"
+
+
+PAGES = [
+    "README.md",
+    "ARCHITECTURE.md",
+    *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md"))),
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_a_page_names_is_there(page: str) -> None:
+    text = (ROOT / page).read_text()
+    folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] not in ".")
+    named = re.findall(rf"`((?:{folders})/[\w./-]*)`", text)
+    linked = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
+    missing = [name for name in named if not (ROOT / name).exists()]
+    missing += [link for link in linked if not (ROOT / page).parent.joinpath(link).exists()]
+    assert missing == []
 
 
 @pytest.mark.parametrize(
