@@ -127,11 +127,11 @@ async def serve(config: CoordinatorConfig) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     running = await RunningCoordinator.start(config, GrpcTransport())
-    # Aggregation and admission need torch; loading it now keeps the first round from waiting for it.
-    await asyncio.to_thread(__import__, "exchange.aggregation")
     address_file = Path(config.data_dir) / "coordinator.address"
     write_private(address_file, running.address.encode())
     log.info("coordinator.serving", address=running.address, data_dir=str(config.data_dir))
+    # Admission and aggregation need torch. It is loaded once the coordinator serves, so that a restart costs a second.
+    warm = asyncio.create_task(asyncio.to_thread(__import__, "exchange.aggregation"))
     stopped = asyncio.create_task(stop.wait())
     try:
         ends: set[asyncio.Future[Any]] = {stopped, running.coordinator.failed}
@@ -144,6 +144,7 @@ async def serve(config: CoordinatorConfig) -> None:
             )
     finally:
         stopped.cancel()
+        await asyncio.wait([warm])
         log.info("coordinator.stopping")
         address_file.unlink(missing_ok=True)
         await running.stop()

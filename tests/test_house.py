@@ -92,7 +92,7 @@ def test_a_command_that_needs_nothing_loads_nothing_heavy(arguments: list[str]) 
     assert not loaded & {"grpc", "google", "sqlalchemy", "torch", "numpy"}
 
 
-@pytest.mark.parametrize("module", ["muster", "peer.daemon", "simulator.processes"])
+@pytest.mark.parametrize("module", ["muster", "peer.daemon", "coordinator.server", "simulator.processes"])
 def test_torch_waits_until_there_is_a_tensor(module: str) -> None:
     assert "torch" not in modules_after(f"import {module}")
 

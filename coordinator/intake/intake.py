@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 
 from coordinator.engine.state import AssignmentState, RunState, UpdateRefused
 from coordinator.intake.completed_uploads import CompletedUploads
-from exchange import admission, links
-from exchange.admission import Expected, update_bytes_max
 from exchange.facts import UpdateFacts
 from exchange.names import FACTOR
 from muster.errors import TransferError, UpdateRejected
@@ -44,6 +42,8 @@ class Intake:
                 f"its assignment for run {assignment.run_id!r} round {assignment.round}",
                 fix="drop it; the next round asks again",
             )
+        from exchange.admission import update_bytes_max
+
         layout = await self._coordinator.effects.layout(run)
         error: UpdateRejected | None = None
         if header.layout_digest != layout.digest:
@@ -65,6 +65,8 @@ class Intake:
 
     async def admit(self, run: RunState, assignment: AssignmentState, digest: str) -> UpdateFacts:
         """Complete, checked and in the blob store; a rejection is recorded before it is told."""
+        from exchange.admission import Expected, admit
+
         coordinator = self._coordinator
         path = self._path(assignment.assignment_id)
         body = self._whole.take(assignment.assignment_id)
@@ -91,9 +93,7 @@ class Intake:
                 estimate=estimate,
                 factor=factor,
             )
-            facts = await loop.run_in_executor(
-                coordinator.admissions, admission.admit, path, digest, expected
-            )
+            facts = await loop.run_in_executor(coordinator.admissions, admit, path, digest, expected)
         except UpdateRejected as error:
             body.remove()
             await self._refused(assignment, error)
@@ -106,6 +106,8 @@ class Intake:
 
     async def _beside(self, run: RunState, assignment: AssignmentState) -> tuple[Path | None, Path | None]:
         """What an update against its base version is read with: the peer's estimate and the round's factor, if any."""
+        from exchange import links
+
         differences, factor = links.sends_differences(run.spec), run.spec.compression.common_factor
         if not (differences or factor):
             return None, None

@@ -14,7 +14,6 @@ from typing import Any
 
 from muster.errors import ConfigError, TaskError
 from muster.plugins import nearest
-from muster.task.defaults import code_of
 from muster.task.shadowed import hidden, not_meant
 from muster.task.task import Task
 
@@ -31,6 +30,10 @@ def load_task(
     that name hides it), "task.not_a_task";
     `TaskError` "task.failed_to_load" with its traceback if the module or the class raises.
     """
+    from muster.task.defaults import (
+        code_of,
+    )  # loads torch, which nobody needs who only looks where a task lies
+
     module_name, class_name = _names(reference)
     searched = _search(folders)
     with code_of(module_name):
