@@ -18,10 +18,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from muster.errors import ConfigError, UnreachableError
 from muster.transport import GrpcTransport, Route
+from muster.transport._dispatch import Dispatcher
+from muster.transport._grpc_server import _handler
 from muster.transport._malloc import keep_message_buffers
 from muster.transport._options import Keepalive, channel_options, server_options
 from muster.transport.limits import Limits
-from muster.wire import UPLOAD_UPDATE
+from muster.wire import METHODS, UPLOAD_UPDATE
 from protos.v1.tensors_pb2 import Chunk
 from simulator.proxy import ChaosProxy
 
@@ -84,6 +86,14 @@ async def test_bulk_and_control_have_a_connection_each(serve, echo, send):
     bulk = (await anext(channel.stream(echo.bulk, send([Chunk()])))).data
     session = (await anext(channel.stream(echo.both, send([Chunk()])))).data
     assert bulk != control == session
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
+def test_no_request_is_read_before_somebody_asks_for_it(method):
+    """Of a method that takes a lone message gRPC reads it whole, megabytes from anybody, before it asks anyone."""
+    route = Route(method=method, handle=mirror)
+    handler = _handler(Dispatcher([route], protocol=1, limits=Limits()), route)
+    assert handler.request_streaming
 
 
 async def test_health_answers_any_grpc_client_whatever_is_under_way(serve, echo):
