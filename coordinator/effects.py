@@ -407,7 +407,7 @@ class EffectRunner:
                 models_keep=coordinator.config.models_keep,
                 ended_runs_keep=coordinator.config.ended_runs_keep,
             )
-            await coordinator.store.forget_blobs(gone)
+            await coordinator.store.forget_blobs(gone, fence=coordinator.journal.fence)
             self._sweep_spool()
             for digest in gone:
                 await asyncio.to_thread(coordinator.blobs.remove, digest)
@@ -417,7 +417,9 @@ class EffectRunner:
         coordinator = self._coordinator
         async with self._files:
             now = clock.now()
-            gone = await coordinator.store.remove_run(run_id, now, f"run {run_id} was removed on request")
+            gone = await coordinator.store.remove_run(
+                run_id, now, f"run {run_id} was removed on request", fence=coordinator.journal.fence
+            )
             for digest in gone:
                 await asyncio.to_thread(coordinator.blobs.remove, digest)
         log.info("run.removed", run_id=run_id, files=len(gone))

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import structlog
 
 from coordinator.engine.state import Transition
-from coordinator.store import Store, Transfer
-from muster.errors import StorageError
+from coordinator.store import Fence, Store, Transfer
+from muster.errors import StateError, StorageError
 
 log = structlog.get_logger()
 
@@ -51,7 +51,11 @@ class _Pending:
 
 
 class Journal:
+    """`fence` is the coordinator's claim on the store, taken before the first decision: once a newer one is taken the
+    journal ends, since nothing that is decided here can be stored any more."""
+
     def __init__(self, store: Store) -> None:
+        self.fence: Fence | None = None
         self._store = store
         self._queue: asyncio.Queue[_Pending] = asyncio.Queue(QUEUE_MAX)
         self._transfers: _Transfers = {}
@@ -70,7 +74,7 @@ class Journal:
         self._transfers[key] = self._transfers.get(key, 0) + size
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled. Raises `StateError` "store.fenced"."""
         while True:
             batch = [await self._queue.get()]
             while len(batch) < BATCH_MAX and not self._queue.empty():
@@ -90,12 +94,12 @@ class Journal:
             log.exception("journal.commit_failed", error_id=error.id, reason=error.message)
             self._take_back(decided, error)
             self._recount(transfers)
-        except (
-            Exception
-        ) as error:  # about what was to be written, not about the disk: whose it was is found out
+        except Exception as error:  # about what was to be written, not about the disk
+            self._take_back(decided, error if is_fenced(error) else None)
+            if is_fenced(error):
+                raise
             log.warning("journal.commit_refused", decisions=len(decided), reason=repr(error))
-            self._take_back(decided)
-            for pending, _ in decided:
+            for pending, _ in decided:  # whose it was is found out
                 await self._commit_alone(pending)
             await self._write_transfers(transfers)
         else:
@@ -109,6 +113,8 @@ class Journal:
         except Exception as error:  # handed to whoever asked for the decision
             log.exception("journal.decision_refused", reason=repr(error))
             self._take_back(decided, error)
+            if is_fenced(error):
+                raise
         else:
             self._take_effect(decided, sequences)
 
@@ -123,7 +129,9 @@ class Journal:
 
     async def _write(self, decided: Sequence[tuple[_Pending, Outcome]], transfers: _Transfers) -> list[int]:
         transitions = [transition for _, outcome in decided for transition in outcome.transitions]
-        return await self._store.commit(transitions, _rows(transfers)) if transitions else []
+        if not transitions:
+            return []
+        return await self._store.commit(transitions, _rows(transfers), fence=self.fence)
 
     def _take_effect(self, decided: Sequence[tuple[_Pending, Outcome]], sequences: Sequence[int]) -> None:
         at = 0
@@ -147,7 +155,7 @@ class Journal:
     async def _write_transfers(self, transfers: _Transfers) -> None:
         try:
             if transfers:
-                await self._store.commit((), _rows(transfers))
+                await self._store.commit((), _rows(transfers), fence=self.fence)
         except StorageError:
             self._recount(transfers)
         except Exception as error:  # they are only counted; no decision waits for them
@@ -156,6 +164,11 @@ class Journal:
     def _recount(self, transfers: _Transfers) -> None:
         for (run_id, round, peer_id, direction), size in transfers.items():
             self.count_bytes(run_id, round, peer_id, direction, size)
+
+
+def is_fenced(error: BaseException | None) -> bool:
+    """Whether another coordinator has taken over the store: nothing that is decided here counts any more."""
+    return isinstance(error, StateError) and error.id == "store.fenced"
 
 
 def _rows(transfers: _Transfers) -> list[Transfer]:

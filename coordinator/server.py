@@ -20,7 +20,6 @@ from coordinator.service import Coordinator
 from coordinator.store import SqlStore, Store
 from coordinator.store.lock import take_folders
 from muster.config.settings import CoordinatorConfig
-from muster.errors import InternalError
 from muster.files.blobs import BlobStore, FolderBlobStore
 from muster.files.disk import make_folder
 from muster.files.folderlock import FolderLock
@@ -137,11 +136,7 @@ async def serve(config: CoordinatorConfig) -> None:
         ends: set[asyncio.Future[Any]] = {stopped, running.coordinator.failed}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if running.coordinator.failed.done():
-            raise InternalError(
-                "coordinator.failed",
-                running.coordinator.failed.result(),
-                fix="start it again: every run goes on",
-            )
+            raise running.coordinator.failed.result()
     finally:
         stopped.cancel()
         await asyncio.wait([warm])

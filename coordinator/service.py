@@ -10,6 +10,7 @@ import asyncio
 import heapq
 import math
 import shutil
+import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -40,7 +41,7 @@ from coordinator.engine.state import (
     Tick,
     WakeAt,
 )
-from coordinator.journal import STORE_RETRY_SECONDS, Committed, Journal, Outcome
+from coordinator.journal import STORE_RETRY_SECONDS, Committed, Journal, Outcome, is_fenced
 from coordinator.membership import detector
 from coordinator.membership.members import MemberBook
 from coordinator.repairs import Repairs
@@ -49,7 +50,7 @@ from coordinator.store import AssignmentRow, Store
 from coordinator.submission.checks import cautions, check_spec
 from exchange.facts import UpdateFacts
 from muster.config.settings import CoordinatorConfig
-from muster.errors import MusterError, NotFoundError, StorageError
+from muster.errors import InternalError, MusterError, NotFoundError, StorageError
 from muster.files.blobs import BlobStore
 from muster.runtime import clock
 from muster.runtime.randomness import MACHINE
@@ -100,7 +101,7 @@ class Coordinator:
         self._wakes: list[tuple[float, str]] = []
         self._wake_changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.failed: asyncio.Future[MusterError] = asyncio.get_running_loop().create_future()
 
     @property
     def spool(self) -> Path:
@@ -109,7 +110,9 @@ class Coordinator:
     # -- life ---------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Reads back what is durable and takes up every run where it stands."""
+        """Claims the store, reads back what is durable and takes up every run where it stands."""
+        holder = f"the coordinator with the data folder {self.config.data_dir} on {socket.gethostname()}"
+        self.journal.fence = await self.store.take_fence(holder, clock.now())
         self.members.restore(await self.store.load_peers())
         unread: dict[str, str] = {}
         for run in await self.store.load_runs(unread):
@@ -152,8 +155,19 @@ class Coordinator:
 
     def _vital_ended(self, task: asyncio.Task[None]) -> None:
         """Without one of its loops a coordinator would only seem to work: better that its supervisor starts it anew."""
-        if not task.cancelled() and not self.failed.done():
-            self.failed.set_result(f"a loop of the coordinator ended: {task.exception()!r}")
+        if task.cancelled() or self.failed.done():
+            return
+        error = task.exception()
+        if isinstance(error, MusterError) and is_fenced(error):
+            self.failed.set_result(error)
+            return
+        self.failed.set_result(
+            InternalError(
+                "coordinator.failed",
+                f"a loop of the coordinator ended: {error!r}",
+                fix="start it again: every run goes on",
+            )
+        )
 
     # -- the engine ---------------------------------------------------------------------------------------------------
 
@@ -195,7 +209,7 @@ class Coordinator:
         )
 
     async def stop_unreadable(self, run_id: str, reason: str) -> None:
-        await self.store.end_unread(run_id, f"cancelled: {reason}", clock.now())
+        await self.store.end_unread(run_id, f"cancelled: {reason}", clock.now(), fence=self.journal.fence)
         self.unreadable.pop(run_id, None)
         self.sessions.run_ended(run_id)
 
@@ -334,7 +348,7 @@ class Coordinator:
 
     async def _prune_events(self) -> None:
         try:
-            await self.store.prune_peer_events(PEER_EVENTS_KEEP)
+            await self.store.prune_peer_events(PEER_EVENTS_KEEP, fence=self.journal.fence)
         except StorageError as error:  # the next time will do
             log.warning("events.not_pruned", error_id=error.id, reason=error.message)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -209,21 +210,19 @@ class Listing:
         self, requests: AsyncIterator[pb.WatchEventsRequest], context: CallContext
     ) -> AsyncIterator[pb.WatchEventsResponse]:
         request = await anext(requests)
-        after = min(request.after_sequence, SEQUENCE_MAX)
-        while True:
-            # The order matters: an event committed after the look is seen by the wait, so none is missed.
-            ended = request.run_id != "" and request.run_id not in self._coordinator.runs
-            found = await self._store.events(
-                after=after, run_id=request.run_id or None, limit=EVENTS_PER_LOOK
-            )
-            if found:
-                after = found[-1].sequence
+        pages = self._store.tail(
+            min(request.after_sequence, SEQUENCE_MAX),
+            run_id=request.run_id or None,
+            over=lambda: not request.follow or self._is_over(request.run_id),
+            limit=EVENTS_PER_LOOK,
+        )
+        async with aclosing(pages):
+            async for found in pages:
                 for batch in batches(map(convert.event, found)):
                     yield pb.WatchEventsResponse(events=batch)
-            elif not request.follow or ended:
-                return
-            else:
-                await self._store.wait_for_events(after)
+
+    def _is_over(self, run_id: str) -> bool:
+        return run_id != "" and run_id not in self._coordinator.runs
 
 
 def _score_meaning(rule: str) -> str:

@@ -5,6 +5,7 @@ from coordinator.store.protocol import Store
 from coordinator.store.rows import (
     AssignmentRow,
     EventRow,
+    Fence,
     ModelRow,
     PeerRecord,
     PeerRow,
@@ -18,6 +19,7 @@ from coordinator.store.sql import SqlStore
 __all__ = [
     "AssignmentRow",
     "EventRow",
+    "Fence",
     "MemoryStore",
     "ModelRow",
     "PeerRecord",

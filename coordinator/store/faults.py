@@ -88,6 +88,16 @@ def conflict(message: str, cause: str) -> StateError:
     )
 
 
+def fenced(where: str, holder: str) -> StateError:
+    """`holder` has claimed the store after whoever wanted to write."""
+    return StateError(
+        "store.fenced",
+        f"another coordinator has taken over {where}",
+        cause=f"{holder or 'somebody'} was started on it later, and only one may write; nothing was written",
+        fix="keep one of the two: stop the other, or give this one a database of its own (coordinator.database_url)",
+    )
+
+
 def unstorable(cause: str) -> StateError:
     return StateError(
         "store.unstorable",

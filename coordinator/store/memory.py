@@ -26,6 +26,7 @@ from coordinator.engine.state import (
 )
 from coordinator.store import memory_blobs, memory_queries, tables
 from coordinator.store.aside import ended_transition
+from coordinator.store.faults import fenced
 from coordinator.store.memory_events import MemoryEvents, MemoryTransfers
 from coordinator.store.memory_tables import MemoryTables, Row
 from coordinator.store.protocol import EVENTS_PAGE, Store
@@ -34,6 +35,7 @@ from coordinator.store.removal import check_removable, removed_transition
 from coordinator.store.rows import (
     AssignmentRow,
     EventRow,
+    Fence,
     ModelRow,
     PeerRecord,
     PeerRow,
@@ -59,6 +61,8 @@ class MemoryStore(Store):
         self._events = MemoryEvents()
         self._transfers = MemoryTransfers()
         self._news = asyncio.Event()
+        self._fence = Fence(epoch=0)
+        self._holder = ""
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -75,9 +79,22 @@ class MemoryStore(Store):
 
     # -- writing ---------------------------------------------------------------------------------------------
 
+    async def take_fence(self, holder: str, at: float) -> Fence:
+        self._fence, self._holder = Fence(epoch=self._fence.epoch + 1), holder
+        return self._fence
+
+    def _check(self, fence: Fence | None) -> None:
+        if fence is not None and fence != self._fence:
+            raise fenced(self.where, self._holder)
+
     async def commit(
-        self, transitions: Sequence[Transition], transfers: Sequence[Transfer] = ()
+        self,
+        transitions: Sequence[Transition],
+        transfers: Sequence[Transfer] = (),
+        *,
+        fence: Fence | None = None,
     ) -> list[int]:
+        self._check(fence)
         kinds = [transition.kind for transition in transitions if transition.kind]
 
         def work() -> None:
@@ -126,7 +143,8 @@ class MemoryStore(Store):
         else:
             table.update(key, values)
 
-    async def end_unread(self, run_id: str, reason: str, at: float) -> None:
+    async def end_unread(self, run_id: str, reason: str, at: float, *, fence: Fence | None = None) -> None:
+        self._check(fence)
         ended = ended_transition(run_id, reason, at)
         told = {"reason": reason, "ended_at": at}
         running, finished = EvaluationStatus.RUNNING.value, EvaluationStatus.FINISHED.value
@@ -149,10 +167,14 @@ class MemoryStore(Store):
         for row in [row for row in held.where(run_id=run_id) if row["state"] in states]:
             held.update(held.key(row), values)
 
-    async def forget_blobs(self, digests: Iterable[str]) -> None:
+    async def forget_blobs(self, digests: Iterable[str], *, fence: Fence | None = None) -> None:
+        self._check(fence)
         self._write(lambda: memory_blobs.forget(self._held, digests), ())
 
-    async def remove_run(self, run_id: str, at: float, reason: str) -> frozenset[str]:
+    async def remove_run(
+        self, run_id: str, at: float, reason: str, *, fence: Fence | None = None
+    ) -> frozenset[str]:
+        self._check(fence)
         row = self._held[RUNS].rows.get((run_id,))
         check_removable(run_id, None if row is None else row["state"])
         before = memory_blobs.live(self._held)
@@ -168,7 +190,8 @@ class MemoryStore(Store):
         self._transfers.remove_run(run_id)
         return before - memory_blobs.live(self._held)
 
-    async def prune_peer_events(self, keep: int) -> None:
+    async def prune_peer_events(self, keep: int, *, fence: Fence | None = None) -> None:
+        self._check(fence)
         peers = self._held[tables.PEERS].rows
         self._events.prune_peers(keep, lambda peer_id: (peer_id,) in peers)
 

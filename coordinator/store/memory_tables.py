@@ -188,8 +188,9 @@ class MemoryTables:
 
 
 def _kept() -> list[Table]:
-    """All but what is written by adding to it or at the end only, which `MemoryStore` keeps in another form."""
-    return [each for each in tables.METADATA.sorted_tables if each not in (tables.EVENTS, tables.TRANSFERS)]
+    """All but those that `MemoryStore` keeps in another form, which no transition writes."""
+    otherwise = (tables.EVENTS, tables.TRANSFERS, tables.FENCES)
+    return [each for each in tables.METADATA.sorted_tables if each not in otherwise]
 
 
 def _indexes(table: Table) -> Iterator[_Index]:

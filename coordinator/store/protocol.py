@@ -6,7 +6,7 @@ to this contract. Times are seconds since the epoch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from coordinator.engine.state import RunState, Transition
 from coordinator.store.rows import (
     AssignmentRow,
     EventRow,
+    Fence,
     ModelRow,
     PeerRecord,
     PeerRow,
@@ -29,10 +30,23 @@ EVENTS_PAGE = 1000
 
 class Commits(Protocol):
     """What changes the store. Each call is one transaction, in the order of the calls; on any error nothing is
-    written."""
+    written.
+
+    With a `fence`, each raises `StateError` "store.fenced" if a newer one has been taken, which is checked in the same
+    transaction.
+    """
+
+    async def take_fence(self, holder: str, at: float) -> Fence:
+        """Claims the store for one coordinator, named for people by `holder`: from then on whoever holds an older fence
+        can write nothing."""
+        ...
 
     async def commit(
-        self, transitions: Sequence[Transition], transfers: Sequence[Transfer] = ()
+        self,
+        transitions: Sequence[Transition],
+        transfers: Sequence[Transfer] = (),
+        *,
+        fence: Fence | None = None,
     ) -> list[int]:
         """Writes all of it or, on any error, nothing. Returns one number for each transition: its event's
         sequence, or 0 if its kind is empty and it tells no event. Sequences grow in the order of commits.
@@ -45,17 +59,19 @@ class Commits(Protocol):
         """
         ...
 
-    async def end_unread(self, run_id: str, reason: str, at: float) -> None:
+    async def end_unread(self, run_id: str, reason: str, at: float, *, fence: Fence | None = None) -> None:
         """Cancels a run whose rows cannot be read, by its id alone, and ends what is under way in it."""
         ...
 
-    async def forget_blobs(self, digests: Iterable[str]) -> None:
+    async def forget_blobs(self, digests: Iterable[str], *, fence: Fence | None = None) -> None:
         """Records that these blobs are given up, so that neither `live_blobs` nor `unneeded_blobs` tells them
         again. Call it before the files are removed: what a kill leaves of them is then swept at the next
         start."""
         ...
 
-    async def remove_run(self, run_id: str, at: float, reason: str) -> frozenset[str]:
+    async def remove_run(
+        self, run_id: str, at: float, reason: str, *, fence: Fence | None = None
+    ) -> frozenset[str]:
         """Deletes every row of a run that has ended, and records an event that belongs to no run. Gives the digests of
         the blobs that no row names any more; their files are the caller's to remove, or the next start's.
 
@@ -63,7 +79,7 @@ class Commits(Protocol):
         """
         ...
 
-    async def prune_peer_events(self, keep: int) -> None:
+    async def prune_peer_events(self, keep: int, *, fence: Fence | None = None) -> None:
         """Deletes all but so many of each peer's own events, and all of names that are forgotten; those of runs stay as
         long as their runs."""
         ...
@@ -76,6 +92,31 @@ class Events(Protocol):
         """Returns as soon as this process has committed an event with a greater number than `after`: the
         greatest."""
         ...
+
+    async def tail(
+        self,
+        after: int = 0,
+        *,
+        run_id: str | None = None,
+        over: Callable[[], bool] = lambda: False,
+        limit: int = EVENTS_PAGE,
+    ) -> AsyncGenerator[list[EventRow]]:
+        """The events after a number as `events` gives them, page by page, and then those that this process commits, as
+        soon as they are durable. None is left out and none comes twice; who reads slowly gets larger pages.
+
+        It ends once `over` has held before a look that found nothing newer; that is asked whenever something happens.
+        """
+        seen = after  # up to here nothing is waited for, though it may be of other runs
+        while True:
+            # The order matters: an event committed after the look is seen by the wait, so none is missed.
+            last = over()
+            if page := await self.events(after, run_id, limit):
+                after = page[-1].sequence
+                yield page
+            elif last:
+                return
+            else:
+                seen = await self.wait_for_events(max(seen, after))
 
     async def events(
         self, after: int = 0, run_id: str | None = None, limit: int = EVENTS_PAGE

@@ -19,6 +19,13 @@ class Row(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fence:
+    """A coordinator's claim on a store. Whoever takes the next one shuts out all that hold an older one."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Transfer:
     """Bytes really sent between a peer and the coordinator; they add up. `direction` is "up" or "down"."""
 

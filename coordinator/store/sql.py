@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self, TypeVar
 
 from sqlalchemy import URL, Connection
 
 from coordinator.engine.state import RunState, Transition
-from coordinator.store import blobs, load, migrate, queries, removal, tables
+from coordinator.store import blobs, fences, load, migrate, queries, removal, tables
 from coordinator.store.aside import end_run
 from coordinator.store.database import Database, make_migrating_engine, parse_url, sqlite_path, write
 from coordinator.store.faults import storage_errors
@@ -21,6 +21,7 @@ from coordinator.store.protocol import EVENTS_PAGE, Store
 from coordinator.store.rows import (
     AssignmentRow,
     EventRow,
+    Fence,
     ModelRow,
     PeerRecord,
     PeerRow,
@@ -93,15 +94,31 @@ class SqlStore(Store):
 
     # -- writing ---------------------------------------------------------------------------------------------
 
+    async def take_fence(self, holder: str, at: float) -> Fence:
+        return await self._database.write(lambda connection: fences.take(connection, holder, at))
+
+    async def _write(self, work: Callable[[Connection], Result], fence: Fence | None) -> Result:
+        def fenced(connection: Connection) -> Result:
+            fences.check(connection, fence, self.where)
+            return work(connection)
+
+        return await self._database.write(fenced)
+
     async def commit(
-        self, transitions: Sequence[Transition], transfers: Sequence[Transfer] = ()
+        self,
+        transitions: Sequence[Transition],
+        transfers: Sequence[Transfer] = (),
+        *,
+        fence: Fence | None = None,
     ) -> list[int]:
-        task = asyncio.get_running_loop().create_task(self._commit(transitions, transfers))
+        task = asyncio.get_running_loop().create_task(self._commit(transitions, transfers, fence))
         self._writing.add(task)
         task.add_done_callback(self._writing.discard)
         return await asyncio.shield(task)
 
-    async def _commit(self, transitions: Sequence[Transition], transfers: Sequence[Transfer]) -> list[int]:
+    async def _commit(
+        self, transitions: Sequence[Transition], transfers: Sequence[Transfer], fence: Fence | None
+    ) -> list[int]:
         kinds = [transition.kind for transition in transitions if transition.kind]
 
         def work(connection: Connection) -> list[int]:
@@ -111,7 +128,7 @@ class SqlStore(Store):
                 failpoint(f"{kind}.before")
             return sequences
 
-        sequences = await self._database.write(work)
+        sequences = await self._write(work, fence)
         if kinds:
             self._tell(max(sequences))
         for kind in kinds:
@@ -124,23 +141,25 @@ class SqlStore(Store):
         self._news.set()
         self._news = asyncio.Event()
 
-    async def end_unread(self, run_id: str, reason: str, at: float) -> None:
-        self._tell(await self._database.write(lambda connection: end_run(connection, run_id, reason, at)))
+    async def end_unread(self, run_id: str, reason: str, at: float, *, fence: Fence | None = None) -> None:
+        self._tell(await self._write(lambda c: end_run(c, run_id, reason, at), fence))
 
-    async def forget_blobs(self, digests: Iterable[str]) -> None:
+    async def forget_blobs(self, digests: Iterable[str], *, fence: Fence | None = None) -> None:
         given_up = list(digests)
-        await self._database.write(lambda connection: blobs.forget(connection, given_up))
+        await self._write(lambda connection: blobs.forget(connection, given_up), fence)
 
-    async def remove_run(self, run_id: str, at: float, reason: str) -> frozenset[str]:
-        removed, sequence = await self._database.write(lambda c: removal.remove_run(c, run_id, at, reason))
+    async def remove_run(
+        self, run_id: str, at: float, reason: str, *, fence: Fence | None = None
+    ) -> frozenset[str]:
+        removed, sequence = await self._write(lambda c: removal.remove_run(c, run_id, at, reason), fence)
         self._tell(sequence)
         return removed
 
     async def named_peers(self) -> frozenset[str]:
         return await self._database.read(queries.named_peers)
 
-    async def prune_peer_events(self, keep: int) -> None:
-        await self._database.write(lambda c: removal.prune_peer_events(c, keep))
+    async def prune_peer_events(self, keep: int, *, fence: Fence | None = None) -> None:
+        await self._write(lambda c: removal.prune_peer_events(c, keep), fence)
 
     # -- what happened ---------------------------------------------------------------------------------------
 

@@ -273,6 +273,16 @@ TRANSFERS = Table(
 )
 Index("ix_transfers_peer", TRANSFERS.c.peer_id)
 
+FENCES = Table(
+    "fences",
+    METADATA,
+    _key("name"),  # of what is claimed; for now the whole database: COORDINATOR
+    Column("epoch", BigInteger, nullable=False),
+    _text("holder"),
+    _number("taken_at", optional=False),
+)
+COORDINATOR = "coordinator"
+
 EVENTS = Table(
     "events",
     METADATA,

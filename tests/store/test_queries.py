@@ -152,6 +152,38 @@ async def test_a_watcher_wakes_with_the_commit(store: Store, script: Any) -> Non
     assert [row.peer_id for row in await store.events(after=1)] == ["b", "c"]
 
 
+async def test_the_tail_gives_what_there_is_and_what_comes_and_each_once(history: Store, script: Any) -> None:
+    everything = await history.events()
+    pages = history.tail(2, limit=4)
+    assert await anext(pages) == everything[2:6]
+    seen = everything[2:6]
+    while seen[-1] != everything[-1]:
+        seen += await anext(pages)
+    following = asyncio.create_task(anext(pages))
+    await asyncio.sleep(0)
+    assert not following.done()
+    numbers = await history.commit([script.peer("x"), script.peer("y")])
+    assert [row.sequence for row in await following] == list(numbers)
+    assert seen == everything[2:]
+    await pages.aclose()
+
+
+async def test_the_tail_of_a_run_ends_when_it_is_over(history: Store, script: Any) -> None:
+    over = False
+    read: list[str] = []
+
+    async def follow() -> None:
+        async for page in history.tail(run_id="r2", over=lambda: over):
+            read.extend(row.kind for row in page)
+
+    reader = asyncio.create_task(follow())
+    await history.commit([script.peer("x")])  # of another matter
+    over = True
+    await history.commit([script.row("run.finished", "run", {"run_id": "r2"}, "", state="FINISHED")])
+    await asyncio.wait_for(reader, 10)
+    assert read == ["run.submitted", "run.finished"]
+
+
 async def test_numbers_go_on_after_a_restart(database_url: str, script: Any) -> None:
     first = await SqlStore.open(database_url)
     await first.commit([script.peer("a"), script.peer("b")])
