@@ -19,6 +19,7 @@ from torch import nn
 
 from benchmarks.common import parser, report, say
 from benchmarks.compression import lognormal_tailed
+from exchange.contribution import Contribution
 from exchange.request import UpdateRequest
 from exchange.update import WrittenUpdate, write_update
 from muster.model.modelfile import ModelFile, layout_of, write_initial
@@ -53,7 +54,7 @@ def measure(folder: Path, codec: str, size: int, threads: list[int], repeats: in
     write_initial(folder / "base", layout_of(model), model)
     with torch.no_grad():
         model.weight.add_(lognormal_tailed(size).view_as(model.weight), alpha=1e-3)
-    base, fit = ModelFile(folder / "base"), FitReport(examples=1, steps=1)
+    base, fit = ModelFile(folder / "base"), Contribution.of(FitReport(examples=1, steps=1))
     seconds: dict[int, list[float]] = {count: [] for count in threads}
     try:
         first = write_update(request(folder, codec, None), model, base, fit)

@@ -62,7 +62,7 @@ class _Check:
             "model", lambda: trial().run("model", lambda: draw(task, initial_seed(self.spec.seed)))
         )
         check_takes(model)
-        write_drawn(task, model, path)
+        write_drawn(task, model, path, self.spec.exchange)
         parameters = list(model.parameters())
         trained = sum(each.numel() for each in parameters if each.requires_grad)
         self.seen.facts["parameters_trained"] = trained
@@ -81,8 +81,9 @@ class _Check:
     def train(self, task: Task, model: nn.Module) -> None:
         """One step of the run's own algorithm where it takes steps by gradients; else the loss alone."""
         from muster.model.initial import seed_generators
-        from peer.training import build
+        from muster.model.modelfile import layout_of
         from peer.training.batches import size_of
+        from peer.training.contributing import RunAlgorithm
 
         train, facts = self.spec.train, self.seen.facts
         data = self.data(task)
@@ -97,10 +98,12 @@ class _Check:
         )
         if train.algorithm != "sgd":
             return
-        algorithm = build(train.algorithm, train.options)
+        algorithm = RunAlgorithm(name=train.algorithm, options=train.options, received={}, state={})
+        layout = layout_of(model, task.buffers, self.spec.exchange)
+        context = algorithm.context(self._context(), layout)
         self.step(
             "one step",
-            lambda: trial().run("the step", lambda: algorithm.fit(task, model, data, self._context())),
+            lambda: trial().run("the step", lambda: algorithm.build().fit(task, model, data, context)),
         )
         seed_generators(self.spec.seed)
         after = facts["loss_after"] = trial().try_loss(task, model, batch, finite=False)

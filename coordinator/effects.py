@@ -211,6 +211,7 @@ class EffectRunner:
         return {
             **task_args(self._coordinator.config, spec.task),
             "options": dict(spec.task_options),
+            "exchange": spec.exchange.model_dump(mode="json"),
             "seed": spec.seed,
             "threads": self._threads(),
         }
@@ -302,6 +303,7 @@ class EffectRunner:
                 path=blobs.path(assignment.update.digest),
                 examples=assignment.update.examples,
                 base=await bases.of(assignment.peer_id, version=assignment.work.base, round=assignment.round),
+                role=assignment.work.role,
             )
             for assignment in effect.updates
             if assignment.update is not None

@@ -115,6 +115,7 @@ async def _job(coordinator: Coordinator, run_id: str, number: int) -> tuple[Aggr
                 path=blobs.path(a.digest),
                 examples=a.examples,
                 base=await bases.of(a.peer_id, version=a.work.base, round=a.round),
+                role=a.work.role,
             )
             for a in sorted(delivered, key=lambda a: a.peer_id)
         ],

@@ -17,10 +17,12 @@ import torch
 import compressors
 from aggregators.core.gram import LONGEST_KEPT
 from compressors.core import integers
-from exchange import links
+from exchange import group_files, links
+from exchange.contexts import ChunkContexts
 from exchange.factors import CommonFactor
 from exchange.facts import UpdateFacts
-from exchange.payload import BESIDE, PayloadReader, groups_of
+from exchange.groups import groups_of_run
+from exchange.payload import BESIDE, GroupSpec, PayloadReader, groups_of
 from muster.errors import UpdateRejected
 from muster.model.integers import bounds
 from muster.model.layout import BUFFERS, CHUNK_COORDINATES, COUNTERS, PARAMS, ParameterLayout, Vector
@@ -28,6 +30,7 @@ from muster.model.modelfile import TORCH_DTYPES, chunk_pieces
 from muster.spec.model import RunSpec
 from muster.task.metrics import NAME_CHARACTERS_MAX
 from muster.texts import one_line
+from muster.work import TRAIN
 
 HEADER_BYTES_MAX = 1 << 20
 # Whatever the spec says: the squares of a longer update, and its sum with others, are not finite in float32, so that
@@ -47,12 +50,13 @@ class Expected:
     base_digest: str
     layout: ParameterLayout
     spec: RunSpec
+    role: str = TRAIN  # of the work
     source_digest: str = ""  # of the coordinator's own source code of the task, where it is known
     estimate: Path | None = None  # what is held of the peer's link, where its feedback sends differences
     factor: Path | None = None  # the version's, where the senders of a round share one
 
 
-def update_bytes_max(spec: RunSpec, layout: ParameterLayout, version: int) -> int:
+def update_bytes_max(spec: RunSpec, layout: ParameterLayout, version: int, role: str = TRAIN) -> int:
     """No honest update made against this version is larger than this, header included."""
     sizes = {
         group: [stop - start for start, stop in map(vector.chunk_bounds, range(vector.chunk_count))]
@@ -62,7 +66,8 @@ def update_bytes_max(spec: RunSpec, layout: ParameterLayout, version: int) -> in
     params = max(sum(codec.bytes_max(size) for size in sizes[PARAMS]) for codec in codecs)
     buffers = sum(map(compressors.build(BESIDE[BUFFERS]).bytes_max, sizes.get(BUFFERS, [])))
     counters = sum(map(integers.bytes_max, sizes.get(COUNTERS, [])))
-    return HEADER_BYTES_MAX + 8 + params + buffers + counters
+    groups = group_files.bytes_max(groups_of_run(spec, role), layout)
+    return HEADER_BYTES_MAX + 8 + params + buffers + counters + groups
 
 
 def admit(path: Path, digest: str, expected: Expected) -> UpdateFacts:
@@ -73,6 +78,7 @@ def admit(path: Path, digest: str, expected: Expected) -> UpdateFacts:
         _check_sources(reader, expected)
         norm = _measure(reader, expected)
         _check_counters(reader, expected.layout.groups.get(COUNTERS, Vector(tensors=())))
+        group_files.check_groups(reader, groups_of_run(expected.spec, expected.role), _contexts(expected))
         scalars = reader.manifest.scalars
         source_digest = reader.manifest.source_digest
     finally:
@@ -86,7 +92,7 @@ def admit(path: Path, digest: str, expected: Expected) -> UpdateFacts:
     return UpdateFacts(
         digest=digest,
         size_bytes=path.stat().st_size,
-        dense_bytes=sum(4 * vector.size for vector in expected.layout.groups.values()),
+        dense_bytes=_dense_bytes(expected),
         examples=int(examples),
         norm=norm,
         source_digest=source_digest,
@@ -118,7 +124,8 @@ def _check_norm(norm: float, limit: float | None) -> None:
 def _check_manifest(reader: PayloadReader, expected: Expected) -> None:
     manifest = reader.manifest
     allowed = links.codecs(expected.spec, expected.base_version)
-    codec = next((group.codec for group in manifest.groups if group.codec in allowed), allowed[0])
+    spelling = manifest.codec_of(PARAMS)
+    codec = spelling if spelling in allowed else allowed[0]
     wanted = {
         "run": (manifest.run_id, expected.run_id),
         "round": (manifest.round, expected.round),
@@ -127,7 +134,7 @@ def _check_manifest(reader: PayloadReader, expected: Expected) -> None:
         "layout": (manifest.layout_digest, expected.layout.digest),
         "groups": (
             tuple((group.name, group.codec, group.size) for group in manifest.groups),
-            tuple((group.name, group.codec, group.size) for group in groups_of(expected.layout, codec)),
+            tuple((group.name, group.codec, group.size) for group in _groups(expected, codec)),
         ),
     }
     for what, (found, right) in wanted.items():
@@ -137,6 +144,30 @@ def _check_manifest(reader: PayloadReader, expected: Expected) -> None:
                 f"the update's {what} is {found!r}, asked was {right!r}",
                 cause="it was made for something else, or tensors are missing, extra or of another shape or dtype",
             )
+
+
+def _groups(expected: Expected, codec: str) -> tuple[GroupSpec, ...]:
+    """The model's own, and those that the run's algorithm sends."""
+    own = groups_of(expected.layout, codec)
+    return own + group_files.specs_of(groups_of_run(expected.spec, expected.role), expected.layout)
+
+
+def _dense_bytes(expected: Expected) -> int:
+    """Of all that the update holds, without any codec."""
+    own = sum(4 * vector.size for vector in expected.layout.groups.values())
+    return own + sum(
+        group.dense_bytes(expected.layout) for group in groups_of_run(expected.spec, expected.role)
+    )
+
+
+def _contexts(expected: Expected) -> ChunkContexts:
+    return links.contexts(
+        expected.spec,
+        expected.layout,
+        base_digest=expected.base_digest,
+        round=expected.round,
+        peer_id=expected.peer_id,
+    )
 
 
 def _check_sources(reader: PayloadReader, expected: Expected) -> None:
@@ -153,14 +184,12 @@ def _check_sources(reader: PayloadReader, expected: Expected) -> None:
 def _measure(reader: PayloadReader, expected: Expected) -> float:
     """L2 norm of the decoded update, every chunk decoded and found finite."""
     layout, spec = expected.layout, expected.spec
-    contexts = links.contexts(
-        spec, layout, base_digest=expected.base_digest, round=expected.round, peer_id=expected.peer_id
-    )
+    contexts = _contexts(expected)
     with ExitStack() as stack:
         up = compressors.build(spec.compression.up)
         factor = CommonFactor(up, layout, expected.base_version, expected.factor)
         stack.callback(factor.close)
-        spelling = reader.manifest.groups[0].codec
+        spelling = reader.manifest.codec_of(PARAMS)
         link = links.Link(spec, spelling, contexts, estimate=expected.estimate, factor=factor)
         stack.callback(link.close)
         return _norm(reader, layout, link)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import aggregators
 from aggregators.core.rule import Needs
-from exchange import downlink, links, optimizers, recipe, step
+from exchange import downlink, folds, groups, links, optimizers, recipe, step
 from exchange.decoded import Decoded, decoded, kept_names
 from exchange.job import AggregationJob, AggregationResult, Treated, UpdateInput
 from exchange.names import DELTA, FACTOR
@@ -43,6 +43,7 @@ def aggregate(job: AggregationJob) -> AggregationResult:
         source = stack.enter_context(decoded(job.spec, job.updates, kept, base.layout))
         plan = _decide(job, pipeline, source)
         model, states = step.apply(job, base, source, plan)
+        states |= folds.advance_all(job, base.layout, source, plan.weights.tolist())
     capped = _capped(job, pipeline)
     treatments = tuple(
         Treated(
@@ -134,4 +135,5 @@ def state_names(
         *((FACTOR,) if spec.compression.common_factor else ()),
         *((links.state_name(update.peer_id) for update in updates) if links.sends_differences(spec) else ()),
         *kept_names(recipe.pipeline(spec, cohort), updates),
+        *groups.kept_names(groups.groups_of_roles(spec, [update.role for update in updates])),
     )

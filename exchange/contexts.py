@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import compressors
 from exchange.request import UpdateRequest
-from muster.model.layout import ParameterLayout
+from muster.model.layout import ParameterLayout, Vector
 from muster.seeds import derive_seed
 
 Piece = tuple[int, int, int]  # start within the chunk, rows, columns
@@ -40,7 +40,7 @@ def contexts_of(request: UpdateRequest, layout: ParameterLayout) -> ChunkContext
     )
 
 
-def pieces(layout: ParameterLayout, index: int) -> tuple[tuple[Piece, ...], tuple[Layer, ...]]:
+def pieces(layout: Vector, index: int) -> tuple[tuple[Piece, ...], tuple[Layer, ...]]:
     """The matrices that make up a chunk, and where in it each tensor ends."""
     start, stop = layout.chunk_bounds(index)
     found: list[Piece] = []

@@ -106,7 +106,7 @@ def decoded(
             contexts = links.contexts(
                 spec, layout, base_digest=base.digest, round=base.round, peer_id=update.peer_id
             )
-            spelling = reader.manifest.groups[0].codec
+            spelling = reader.manifest.codec_of(PARAMS)
             link = links.Link(spec, spelling, contexts, estimate=base.estimate, factor=factors[base.digest])
             stack.callback(link.close)
             uplinks.append(link)

@@ -81,7 +81,7 @@ class DeltaReader:
         self._payload = PayloadReader(path)
         try:
             manifest = self._payload.manifest
-            spelling = manifest.groups[0].codec if manifest.groups else ""
+            spelling = manifest.codec_of(PARAMS)
             if manifest.layout_digest != layout.digest or manifest.groups != groups_of(layout, spelling):
                 raise bad_delta("it belongs to another model")
             self.scaled = spelling.startswith(SCALED)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from muster.spec.model import RunSpec
+from muster.work import TRAIN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class UpdateInput:
     path: Path
     examples: int
     base: UpdateBase
+    role: str = TRAIN  # of its work
 
 
 @dataclass(frozen=True, kw_only=True)

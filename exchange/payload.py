@@ -71,6 +71,10 @@ class Manifest:
     scalars: Mapping[str, float] = field(default_factory=dict[str, float])
     source_digest: str = ""
 
+    def codec_of(self, group: str) -> str:
+        """The spelling of the group's codec; "" where there is no such group."""
+        return next((each.codec for each in self.groups if each.name == group), "")
+
     def to_json(self) -> str:
         raw = {
             "run_id": self.run_id,

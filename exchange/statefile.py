@@ -1,6 +1,7 @@
-"""A state vector on disk: one float32 vector in a file, read and written by chunks, never whole.
+"""A state vector on disk: one vector in a file, read and written by chunks, never whole.
 
-Optimizers, feedbacks, momenta, links and stateful rules keep such vectors from round to round, on both sides.
+Optimizers, feedbacks, momenta, links and stateful rules keep such vectors, of float32, from round to round, on both
+sides; what is kept of an algorithm's groups may be float64 or int64.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from muster.files.hashedfile import HashedFile
 class StateReader:
     """The vector [size] in `path`, or zeros if there is none yet. Raises `StorageError` "state.malformed"."""
 
-    def __init__(self, path: Path | None, size: int) -> None:
+    def __init__(self, path: Path | None, size: int, dtype: torch.dtype = torch.float32) -> None:
         self._fd = None
+        self._dtype = dtype
         self.fresh = path is None
         if path is None:
             return
@@ -30,17 +32,17 @@ class StateReader:
             found = os.fstat(self._fd).st_size
         except OSError as error:
             raise _malformed(path, str(error)) from error
-        if found != 4 * size:
+        if found != dtype.itemsize * size:
             self.close()
-            raise _malformed(path, f"it has {found} bytes and the model needs {4 * size}")
+            raise _malformed(path, f"it has {found} bytes and the model needs {dtype.itemsize * size}")
         self._path = path
 
     def read(self, start: int, stop: int) -> Tensor:
         """Coordinates [start, stop), a copy of the caller's own."""
-        chunk = torch.zeros(stop - start, dtype=torch.float32)
+        chunk = torch.zeros(stop - start, dtype=self._dtype)
         if self._fd is not None:
             view = chunk.numpy().data.cast("B")
-            if os.preadv(self._fd, [view], 4 * start) != len(view):
+            if os.preadv(self._fd, [view], self._dtype.itemsize * start) != len(view):
                 raise _malformed(self._path, f"it ends before coordinate {stop}")
         return chunk
 

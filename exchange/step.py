@@ -20,7 +20,7 @@ from exchange.payload import BlobInfo
 from exchange.recipe import AggregationRefused
 from exchange.statefile import StateReader, StateWriter
 from muster.model.finite import all_finite
-from muster.model.layout import BUFFERS, CHUNK_COORDINATES, COUNTERS
+from muster.model.layout import BUFFERS, CHUNK_COORDINATES, COUNTERS, PARAMS
 from muster.model.modelfile import ModelFile, ModelWriter
 
 
@@ -178,5 +178,5 @@ def _downlink(
         raise AggregationRefused(f"a step of more than {TERMS_MAX} updates is not replayed")
     if any((update.base.digest, update.base.round) != (job.base_digest, job.round) for update in job.updates):
         raise AggregationRefused("a step of updates against an older version is not replayed")
-    up = source.readers[0].manifest.groups[0].codec
+    up = source.readers[0].manifest.codec_of(PARAMS)
     return downlink.Replayed(up, layout, out, base_digest=job.base_digest, round=job.round)

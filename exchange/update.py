@@ -30,8 +30,11 @@ from aggregators import Source
 from compressors.compose.planned import Planned, Planner
 from compressors.core import integers
 from compressors.feedback.feedback import LOSSLESS, MAGNITUDE_MAX, is_bounded
+from exchange import group_files
 from exchange.contexts import ChunkContexts, contexts_of
+from exchange.contribution import Contribution
 from exchange.factors import CommonFactor
+from exchange.groups import Group
 from exchange.local_update import Deltas, LocalUpdate, StateFiles, momenta_names
 from exchange.payload import BESIDE, Manifest, PayloadWriter, groups_of
 from exchange.request import UpdateRequest
@@ -43,7 +46,6 @@ from muster.model.layout import BUFFERS, COUNTERS, PARAMS, Column, ParameterLayo
 from muster.model.modelfile import ModelFile, check_unchanged
 from muster.runtime.inorder import in_order
 from muster.seeds import derive_seed
-from muster.task.task import FitReport
 
 
 class Forgery(Protocol):
@@ -72,16 +74,18 @@ def write_update(
     request: UpdateRequest,
     model: nn.Module,
     base: ModelFile,
-    report: FitReport,
+    contribution: Contribution,
     *,
+    groups: Sequence[Group] = (),
     source_digest: str = "",
     attacker: Attacker | None = None,
     views: Sequence[Path] = (),
 ) -> WrittenUpdate:
-    """Raises `TaskError` `task.not_finite`, `task.too_large`, `task.model_changed` or `task.frozen_changed`,
-    `StorageError`, and whatever the attacker raises. The files are synced.
+    """Raises `TaskError` `task.not_finite`, `task.too_large`, `task.model_changed`, `task.frozen_changed` or
+    `train.bad_contribution`, `StorageError`, and whatever the attacker raises. The files are synced.
 
-    `views` are files of `write_delta`: what else the attacker sees. Each keeps a momentum of its own.
+    `groups` are those that the algorithm declares, all of which the contribution has. `views` are files of
+    `write_delta`: what else the attacker sees. Each keeps a momentum of its own.
     """
     feedback = compressors.build_feedback(request.feedback)
     codec = compressors.build(_codec(request, feedback))
@@ -92,8 +96,8 @@ def write_update(
         assignment_id=request.assignment_id,
         base_digest=request.base_digest,
         layout_digest=layout.digest,
-        groups=groups_of(layout, codec.spelling),
-        scalars=_scalars(report),
+        groups=groups_of(layout, codec.spelling) + group_files.specs_of(groups, layout),
+        scalars={name: float(value) for name, value in contribution.scalars.items()},
         source_digest=source_digest,
     )
     check_unchanged(model, base)
@@ -145,9 +149,10 @@ def write_update(
             writer.append(column.group, body)
         for chunk in honest.counters() if COUNTERS in layout.groups else ():
             writer.append(COUNTERS, integers.encode(chunk))
+        staged = group_files.write_groups(writer, groups, contribution.groups, request, contexts)
         info = writer.finish()
         _sync(request.update)
-        return WrittenUpdate(info=info, staged=state.finish())
+        return WrittenUpdate(info=info, staged={**state.finish(), **staged})
 
 
 class _Sources(NamedTuple):
@@ -196,14 +201,6 @@ def write_delta(model: nn.Module, base: ModelFile, path: Path) -> None:
             writer.write(delta, column.start)
     finally:
         writer.close()
-
-
-def _scalars(report: FitReport) -> dict[str, float]:
-    return {
-        "examples": float(report.examples),
-        "steps": float(report.steps),
-        **{f"metric/{name}": float(value) for name, value in report.metrics.items()},
-    }
 
 
 def _sync(path: Path) -> None:

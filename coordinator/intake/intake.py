@@ -52,7 +52,9 @@ class Intake:
                 "the update's tensors have other names, shapes or dtypes than this run's model",
                 fix="install the same version of the task on coordinator and peer",
             )
-        elif header.size_bytes > (most := update_bytes_max(run.spec, layout, assignment.work.base)):
+        elif header.size_bytes > (
+            most := update_bytes_max(run.spec, layout, assignment.work.base, assignment.work.role)
+        ):
             error = UpdateRejected(
                 "update.oversize",
                 f"the update has {header.size_bytes} bytes; with codec {run.spec.compression.up!r} "
@@ -89,6 +91,7 @@ class Intake:
                 base_digest=run.models[assignment.work.base].digest,
                 layout=await coordinator.effects.layout(run),
                 spec=run.spec,
+                role=assignment.work.role,
                 source_digest=run.source_digest,
                 estimate=estimate,
                 factor=factor,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coordinator.store import ModelRow
-from exchange.names import DELTA, FACTOR, SCALE
+from exchange.names import DELTA, FACTOR, KEPT, SCALE
 from muster.errors import NotFoundError, StorageError, TransferError
 from muster.files.blobs import LOST
 from muster.transfer.streams import read_chunks
@@ -53,7 +53,7 @@ class ModelsServicer:
         if wanted is None:
             raise _not_found(request.run_id, request.digest)
         states = await coordinator.store.optimizer_states(request.run_id, wanted.version)
-        plan = pb.PlanModelResponse(factor_digest=states.get(FACTOR, ""))
+        plan = pb.PlanModelResponse(factor_digest=states.get(FACTOR, ""), groups=self._groups(states))
         found = [
             await coordinator.store.model_by_digest(request.run_id, digest)
             for digest in request.held_digests[:HELD_MAX]
@@ -79,6 +79,26 @@ class ModelsServicer:
         plan.base_digest, plan.scale_digest = base.digest, scale
         plan.deltas.extend(deltas)
         return plan
+
+    async def _names_beside(self, run_id: str) -> tuple[str, ...]:
+        """Of what peers may fetch beside a version of the run."""
+        run = self._coordinator.runs.get(run_id)
+        if run is None or run.model is None:
+            return DELTA, SCALE, FACTOR
+        # What is kept once is there with every later version.
+        states = await self._coordinator.store.optimizer_states(run_id, run.model.version)
+        return DELTA, SCALE, FACTOR, *(name for name in states if name.startswith(KEPT))
+
+    def _groups(self, states: Mapping[str, str]) -> list[pb.GroupFile]:
+        """What is kept of groups among a version's states, as far as it is here."""
+        blobs = self._coordinator.blobs
+        return [
+            pb.GroupFile(
+                name=name.removeprefix(KEPT), digest=digest, size_bytes=blobs.path(digest).stat().st_size
+            )
+            for name, digest in sorted(states.items())
+            if name.startswith(KEPT) and blobs.has(digest)
+        ]
 
     async def fetch_model(
         self, requests: AsyncIterator[pb.FetchModelRequest], context: CallContext
@@ -111,7 +131,7 @@ class ModelsServicer:
         model = await coordinator.store.model_by_digest(run_id, digest)
         beside = None
         if model is None:
-            beside = await coordinator.store.model_by_state(run_id, (DELTA, SCALE, FACTOR), digest)
+            beside = await coordinator.store.model_by_state(run_id, await self._names_beside(run_id), digest)
         found = model or beside
         if found is None or not (coordinator.blobs.has(digest) or (model and not model.blob_gone)):
             raise _not_found(run_id, digest)

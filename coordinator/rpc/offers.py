@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from coordinator.engine.state import AssignmentState, ModelVersion, RunState
 from muster.seeds import assignment_seed
+from muster.work import Work, evaluates
 from protos.v1 import membership_pb2 as pb
 
 OUTBOX_MAX = 256
@@ -106,7 +107,7 @@ def offer_message(
                     size_bytes=model.size_bytes,
                     layout_digest=model.layout_digest,
                 ),
-                groups=work.groups,
+                groups=_groups(run, work),
                 params_json=json.dumps(dict(work.params)) if work.params else "",
             ),
             spec_json=run.spec.canonical_json(),
@@ -117,3 +118,13 @@ def offer_message(
             cohort_size=0 if round_ is None else len(round_.cohort),
         )
     )
+
+
+def _groups(run: RunState, work: Work) -> tuple[str, ...]:
+    """The groups that come down beside the base: those that the schedule asks for, else all that the work's algorithm
+    has the coordinator keep."""
+    if work.groups or evaluates(work.role) or not work.base:
+        return work.groups
+    from exchange.groups import groups_of_run
+
+    return tuple(group.name for group in groups_of_run(run.spec, work.role) if group.keep)

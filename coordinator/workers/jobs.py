@@ -18,6 +18,7 @@ from coordinator.submission.permits import load_permitted
 from muster.model.initial import draw, seed_generators, write_drawn
 from muster.model.modelfile import ModelFile, check_takes, check_unchanged, layout_of, load_into
 from muster.seeds import derive_seed, initial_seed
+from muster.spec.model import ExchangeTable
 from muster.task import trial
 from muster.task.copies import copied, spared
 from muster.task.defaults import code_of
@@ -39,6 +40,10 @@ _drawn: dict[str, nn.Module] = {}  # of the run that was submitted last, as draw
 
 def _site(args: dict[str, Any]) -> Site:
     return Site(name="coordinator", options=args["options"], seed=args["seed"], coordinator=True)
+
+
+def _exchange(args: dict[str, Any]) -> ExchangeTable:
+    return ExchangeTable.model_validate(args.get("exchange", {}))
 
 
 def _key(args: dict[str, Any]) -> str:
@@ -72,7 +77,7 @@ def check_model(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # 
     _drawn.clear()
     task = _task(args)
     model = draw(task, initial_seed(args["seed"]))
-    layout_of(model, task.buffers)
+    layout_of(model, task.buffers, _exchange(args))
     check_takes(model)
     _drawn[_key(args)] = model
     return {}
@@ -86,7 +91,7 @@ def init_model(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # n
     if model is None:
         model = draw(task, initial_seed(args["seed"]))
         check_takes(model)
-    drawn = write_drawn(task, model, Path(args["path"]))
+    drawn = write_drawn(task, model, Path(args["path"]), _exchange(args))
     _modules[key] = model
     return {
         "digest": drawn.info.digest,

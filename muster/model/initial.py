@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from muster.model.layout import ParameterLayout
 from muster.model.modelfile import layout_of, write_initial
 from muster.task.defaults import code_of
 from muster.task.task import Task
+
+if TYPE_CHECKING:
+    from muster.spec.model import ExchangeTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +52,12 @@ def draw(task: Task, seed: int) -> nn.Module:
         torch.set_num_threads(threads)
 
 
-def draw_version(task: Task, seed: int, path: Path) -> Drawn:
+def draw_version(task: Task, seed: int, path: Path, exchange: ExchangeTable | None = None) -> Drawn:
     """Draws the model and writes it to `path` as a model version. Raises as `layout_of` does."""
-    return write_drawn(task, draw(task, seed), path)
+    return write_drawn(task, draw(task, seed), path, exchange)
 
 
-def write_drawn(task: Task, model: nn.Module, path: Path) -> Drawn:
+def write_drawn(task: Task, model: nn.Module, path: Path, exchange: ExchangeTable | None = None) -> Drawn:
     """Writes what was drawn. Raises as `layout_of` does."""
-    layout = layout_of(model, task.buffers)
+    layout = layout_of(model, task.buffers, exchange)
     return Drawn(model=model, layout=layout, info=write_initial(path, layout, model))

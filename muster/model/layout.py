@@ -7,7 +7,8 @@ Each tensor of `model.state_dict()` belongs to one of four kinds:
     buffers     floating, and no parameter that is trained: running statistics, masks. Float32 too; they travel without
                 loss and move by the plain aggregate
     counters    integers and flags, which travel as they are and move by their order
-    fixed       what never moves, and so travels with a whole version only: frozen parameters, what the task keeps
+    fixed       what never moves, and so travels with a whole version only: frozen parameters, what the task keeps, and
+                what is each peer's own (`exchange.contribution` has no part of it; its store keeps it)
 
 How each one that is not trained moves is its `move`, see `muster.Task.buffers`.
 """
@@ -28,12 +29,13 @@ PARAMS, BUFFERS, COUNTERS = "params", "buffers", "counters"  # the groups of an 
 LAYOUT_KEY = "muster.layout"  # of the layout among a version's metadata
 
 MEAN, MAX, MIN, ANY, KEEP = "mean", "max", "min", "any", "keep"
+LOCAL = "local"  # each peer's own from round to round; in a version's file as version 0 has it
 TRIMMED_MAX, TRIMMED_MIN, TRIMMED_ANY = "trimmed-max", "trimmed-min", "trimmed-any"  # of what f liars leave
 TRIMMED = (TRIMMED_MAX, TRIMMED_MIN, TRIMMED_ANY)
 BUFFER_MOVES = (MEAN, MAX, MIN, TRIMMED_MAX, TRIMMED_MIN)
 INTEGER_MOVES = (MAX, MIN, TRIMMED_MAX, TRIMMED_MIN)
 FLAG_MOVES = (ANY, MIN, TRIMMED_ANY, TRIMMED_MIN)
-MOVES = (MEAN, MAX, MIN, ANY, *TRIMMED, KEEP)
+MOVES = (MEAN, MAX, MIN, ANY, *TRIMMED, KEEP, LOCAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +133,11 @@ class ParameterLayout(Vector):
     @cached_property
     def columns_size(self) -> int:
         return self.size + sum(spec.size for spec in self.buffers)
+
+    @cached_property
+    def local(self) -> tuple[TensorSpec, ...]:
+        """Those of the fixed tensors that every peer has values of its own of."""
+        return tuple(spec for spec in self.fixed if spec.move == LOCAL)
 
     @cached_property
     def all_tensors(self) -> tuple[TensorSpec, ...]:

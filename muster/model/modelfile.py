@@ -8,6 +8,8 @@ from muster.model.state import (
     check_unchanged,
     export_state,
     load_into,
+    load_local,
+    local_of,
     read_state,
     write_initial,
 )
@@ -25,6 +27,8 @@ __all__ = [
     "export_state",
     "layout_of",
     "load_into",
+    "load_local",
+    "local_of",
     "read_state",
     "write_initial",
     "write_model",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from muster.model.layout import (
     FLAG_MOVES,
     INTEGER_MOVES,
     KEEP,
+    LOCAL,
     MAX,
     MEAN,
     MOVES,
@@ -28,17 +30,25 @@ from muster.model.layout import (
 )
 from muster.model.version_file import TORCH_DTYPES
 
+if TYPE_CHECKING:
+    from muster.spec.model import ExchangeTable
+
+# What becomes of buffers and counters of which the task says nothing, by the run spec's exchange.buffers.
+UNMOVED = {"local": LOCAL, "coordinator": KEEP}
 SPELLINGS = {dtype: spelling for spelling, dtype in TORCH_DTYPES.items()}
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
 Memory = tuple[object, ...]
 
 
-def layout_of(model: nn.Module, moves: Mapping[str, str] = NOTHING) -> ParameterLayout:
-    """The model's layout; `moves` is the task's own word on what is not trained, see `muster.Task.buffers`.
+def layout_of(
+    model: nn.Module, moves: Mapping[str, str] = NOTHING, exchange: ExchangeTable | None = None
+) -> ParameterLayout:
+    """The model's layout; `moves` is the task's own word on what is not trained, see `muster.Task.buffers`, and
+    `exchange` the run's on what peers send at all.
 
     Raises `ConfigError`: "model.unsupported" naming a tensor that does not fit, "model.nothing_trained",
-    "model.bad_move".
+    "model.bad_move", "model.bad_pattern".
     """
     tensors: list[TensorSpec] = []
     buffers: list[TensorSpec] = []
@@ -47,19 +57,24 @@ def layout_of(model: nn.Module, moves: Mapping[str, str] = NOTHING) -> Parameter
     state = state_of(model)
     owners, aliases = _tied(state)
     kinds = _Kinds(model, state)
-    asked = _Moves(moves)
+    asked = _Moves(moves, UNMOVED.get("averaged" if exchange is None else exchange.buffers))
+    chosen = _Chosen(exchange)
     for name in owners:
         spec = _spec_of(name, state[name])
         if name in kinds.trained:
-            tensors.append(spec)
+            if chosen.travels(name):
+                tensors.append(spec)
+            else:
+                fixed.append(_moving(spec, LOCAL))
             continue
         move = asked.of(name, state[name], frozen=name in kinds.frozen)
-        if move in ("", KEEP):
+        if move in ("", KEEP, LOCAL):
             fixed.append(_moving(spec, move))
         else:
             (buffers if state[name].is_floating_point() else counters).append(_moving(spec, move))
     asked.check(kinds.trained)
     kinds.check(model, state)
+    chosen.check(travelling=sum(spec.size for spec in tensors))
     return ParameterLayout(
         tensors=tuple(tensors),
         fixed=tuple(fixed),
@@ -133,11 +148,41 @@ class _Kinds:
             )
 
 
-class _Moves:
-    """How what is not trained moves: as the task says it, else by what it is."""
+class _Chosen:
+    """Which of the trained parameters travel, by the patterns of the run spec's `[exchange]`."""
 
-    def __init__(self, patterns: Mapping[str, str]) -> None:
+    def __init__(self, exchange: ExchangeTable | None) -> None:
+        self._include = () if exchange is None else exchange.include
+        self._exclude = () if exchange is None else exchange.exclude
+        self._unmet = {*self._include, *self._exclude}
+
+    def travels(self, name: str) -> bool:
+        met = {pattern for pattern in (*self._include, *self._exclude) if fnmatchcase(name, pattern)}
+        self._unmet -= met
+        included = not self._include or any(pattern in met for pattern in self._include)
+        return included and not any(pattern in met for pattern in self._exclude)
+
+    def check(self, travelling: int) -> None:
+        """That every pattern names something, and that something is left."""
+        told = "names no parameter that is trained"
+        wrong = (
+            f"{min(self._unmet)!r} {told}" if self._unmet else "" if travelling else "no parameter travels"
+        )
+        if wrong:
+            raise ConfigError(
+                "model.bad_pattern",
+                f"the run spec's [exchange]: {wrong}",
+                cause="include and exclude are patterns of names in state_dict(), such as 'head.*'",
+                fix="correct exchange.include or exchange.exclude in the run spec",
+            )
+
+
+class _Moves:
+    """How what is not trained moves: as the task says it, else as the run does, else by what it is."""
+
+    def __init__(self, patterns: Mapping[str, str], unsaid: str | None = None) -> None:
         self._patterns = dict(patterns)
+        self._unsaid = unsaid
         self._unmet = set(self._patterns)
         for pattern, move in self._patterns.items():
             if move not in MOVES:
@@ -148,6 +193,8 @@ class _Moves:
         self._unmet.difference_update(met)
         if not met:
             floating, flag = tensor.is_floating_point(), tensor.dtype == torch.bool
+            if self._unsaid is not None and not frozen:
+                return self._unsaid
             return "" if frozen else MEAN if floating else ANY if flag else MAX
         move = self._patterns[name if name in met else met[0]]
         kind = (
@@ -158,9 +205,9 @@ class _Moves:
             else "integers"
         )
         fitting = {"floating": BUFFER_MOVES, "flags": FLAG_MOVES, "integers": INTEGER_MOVES}[kind]
-        if move not in (*fitting, KEEP):
+        if move not in (*fitting, KEEP, LOCAL):
             raise _bad_move(
-                f"{name!r} is {kind}, which move by {', '.join(fitting)} or {KEEP}, not by {move!r}"
+                f"{name!r} is {kind}, which move by {', '.join(fitting)}, {KEEP} or {LOCAL}, not by {move!r}"
             )
         return move
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -32,6 +32,31 @@ def load_into(model: nn.Module, file: ModelFile) -> None:
     for name, values in _values_of(file) if moved else ():
         if name in moved:
             _check_taken(name, fresh[name], values.to(TORCH_DTYPES[_dtype_of(file, name)]))
+
+
+def load_local(model: nn.Module, layout: ParameterLayout, tensors: Mapping[str, Tensor]) -> None:
+    """Copies a peer's own values into the module that `load_into` has filled: those of `local_of` an earlier time.
+
+    Raises `TransferError` "model.layout_mismatch" if they are not of this model.
+    """
+    state = check_same(model, layout)
+    with torch.no_grad():
+        for spec in layout.local:
+            values = tensors.get(spec.name)
+            if values is None or tuple(values.shape) != spec.shape:
+                raise TransferError(
+                    "model.layout_mismatch",
+                    f"this peer's own {spec.name!r} is not of this task's model",
+                    cause="the task has changed during the run",
+                    fix="start the run anew",
+                )
+            state[spec.name].copy_(values)
+
+
+def local_of(model: nn.Module, layout: ParameterLayout) -> dict[str, Tensor]:
+    """What of the module is this peer's own, by name, sharing its memory."""
+    state = check_same(model, layout) if layout.local else {}
+    return {spec.name: state[spec.name] for spec in layout.local}
 
 
 def check_takes(model: nn.Module) -> None:

@@ -29,6 +29,7 @@ from muster.model.layout import (
     INTEGER_MOVES,
     KEEP,
     LAYOUT_KEY,
+    LOCAL,
     MOVES,
     PARAMS,
     ParameterLayout,
@@ -294,7 +295,7 @@ def _parse_layout(text: str) -> ParameterLayout:
         (layout.tensors, ("",), (True,)),
         (layout.buffers, BUFFER_MOVES, (True,)),
         (layout.counters, (*INTEGER_MOVES, *FLAG_MOVES), (False,)),
-        (layout.fixed, ("", KEEP), (True, False)),
+        (layout.fixed, ("", KEEP, LOCAL), (True, False)),
     ):
         for spec in specs:
             if spec.move not in moves or TORCH_DTYPES[spec.dtype].is_floating_point not in floating:

@@ -227,6 +227,29 @@ class CompressionTable(Table):
         return name == "powersgd" and argument.endswith(":common")
 
 
+class ExchangeTable(Table):
+    """What of the model peers send and fetch. What no gradient is asked of in `Task.model` never moves."""
+
+    tensors: Literal["all", "trainable"] = Field(
+        "all",
+        description="of a version that is fetched whole: all of it, or only what rounds move, where the peer's own "
+        "drawing of the model has the rest (trainable); the version's digest proves that it has",
+    )
+    include: tuple[str, ...] = Field(
+        (), description="patterns of names in state_dict(): of the trained parameters only these travel"
+    )
+    exclude: tuple[str, ...] = Field(
+        (),
+        description="patterns of trained parameters that do not travel: each peer trains and keeps its own, and the "
+        "model has their first values",
+    )
+    buffers: Literal["averaged", "local", "coordinator"] = Field(
+        "averaged",
+        description="buffers of which the task says nothing: averaged as `Task.buffers` has it, each peer's own "
+        "(local), or those of version 0 (coordinator)",
+    )
+
+
 class ServerTable(OptionsTable):
     """How the aggregate moves the model."""
 
@@ -332,6 +355,7 @@ class RunSpec(Table):
     sampling: SamplingTable = SamplingTable()  # type: ignore[call-arg]
     aggregation: AggregationTable = AggregationTable()  # type: ignore[call-arg]
     compression: CompressionTable = CompressionTable()  # type: ignore[call-arg]
+    exchange: ExchangeTable = ExchangeTable()  # type: ignore[call-arg]
     server: ServerTable = ServerTable()  # type: ignore[call-arg]
     privacy: PrivacyTable = PrivacyTable()  # type: ignore[call-arg]
     round: RoundTable = RoundTable()  # type: ignore[call-arg]

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from muster.runtime.secret_random import SecretRandom
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -56,6 +58,8 @@ class FitContext:
     places: ChunkContexts | None = (
         None  # where the chunks of that lie: randomness that the coordinator derives too
     )
+    # Noise for privacy: unlike `seed`, nobody can derive it, and each attempt draws anew.
+    secret: SecretRandom = field(default_factory=SecretRandom)
     trial: bool = False  # True in the trial before the first round, see `Task.fit`
 
 
@@ -97,6 +101,7 @@ class Task(ABC):
         "trimmed-max", "trimmed-min", "trimmed-any"
                 the same without the f greatest (or least) values, f being the round's
         "keep"  the first value in every round: parameters that require no gradient, unless something else is said
+        "local" each peer's own, which it keeps from round to round and never sends
 
     "max", "min" and "any" believe each update: a mask of classes that one site alone has seen survives, and one
     liar can set a flag, or a counter to the greatest number of its dtype. Trimmed, f liars can do neither, and what

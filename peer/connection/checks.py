@@ -122,10 +122,17 @@ def plan_mistake(plan: PlanModelResponse, offer: Assignment) -> str:
     size = sum(delta.size_bytes for delta in plan.deltas)
     if plan.deltas and size > max(offer.work.base.size_bytes, BESIDE_BYTES_MIN):
         return f"its deltas have {size} bytes, the version has {offer.work.base.size_bytes}"
+    if len(plan.groups) > GROUPS_MAX:
+        return f"it has {len(plan.groups)} groups, more than {GROUPS_MAX}"
+    groups = sum(group.size_bytes for group in plan.groups)
+    if groups > (most := GROUPS_MAX * beside_bytes_max(offer)):
+        return f"its groups have {groups} bytes, more than {most}"
     digests = [plan.base_digest, *(delta.digest for delta in plan.deltas)] if plan.deltas else []
     try:
         for digest in (*digests, *filter(None, (plan.scale_digest, plan.factor_digest))):
             checked_digest(digest)
+        for group in plan.groups:
+            checked_digest(group.digest)
     except MusterError as error:
         return error.message
     return ""

@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import Dataset
 
+from exchange.contribution import Contribution
 from muster.seeds import derive_seed
 from muster.task.evaluation import to_device
 from muster.task.task import FitContext, FitReport, Task
@@ -34,7 +35,7 @@ class LocalSgd:
 
     name: ClassVar[str] = "sgd"
 
-    def fit(self, task: Task, model: nn.Module, data: Dataset[Any], context: FitContext) -> FitReport:
+    def fit(self, task: Task, model: nn.Module, data: Dataset[Any], context: FitContext) -> Contribution:
         """Metric `loss`: the mean over the examples of the last pass, each before the step that used it."""
         train = context.train
         batches = Batches(data, train["batch_size"], derive_seed(context.seed, "batches"))
@@ -63,7 +64,8 @@ class LocalSgd:
                     context.progress(done / total)
                 if done == total:
                     break
-        return FitReport(examples=batches.examples, steps=total, metrics={"loss": float(loss) / seen})
+        report = FitReport(examples=batches.examples, steps=total, metrics={"loss": float(loss) / seen})
+        return Contribution.of(report)
 
 
 def _optimizer(parameters: list[nn.Parameter], train: Mapping[str, Any]) -> Optimizer:

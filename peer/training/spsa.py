@@ -28,6 +28,7 @@ from torch.utils.data import Dataset
 
 import compressors
 from compressors.sketches.one_byte import GROUP, NOT_FINITE, OneByte, to_bytes
+from exchange.contribution import Contribution
 from muster.errors import ConfigError
 from muster.model.layout import ParameterLayout
 from muster.seeds import derive_seed
@@ -53,7 +54,7 @@ class Spsa:
         if not 0 < self.eps < math.inf:
             raise ValueError(f"eps is above 0, not {self.eps}")
 
-    def fit(self, task: Task, model: nn.Module, data: Dataset[Any], context: FitContext) -> FitReport:
+    def fit(self, task: Task, model: nn.Module, data: Dataset[Any], context: FitContext) -> Contribution:
         """Metric `loss`: the mean over all samples and both sides. The model is in evaluation mode, so that both
         sides differ by the direction only.
 
@@ -79,7 +80,8 @@ class Spsa:
                 if (s + 1) % stride == 0:
                     context.progress((s + 1) / codec.count)
             weights.move(directions.sum(to_bytes(slopes * (-context.train["lr"] / codec.count))))
-        return FitReport(examples=batches.examples, steps=codec.count, metrics={"loss": losses / seen})
+        report = FitReport(examples=batches.examples, steps=codec.count, metrics={"loss": losses / seen})
+        return Contribution.of(report)
 
 
 def _sent_by(context: FitContext) -> tuple[OneByte, ChunkContexts]:

@@ -85,6 +85,7 @@ class JobRunner:
         spec, data = self._spec_and_data(offer)
         async with (
             self._factor(offer, spec, deadline_at) as factor,
+            self.courier.groups(offer, offer.work.groups, deadline_at=deadline_at) as received,
             self._ready(offer, spec, data, deadline_at, steps) as (base, desk),
         ):
             order = train_order(
@@ -97,6 +98,7 @@ class JobRunner:
                 stem=stem,
                 state=await state(),
                 factor=factor,
+                received=received,
             )
             return Path(order.update), Trained(
                 **await desk.run("train", order, seconds_left=self._left(deadline_at()))

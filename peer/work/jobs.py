@@ -11,10 +11,11 @@ import gc
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 # cuBLAS is deterministic only with a fixed workspace, and reads this when it starts.
@@ -26,14 +27,17 @@ from torch.utils.data import Dataset
 
 from compressors import build_feedback
 from exchange.contexts import ChunkContexts
+from exchange.contribution import Contribution
 from exchange.rebuild import rebuild as follow
+from exchange.tensorfile import read_tensors, write_tensors
 from exchange.update import write_delta, write_update
 from muster.errors import ConfigError, TaskError
 from muster.model.initial import draw as draw_model
 from muster.model.initial import draw_version, seed_generators
 from muster.model.layout import ParameterLayout
-from muster.model.modelfile import ModelFile, check_unchanged, load_into
+from muster.model.modelfile import ModelFile, check_unchanged, load_into, load_local, local_of
 from muster.seeds import derive_seed, initial_seed
+from muster.spec.model import ExchangeTable
 from muster.task import trial
 from muster.task.copies import copied, spared, without_inference
 from muster.task.defaults import code_of
@@ -42,15 +46,16 @@ from muster.task.fittrial import has_own_fit, try_fit
 from muster.task.loading import keep_data, load_task
 from muster.task.metrics import EXAMPLES_MAX, Measured, in_words, measured
 from muster.task.sources import source_digest
-from muster.task.task import FitContext, FitReport, Site, Task
+from muster.task.task import FitContext, Site, Task
 from muster.work import EVALUATE, evaluates
-from peer.training import build
 from peer.training.attack_simulation import AttackSimulation, bootstrap
 from peer.training.batches import size_of
+from peer.training.contributing import STATE, RunAlgorithm, as_contribution
 from peer.work.orders import DrawOrder, Evaluated, EvaluateOrder, Order, PrepareOrder, Trained, TrainOrder
 
 PLACES_MAX = 64  # sites whose datasets are kept in memory at once
 MODULES_BYTES_MAX = 256 << 20  # of modules that other sites on the CPU keep while one works
+LOCAL_STATE = "local"  # the state array that holds what of the model is this peer's own
 ENCODING_SHARE = 0.1  # of a training job's progress
 NOTE_CHARACTERS_MAX = 300
 
@@ -85,13 +90,17 @@ class Place:
             self._data[drill_key] = drill.poison(self._data[""], self.site.seed)
         return self._data[drill_key]
 
-    def module(self, base: ModelFile, device: torch.device) -> nn.Module:
-        """The task's module on the device, holding the base. Raises `TransferError`
-        `model.layout_mismatch`."""
+    def module(
+        self, base: ModelFile, device: torch.device, state: Mapping[str, str] = MappingProxyType({})
+    ) -> nn.Module:
+        """The task's module on the device, holding the base and what of it this peer's `state` has values of its own
+        of. Raises `TransferError` `model.layout_mismatch`."""
         if self.model is None:
             self.model = draw_model(self.task, initial_seed(self.site.seed))
         self.model.to(device)
         load_into(self.model, base)
+        if base.layout.local and LOCAL_STATE in state:
+            load_local(self.model, base.layout, read_tensors(Path(state[LOCAL_STATE])))
         return self.model
 
     def module_bytes(self) -> int:
@@ -286,21 +295,30 @@ def train(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     try:
         if drill is not None:
             _train_views(order, place, base, drill, views, progress=progress)
-        model = place.module(base, device)
+        model = place.module(base, device, order.state)
         share = _part(progress, len(views), len(views) + 1)
-        report = _fit(order, place, model, drill, share, layout=base.layout)
+        contribution = _fit(order, place, model, drill, share, layout=base.layout)
         model.zero_grad(set_to_none=True)
+        report = contribution.report
         found = measured(report.metrics, f"the metrics of {order.task}.fit")
-        report = replace(report, metrics=found.values)
+        contribution = contribution.measured(found.values)
         written = write_update(
             order.request(),
             model,
             base,
-            report,
+            contribution,
+            groups=_algorithm(order).groups(),
             source_digest=place.source_digest,
             attacker=drill,
             views=views,
         )
+        staged = {key: str(path) for key, path in written.staged.items()}
+        if contribution.state:
+            staged[STATE] = f"{order.staged}.{STATE}"
+            write_tensors(Path(staged[STATE]), contribution.state)
+        if own := local_of(model, base.layout):
+            staged[LOCAL_STATE] = f"{order.staged}.{LOCAL_STATE}"
+            write_tensors(Path(staged[LOCAL_STATE]), own)
     finally:
         base.close()
         for path in views:
@@ -311,7 +329,7 @@ def train(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         size_bytes=written.info.size_bytes,
         examples=report.examples,
         steps=report.steps,
-        staged={key: str(path) for key, path in written.staged.items()},
+        staged=staged,
         metrics=found.values,
         warnings=(*found.warnings, *place.notes),
     )
@@ -331,7 +349,7 @@ def _train_views(
     """Trains the drill's further views, each from the base and with its own seed, and puts what each changed in
     a file, which `files` names."""
     for number in range(1, drill.views):
-        model = place.module(base, torch.device(order.device))
+        model = place.module(base, torch.device(order.device), order.state)
         own = replace(order, seed=derive_seed(order.seed, "view", number))
         share = _part(progress, number - 1, drill.views)
         _fit(own, place, model, drill, share, layout=base.layout, bootstrapped=True)
@@ -353,24 +371,33 @@ def _fit(
     *,
     layout: ParameterLayout,
     bootstrapped: bool = False,
-) -> FitReport:
+) -> Contribution:
     """The task's own training loop if it has one, else the run's algorithm, on this site's data or on a
     bootstrap of them."""
     context = _context(order, place, layout, progress=lambda share: progress(share * (1.0 - ENCODING_SHARE)))
     seed_generators(order.seed)
     with code_of(place.task):
-        report: Any = place.task.fit(model, context)
-    if report is None:
-        algorithm = build(order.train["algorithm"], order.train["options"])
+        given: Any = place.task.fit(model, context)
+    if given is None:
+        algorithm = _algorithm(order)
         data = place.train_data(drill, repr(order.attack))
         if bootstrapped:
             data = bootstrap(data, order.seed)
         _check_whole(order, data)
         seed_generators(order.seed)
         with code_of(place.task):
-            report = algorithm.fit(place.task, model, data, context)
-        return checked(report, f"the algorithm {order.train['algorithm']!r}")
-    return checked(report, f"{order.task}.fit")
+            given = algorithm.build().fit(place.task, model, data, algorithm.context(context, layout))
+        return as_contribution(given, f"the algorithm {algorithm.name!r}")
+    return Contribution.of(checked(given, f"{order.task}.fit"))
+
+
+def _algorithm(order: TrainOrder) -> RunAlgorithm:
+    return RunAlgorithm(
+        name=order.train["algorithm"],
+        options=order.train["options"],
+        received=order.received,
+        state=order.state,
+    )
 
 
 def _check_whole(order: TrainOrder, data: Dataset[Any]) -> None:
@@ -398,7 +425,7 @@ def evaluate(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     place = _place(order)
     base = ModelFile(Path(order.base))
     try:
-        model = place.module(base, device)
+        model = place.module(base, device, order.state)
     finally:
         base.close()
     seed_generators(order.seed)
@@ -444,7 +471,8 @@ def draw(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: A
     _prepare(order)
     place = _place(order)
     place.drop_module()  # never two at once
-    drawn = draw_version(place.task, order.seed, Path(order.base))
+    exchange = ExchangeTable.model_validate(order.exchange)
+    drawn = draw_version(place.task, order.seed, Path(order.base), exchange)
     place.model = drawn.model
     return {"digest": drawn.info.digest}
 

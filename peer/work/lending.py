@@ -9,7 +9,7 @@ from typing import Any
 
 from muster.errors import TaskError
 from muster.worker.handover import Exchange
-from peer.work.orders import DrawOrder, Order, TrainOrder
+from peer.work.orders import DrawOrder, EvaluateOrder, Order, TrainOrder
 
 
 def lent(order: Order, exchange: Exchange) -> Order:
@@ -17,10 +17,13 @@ def lent(order: Order, exchange: Exchange) -> Order:
     if isinstance(order, DrawOrder):
         return replace(order, base=exchange.place(order.base))
     order = replace(order, base=exchange.lend(order.base))
+    if isinstance(order, EvaluateOrder):
+        return replace(order, state={key: exchange.lend(path) for key, path in order.state.items()})
     if isinstance(order, TrainOrder):
         return replace(
             order,
             state={key: exchange.lend(path) for key, path in order.state.items()},
+            received={name: exchange.lend(path) for name, path in order.received.items()},
             factor=None if order.factor is None else exchange.lend(order.factor),
             update=exchange.place(order.update),
             staged=exchange.place(order.staged),

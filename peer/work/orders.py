@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from exchange.request import UpdateRequest
@@ -58,6 +59,8 @@ class TrainOrder(Order):
     # {"name": ..., "options": {...}}: of a drill, see `peer.training.attack_simulation`
     attack: Mapping[str, Any] | None = None
     aggregation: Mapping[str, Any] | None = None  # the run's table, for a drill
+    # the files of the groups that the coordinator keeps beside the base, by name; of those without one, zeros
+    received: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def request(self) -> UpdateRequest:
         """What the update is made for and against."""
@@ -86,6 +89,8 @@ class TrainOrder(Order):
 class EvaluateOrder(Order):
     """Evaluate the base on this site's own examples."""
 
+    state: Mapping[str, str] = field(default_factory=dict[str, str])  # as in a `TrainOrder`
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareOrder(Order):
@@ -103,6 +108,8 @@ class PrepareOrder(Order):
 @dataclass(frozen=True, kw_only=True)
 class DrawOrder(Order):
     """Draw version 0 of the run from the seed, the same on every peer, and write it to the base."""
+
+    exchange: Mapping[str, Any] = field(default_factory=dict[str, Any])  # the run spec's [exchange]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +183,7 @@ def train_order(
     stem: Path,
     state: Mapping[str, Path],
     factor: Path | None = None,
+    received: Mapping[str, Path] = MappingProxyType({}),
 ) -> TrainOrder:
     """The files that it makes begin with `stem`."""
     return TrainOrder(
@@ -194,15 +202,24 @@ def train_order(
         state={key: str(path) for key, path in state.items()},
         staged=f"{stem}.state",
         factor=None if factor is None else str(factor),
+        received={name: str(path) for name, path in received.items()},
         attack=site.attack,
         aggregation=None if site.attack is None else spec.aggregation.model_dump(mode="json"),
     )
 
 
 def evaluate_order(
-    site: Site, offer: Assignment, spec: RunSpec, *, data: Mapping[str, Any], device: str, base: Path
+    site: Site,
+    offer: Assignment,
+    spec: RunSpec,
+    *,
+    data: Mapping[str, Any],
+    device: str,
+    base: Path,
+    state: Mapping[str, Path] = MappingProxyType({}),
 ) -> EvaluateOrder:
-    return EvaluateOrder(**_common(site, offer, spec, data=data, device=device, base=base))
+    common = _common(site, offer, spec, data=data, device=device, base=base)
+    return EvaluateOrder(**common, state={key: str(path) for key, path in state.items()})
 
 
 def prepare_order(
@@ -228,4 +245,4 @@ def draw_order(
 ) -> DrawOrder:
     common = _common(site, offer, spec, data=data, device=device, base=target)
     common["seed"] = initial_seed(spec.seed)
-    return DrawOrder(**common)
+    return DrawOrder(**common, exchange=spec.exchange.model_dump(mode="json"))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from muster.errors import (
     MusterError,
     NotFoundError,
     StorageError,
+    TransferError,
     UnreachableError,
 )
 from muster.files.digests import checked_digest
@@ -35,6 +37,7 @@ from peer.work.fixed import fixed_tail
 from protos.v1.membership_pb2 import Assignment, Restore
 from protos.v1.models_pb2 import (
     FetchModelRequest,
+    GroupFile,
     PlanModelRequest,
     PlanModelResponse,
     RestoreModelBegin,
@@ -106,6 +109,37 @@ class Transfers:
             checked_digest(digest), lambda path: self._fetch_beside(offer, digest, path, deadline_at)
         ) as path:
             yield path
+
+    @asynccontextmanager
+    async def groups(
+        self, offer: Assignment, names: Collection[str], *, deadline_at: DeadlineAt
+    ) -> AsyncGenerator[Mapping[str, Path]]:
+        """The files of those of the named groups that are kept beside the base version of the offer. Raises as `base`
+        does, and `TransferError` "model.bad_plan"."""
+        found: dict[str, Path] = {}
+        if not (offer.work.base.version and names):
+            yield found
+            return
+        plan = await self._plan(offer, [], deadline_at)
+        if mistake := plan_mistake(plan, offer):
+            raise TransferError(
+                "model.bad_plan",
+                f"the coordinator's plan for version {offer.work.base.version} makes no sense: {mistake}",
+                fix="run the same version of Muster on coordinator and peer",
+            )
+        async with AsyncExitStack() as stack:
+            for file in plan.groups:
+                if file.name in names:
+                    fetch = partial(self._fetch_group, offer, file, deadline_at)
+                    path = await stack.enter_async_context(self._models.companion(file.digest, fetch))
+                    found[file.name] = path
+            yield found
+
+    async def _fetch_group(
+        self, offer: Assignment, file: GroupFile, deadline_at: DeadlineAt, target: Path
+    ) -> None:
+        self._room.check(file.size_bytes, f"group {file.name!r} of run {offer.run_id!r}")
+        await self._fetch_blob(offer.run_id, file.digest, target, deadline_at, _exactly(file.size_bytes))
 
     async def deliver(
         self, offer: Assignment, update: Path, digest: str, *, deadline_at: DeadlineAt

@@ -26,7 +26,7 @@ from protos.v1 import membership_pb2 as protos_dot_v1_dot_membership__pb2
 from protos.v1 import tensors_pb2 as protos_dot_v1_dot_tensors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protos/v1/models.proto\x12\tmuster.v1\x1a\x1aprotos/v1/membership.proto\x1a\x17protos/v1/tensors.proto\"\x8c\x01\n\x10PlanModelRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x14\n\x0cheld_digests\x18\x03 \x03(\t\x12+\n\x0b\x63redentials\x18\x04 \x01(\x0b\x32\x16.muster.v1.Credentials\x12\x15\n\rdraws_initial\x18\x05 \x01(\x08\"|\n\x11PlanModelResponse\x12\x13\n\x0b\x62\x61se_digest\x18\x01 \x01(\t\x12%\n\x06\x64\x65ltas\x18\x02 \x03(\x0b\x32\x15.muster.v1.ModelDelta\x12\x14\n\x0cscale_digest\x18\x03 \x01(\t\x12\x15\n\rfactor_digest\x18\x04 \x01(\t\"0\n\nModelDelta\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\x97\x01\n\x11\x46\x65tchModelRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12+\n\x0b\x63redentials\x18\x04 \x01(\x0b\x32\x16.muster.v1.Credentials\x12\x17\n\x0f\x63hunk_bytes_max\x18\x05 \x01(\r\x12\x0c\n\x04stop\x18\x06 \x01(\x04\"h\n\x12\x46\x65tchModelResponse\x12\'\n\x06header\x18\x01 \x01(\x0b\x32\x15.muster.v1.BlobHeaderH\x00\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x10.muster.v1.ChunkH\x00\x42\x06\n\x04part\"o\n\x13RestoreModelRequest\x12-\n\x05\x62\x65gin\x18\x01 \x01(\x0b\x32\x1c.muster.v1.RestoreModelBeginH\x00\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x10.muster.v1.ChunkH\x00\x42\x06\n\x04part\"g\n\x11RestoreModelBegin\x12+\n\x0b\x63redentials\x18\x01 \x01(\x0b\x32\x16.muster.v1.Credentials\x12%\n\x06header\x18\x02 \x01(\x0b\x32\x15.muster.v1.BlobHeader\"\x16\n\x14RestoreModelResponse2\xf7\x01\n\rModelsService\x12\x46\n\tPlanModel\x12\x1b.muster.v1.PlanModelRequest\x1a\x1c.muster.v1.PlanModelResponse\x12K\n\nFetchModel\x12\x1c.muster.v1.FetchModelRequest\x1a\x1d.muster.v1.FetchModelResponse0\x01\x12Q\n\x0cRestoreModel\x12\x1e.muster.v1.RestoreModelRequest\x1a\x1f.muster.v1.RestoreModelResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protos/v1/models.proto\x12\tmuster.v1\x1a\x1aprotos/v1/membership.proto\x1a\x17protos/v1/tensors.proto\"\x8c\x01\n\x10PlanModelRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x14\n\x0cheld_digests\x18\x03 \x03(\t\x12+\n\x0b\x63redentials\x18\x04 \x01(\x0b\x32\x16.muster.v1.Credentials\x12\x15\n\rdraws_initial\x18\x05 \x01(\x08\"\xa2\x01\n\x11PlanModelResponse\x12\x13\n\x0b\x62\x61se_digest\x18\x01 \x01(\t\x12%\n\x06\x64\x65ltas\x18\x02 \x03(\x0b\x32\x15.muster.v1.ModelDelta\x12\x14\n\x0cscale_digest\x18\x03 \x01(\t\x12\x15\n\rfactor_digest\x18\x04 \x01(\t\x12$\n\x06groups\x18\x05 \x03(\x0b\x32\x14.muster.v1.GroupFile\"=\n\tGroupFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"0\n\nModelDelta\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\x97\x01\n\x11\x46\x65tchModelRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12+\n\x0b\x63redentials\x18\x04 \x01(\x0b\x32\x16.muster.v1.Credentials\x12\x17\n\x0f\x63hunk_bytes_max\x18\x05 \x01(\r\x12\x0c\n\x04stop\x18\x06 \x01(\x04\"h\n\x12\x46\x65tchModelResponse\x12\'\n\x06header\x18\x01 \x01(\x0b\x32\x15.muster.v1.BlobHeaderH\x00\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x10.muster.v1.ChunkH\x00\x42\x06\n\x04part\"o\n\x13RestoreModelRequest\x12-\n\x05\x62\x65gin\x18\x01 \x01(\x0b\x32\x1c.muster.v1.RestoreModelBeginH\x00\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x10.muster.v1.ChunkH\x00\x42\x06\n\x04part\"g\n\x11RestoreModelBegin\x12+\n\x0b\x63redentials\x18\x01 \x01(\x0b\x32\x16.muster.v1.Credentials\x12%\n\x06header\x18\x02 \x01(\x0b\x32\x15.muster.v1.BlobHeader\"\x16\n\x14RestoreModelResponse2\xf7\x01\n\rModelsService\x12\x46\n\tPlanModel\x12\x1b.muster.v1.PlanModelRequest\x1a\x1c.muster.v1.PlanModelResponse\x12K\n\nFetchModel\x12\x1c.muster.v1.FetchModelRequest\x1a\x1d.muster.v1.FetchModelResponse0\x01\x12Q\n\x0cRestoreModel\x12\x1e.muster.v1.RestoreModelRequest\x1a\x1f.muster.v1.RestoreModelResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,20 +35,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PLANMODELREQUEST']._serialized_start=91
   _globals['_PLANMODELREQUEST']._serialized_end=231
-  _globals['_PLANMODELRESPONSE']._serialized_start=233
-  _globals['_PLANMODELRESPONSE']._serialized_end=357
-  _globals['_MODELDELTA']._serialized_start=359
-  _globals['_MODELDELTA']._serialized_end=407
-  _globals['_FETCHMODELREQUEST']._serialized_start=410
-  _globals['_FETCHMODELREQUEST']._serialized_end=561
-  _globals['_FETCHMODELRESPONSE']._serialized_start=563
-  _globals['_FETCHMODELRESPONSE']._serialized_end=667
-  _globals['_RESTOREMODELREQUEST']._serialized_start=669
-  _globals['_RESTOREMODELREQUEST']._serialized_end=780
-  _globals['_RESTOREMODELBEGIN']._serialized_start=782
-  _globals['_RESTOREMODELBEGIN']._serialized_end=885
-  _globals['_RESTOREMODELRESPONSE']._serialized_start=887
-  _globals['_RESTOREMODELRESPONSE']._serialized_end=909
-  _globals['_MODELSSERVICE']._serialized_start=912
-  _globals['_MODELSSERVICE']._serialized_end=1159
+  _globals['_PLANMODELRESPONSE']._serialized_start=234
+  _globals['_PLANMODELRESPONSE']._serialized_end=396
+  _globals['_GROUPFILE']._serialized_start=398
+  _globals['_GROUPFILE']._serialized_end=459
+  _globals['_MODELDELTA']._serialized_start=461
+  _globals['_MODELDELTA']._serialized_end=509
+  _globals['_FETCHMODELREQUEST']._serialized_start=512
+  _globals['_FETCHMODELREQUEST']._serialized_end=663
+  _globals['_FETCHMODELRESPONSE']._serialized_start=665
+  _globals['_FETCHMODELRESPONSE']._serialized_end=769
+  _globals['_RESTOREMODELREQUEST']._serialized_start=771
+  _globals['_RESTOREMODELREQUEST']._serialized_end=882
+  _globals['_RESTOREMODELBEGIN']._serialized_start=884
+  _globals['_RESTOREMODELBEGIN']._serialized_end=987
+  _globals['_RESTOREMODELRESPONSE']._serialized_start=989
+  _globals['_RESTOREMODELRESPONSE']._serialized_end=1011
+  _globals['_MODELSSERVICE']._serialized_start=1014
+  _globals['_MODELSSERVICE']._serialized_end=1261
 # @@protoc_insertion_point(module_scope)

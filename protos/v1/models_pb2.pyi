@@ -65,6 +65,7 @@ class PlanModelResponse(_message.Message):
     DELTAS_FIELD_NUMBER: _builtins.int
     SCALE_DIGEST_FIELD_NUMBER: _builtins.int
     FACTOR_DIGEST_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
     base_digest: _builtins.str
     """one of those held, or version 0"""
     scale_digest: _builtins.str
@@ -73,6 +74,10 @@ class PlanModelResponse(_message.Message):
     """of what the codec of all updates that are made against the wanted version reads, if any"""
     @_builtins.property
     def deltas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelDelta]: ...
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupFile]:
+        """what is kept of the groups that algorithms send, as of the wanted version"""
+
     def __init__(
         self,
         *,
@@ -80,14 +85,42 @@ class PlanModelResponse(_message.Message):
         deltas: _abc.Iterable[Global___ModelDelta] | None = ...,
         scale_digest: _builtins.str = ...,
         factor_digest: _builtins.str = ...,
+        groups: _abc.Iterable[Global___GroupFile] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_digest", b"base_digest", "deltas", b"deltas", "factor_digest", b"factor_digest", "scale_digest", b"scale_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_digest", b"base_digest", "deltas", b"deltas", "factor_digest", b"factor_digest", "groups", b"groups", "scale_digest", b"scale_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PlanModelResponse: _TypeAlias = PlanModelResponse  # noqa: Y015
+
+@_typing.final
+class GroupFile(_message.Message):
+    """What the coordinator keeps of one named group: the values of its tensors one after the other, little-endian."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    digest: _builtins.str
+    size_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupFile: _TypeAlias = GroupFile  # noqa: Y015
 
 @_typing.final
 class ModelDelta(_message.Message):

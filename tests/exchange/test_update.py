@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from compressors.lowrank.powersgd import Factors
 from exchange.contexts import pieces
+from exchange.contribution import Contribution
 from exchange.local_update import LocalUpdate, StateFiles
 from exchange.payload import PayloadReader
 from exchange.request import UpdateRequest
@@ -77,7 +78,7 @@ def write(tmp_path: Path, trained: nn.Module) -> Write:
         )
         base, report = ModelFile(tmp_path / "base"), FitReport(examples=5, steps=1)
         try:
-            return write_update(request, trained, base, report)
+            return write_update(request, trained, base, Contribution.of(report))
         finally:
             base.close()
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from exchange import admission, aggregation, downlink, links
 from exchange.job import AggregationJob, UpdateBase, UpdateInput
-from exchange.names import DELTA, FACTOR, SCALE
+from exchange.names import DELTA, FACTOR, KEPT, SCALE
 from exchange.rebuild import rebuild
 from muster.model.initial import draw_version
 from muster.model.modelfile import ModelFile, export_state
@@ -69,7 +69,12 @@ class Rounds:
     def train(self, peer: str) -> dict[str, Any]:
         factor = self._states.get(FACTOR)
         stem = self.folder / f"{peer}-{next(_numbers)}"
-        order = self._order(train_order, peer, stem=stem, state=self._kept[peer], factor=factor)
+        received = {
+            name.removeprefix(KEPT): path for name, path in self._states.items() if name.startswith(KEPT)
+        }
+        order = self._order(
+            train_order, peer, stem=stem, state=self._kept[peer], factor=factor, received=received
+        )
         return peer_jobs.train(order, _told) | {"update": Path(order["update"])}
 
     def evaluate(self, peer: str) -> dict[str, Any]:

@@ -1,29 +1,42 @@
-"""The interface of local algorithms, and how one is found by its name."""
+"""The interface of local algorithms, and how one is found by its name: peers run them, and the coordinator reads what
+groups they declare."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, ClassVar, Protocol
-
-from torch import nn
-from torch.utils.data import Dataset
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from muster.errors import ConfigError
 from muster.plugins import find
-from muster.task.task import FitContext, FitReport, Task
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.data import Dataset
+
+    from exchange.contribution import Contribution, RoundContext
+    from exchange.groups import Group
+    from muster.task.task import Task
 
 
 class LocalAlgorithm(Protocol):
-    """A frozen dataclass whose fields are the options that `[train.options]` may give it."""
+    """A frozen dataclass whose fields are the options that `[train.options]` may give it.
+
+    `groups`, an attribute or a property that may depend on the options, has what it sends beside the model; without it,
+    nothing.
+    """
 
     name: ClassVar[str]
 
-    def fit(self, task: Task, model: nn.Module, data: Dataset[Any], context: FitContext) -> FitReport:
+    @property
+    def groups(self) -> Sequence[Group]:
+        return ()
+
+    def fit(self, task: Task, model: nn.Module, data: Dataset[Any], context: RoundContext) -> Contribution:
         """Trains `model`, which is on `context.device` and holds the round's base, in place.
 
-        The result depends on nothing but the model, the data, `context.train` and `context.seed`: asked again
-        with the same, it gives the same bits on the same machine.
+        The result depends on nothing but the model, the data, and what the context has: asked again with the same, it
+        gives the same bits on the same machine, unless it draws from `context.secret`.
         """
         ...
 

@@ -1,0 +1,1 @@
+"""Methods that plug into Muster and change none of its files."""
