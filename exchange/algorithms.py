@@ -27,6 +27,9 @@ class LocalAlgorithm(Protocol):
     """
 
     name: ClassVar[str]
+    # What it asks of `Task.loss`: a gradient, or the loss alone; None if training does not go through that, so that a
+    # trial of it would tell nothing.
+    asks_gradient: ClassVar[bool | None] = None
 
     @property
     def groups(self) -> Sequence[Group]:

@@ -30,14 +30,14 @@ from torch import Tensor
 import compressors
 from compressors.core.replay import PREFIX, Replay, Term, write
 from compressors.feedback.feedback import LOSSLESS
+from exchange import optimizers
 from exchange.delta import DeltaWriter
 from exchange.names import SCALE
 from exchange.payload import SCALED
 from muster.model.layout import CHUNK_COORDINATES, ParameterLayout
 from muster.seeds import derive_seed
-from muster.spec.model import RunSpec
+from muster.spec.model import REPLAY, RunSpec
 
-ONEBIT_ADAM = "onebit-adam"
 DRIFT = "down/drift"
 
 
@@ -51,15 +51,15 @@ def state_names(spec: RunSpec, base_version: int) -> tuple[str, ...]:
 
 def _scales(spec: RunSpec, base_version: int) -> bool:
     """Whether the step from this version goes down without its scale."""
-    return spec.server.optimizer == ONEBIT_ADAM and base_version >= spec.compression.warm_up_rounds
+    return optimizers.find(spec.server).learns_scale and base_version >= spec.compression.warm_up_rounds
 
 
 def compresses(spec: RunSpec) -> bool:
-    return spec.compression.down != "identity"
+    return spec.compression.down != LOSSLESS
 
 
 def replays(spec: RunSpec) -> bool:
-    return spec.compression.down == "replay"
+    return spec.compression.down == REPLAY
 
 
 class Downlink(DeltaWriter):
@@ -78,7 +78,7 @@ class Downlink(DeltaWriter):
         table = spec.compression
         self._scaled = _scales(spec, base_version)
         self._beta = spec.server.beta1
-        whole = spec.server.optimizer == ONEBIT_ADAM and not self._scaled
+        whole = optimizers.find(spec.server).learns_scale and not self._scaled
         self._codec = compressors.build(LOSSLESS if whole else table.down)
         self._feedback = compressors.build_feedback(table.down_feedback)
         self._seed = derive_seed(spec.seed, "down", round)

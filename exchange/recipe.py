@@ -53,10 +53,6 @@ def check(spec: RunSpec) -> None:
         raise aggregators.RuleError(
             f"{table.rule} trusts no peer, and aggregation.trusted_peer is {table.trusted_peer!r}: leave it out"
         )
-    if trusting and spec.sampling.policy == "poisson":
-        raise aggregators.RuleError(
-            f"{table.rule} needs its trusted peer in every round, and poisson sampling draws each by itself"
-        )
     if refusal := _never_enough(spec):
         raise aggregators.RuleError(refusal)
     if spec.privacy.secure_aggregation:

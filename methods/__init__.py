@@ -5,14 +5,14 @@ The lowest floor: rules and codecs use it as the run spec and the services do, a
     registry.find("muster.samplers", "uniform")     the class that an entry point names
     options.make(found, "uniform", {"count": 3})    the plug-in, its options checked
     options.schema(found)                           JSON Schema of its options
-    spelling.names("topk:0.01+int8")                the plug-ins that one string names
+    spelling.spelled_names("topk:0.01+int8")                the plug-ins that one string names
     requirements.Requirement                        what a plug-in demands of the rest of a run spec
 """
 
 from methods.kinds import KINDS, Kind
 from methods.options import Option, make, options_of, schema
 from methods.registry import BrokenMethodError, MethodError, UnknownMethodError, canonical, find, names
-from methods.requirements import Requirement, Requires, SpecValues, requirements
+from methods.requirements import Requirement, Requires, SpecValues, demand, requirements, value_at
 
 __all__ = [
     "KINDS",
@@ -25,10 +25,12 @@ __all__ = [
     "SpecValues",
     "UnknownMethodError",
     "canonical",
+    "demand",
     "find",
     "make",
     "names",
     "options_of",
     "requirements",
     "schema",
+    "value_at",
 ]

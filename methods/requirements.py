@@ -30,11 +30,13 @@ class Requirement:
     """One demand that a spec does not meet.
 
     `sentence` says what does not go together and what would. `change` are values with which this demand is met, by
-    dotted key: {"train.steps": 1}; None leaves the key out.
+    dotted key: {"train.steps": 1}; None leaves the key out. `key` is the key that is wrong, where it is one alone: its
+    line is told, and the sentence need not name it.
     """
 
     sentence: str
     change: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    key: str = ""
 
 
 @runtime_checkable
@@ -48,3 +50,22 @@ def requirements(plugin: object, spec: SpecValues) -> Iterator[Requirement]:
     """What the plug-in requires and the spec does not have; nothing of one that says nothing."""
     if isinstance(plugin, Requires):
         yield from plugin.requires(spec)
+
+
+def value_at(spec: SpecValues, key: str) -> Any:
+    """What stands at a dotted key: "train.steps"."""
+    value: Any = spec
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def demand(spec: SpecValues, sentence: str, wanted: Mapping[str, Any]) -> Iterator[Requirement]:
+    """One requirement, whose change are those of the `wanted` values that the spec does not have; none if it has all.
+
+    >>> list(demand({"round": {"quorum": 0.8}}, "all must come: round.quorum 1", {"round.quorum": 1}))
+    [Requirement(sentence='all must come: round.quorum 1', change={'round.quorum': 1}, key='')]
+    """
+    change = {key: value for key, value in wanted.items() if value_at(spec, key) != value}
+    if change:
+        yield Requirement(sentence, change)

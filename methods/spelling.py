@@ -47,9 +47,9 @@ def parts(spelling: str) -> Iterator[tuple[str, str]]:
                 yield name, part
 
 
-def names(spelling: str) -> frozenset[str]:
-    """The names of the plug-ins in a spelling."""
-    return frozenset(name for name, _ in parts(spelling))
+def spelled_names(spelling: str) -> tuple[str, ...]:
+    """The names of the plug-ins in a spelling, in their order."""
+    return tuple(name for name, _ in parts(spelling))
 
 
 def spell(name: str, options: Mapping[str, Any]) -> str:

@@ -149,6 +149,9 @@ class _Plugin(ABC):
     source: ClassVar[str]  # where it was published
     breakdown: ClassVar[str]  # which share of faulty rows it bears, as an inequality
     needs: ClassVar[Needs]
+    counts_faults: ClassVar[bool] = (
+        False  # built on f: with f = 0 it lets one liar through, so f has to be said
+    )
     # Of each option: what it is, its unit and range, and what raising it does.
     knobs: ClassVar[Mapping[str, str]] = {}
 

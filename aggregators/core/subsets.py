@@ -32,6 +32,7 @@ class SubsetRule(Rule):
 
     breakdown: ClassVar[str] = "n > 2f, with n <= 64 and C(n, f) <= 2,000,000"
     needs: ClassVar[Needs] = Needs.GRAM
+    counts_faults: ClassVar[bool] = True
     score: ClassVar[str] = "distance to the result"
     measure: ClassVar[str]  # what is least
 

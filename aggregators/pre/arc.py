@@ -27,6 +27,7 @@ class Arc(PreRule):
     )
     breakdown: ClassVar[str] = "n > 2f"
     needs: ClassVar[Needs] = Needs.GRAM
+    counts_faults: ClassVar[bool] = True
     bounds_norms: ClassVar[bool] = True
 
     def mix(self, geometry: Geometry) -> PreMix:

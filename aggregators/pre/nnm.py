@@ -26,6 +26,7 @@ class Nnm(PreRule):
     source: ClassVar[str] = "Allouah et al., Fixing by mixing, AISTATS 2023"
     breakdown: ClassVar[str] = "n > 2f"
     needs: ClassVar[Needs] = Needs.GRAM
+    counts_faults: ClassVar[bool] = True
 
     def mix(self, geometry: Geometry) -> PreMix:
         n, taken = geometry.n, geometry.n - self.faults

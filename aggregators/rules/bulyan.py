@@ -31,6 +31,7 @@ class Bulyan(Rule):
     )
     breakdown: ClassVar[str] = "n >= 4f + 3"
     needs: ClassVar[Needs] = Needs.GRAM
+    counts_faults: ClassVar[bool] = True
     score: ClassVar[str] = "its Krum score when it was taken, or at the end: low is close to the others"
 
     def refuse(self, n: int) -> str | None:

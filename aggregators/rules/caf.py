@@ -32,6 +32,7 @@ class Caf(Rule):
     )
     breakdown: ClassVar[str] = "n > 2f"
     needs: ClassVar[Needs] = Needs.GRAM
+    counts_faults: ClassVar[bool] = True
     score: ClassVar[str] = "what the filter left of its weight: 0 to 1"
 
     def mix(self, geometry: Geometry) -> Mix:

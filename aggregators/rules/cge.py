@@ -28,6 +28,7 @@ class Cge(Rule):
     )
     breakdown: ClassVar[str] = "n > 2f"
     needs: ClassVar[Needs] = Needs.GRAM
+    counts_faults: ClassVar[bool] = True
     score: ClassVar[str] = "norm"
 
     def mix(self, geometry: Geometry) -> Mix:

@@ -35,6 +35,7 @@ class Dnc(Rule):
     source: ClassVar[str] = "Shejwalkar and Houmansadr, Manipulating the Byzantine, NDSS 2021"
     breakdown: ClassVar[str] = "n > 2f and n > c f"
     needs: ClassVar[Needs] = Needs.GRAM | Needs.SAMPLES
+    counts_faults: ClassVar[bool] = True
     score: ClassVar[str] = (
         "its greatest share, over the draws, of the variance along the worst direction: 0 to 1"
     )

@@ -27,6 +27,7 @@ class Krum(Rule):
     source: ClassVar[str] = "Blanchard et al., Machine learning with adversaries, NeurIPS 2017"
     breakdown: ClassVar[str] = "n > 2f + 2"
     needs: ClassVar[Needs] = Needs.GRAM
+    counts_faults: ClassVar[bool] = True
     score: ClassVar[str] = "sum of the squared distances to its n - f - 2 nearest: low is close to the others"
 
     def refuse(self, n: int) -> str | None:

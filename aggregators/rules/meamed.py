@@ -26,6 +26,7 @@ class Meamed(Rule):
     )
     breakdown: ClassVar[str] = "n > 2f"
     needs: ClassVar[Needs] = Needs.NOTHING
+    counts_faults: ClassVar[bool] = True
     score: ClassVar[str] = "none: it judges coordinates, not updates"
 
     def mix(self, geometry: Geometry) -> Mix:

@@ -28,6 +28,7 @@ class Nna(Rule):
     )
     breakdown: ClassVar[str] = "n > 2f"
     needs: ClassVar[Needs] = Needs.GRAM | Needs.TRUSTED
+    counts_faults: ClassVar[bool] = True
     score: ClassVar[str] = "distance to the trusted update"
 
     def mix(self, geometry: Geometry) -> Mix:

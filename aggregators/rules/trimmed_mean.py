@@ -26,6 +26,7 @@ class TrimmedMean(Rule):
     source: ClassVar[str] = "Yin et al., Byzantine-robust distributed learning, ICML 2018"
     breakdown: ClassVar[str] = "n > 2f"
     needs: ClassVar[Needs] = Needs.NOTHING
+    counts_faults: ClassVar[bool] = True
     score: ClassVar[str] = "none: it judges coordinates, not updates"
 
     def mix(self, geometry: Geometry) -> Mix:

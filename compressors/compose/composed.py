@@ -17,7 +17,7 @@ the values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -32,6 +32,7 @@ from compressors.core.scratch import scratch
 from compressors.core.varint import VARINT_BYTES_MAX, read_varint, varint
 from compressors.sparsifiers import indices as coding
 from compressors.sparsifiers.sparsifier import Floats, Indices, Sparsifier, put_device, put_host
+from methods import Requirement, SpecValues
 from methods.spelling import split
 
 CODINGS = ("auto", "rice", "varint")
@@ -57,6 +58,7 @@ class Composed(Codec):
         self.parts = parts
         self.unbiased = all(part.unbiased for part in kinds)
         self.contractive = all(part.contractive for part in kinds)
+        self.shares_factor = any(part.shares_factor for part in kinds)
         names = [] if sparsifier is None else [sparsifier.spelling]
         if sparsifier is None or values.spelling != "identity":
             names.append(values.spelling)
@@ -69,6 +71,11 @@ class Composed(Codec):
     @classmethod
     def parse(cls, argument: str | None) -> Self:
         raise CodecError(f"a composition is spelled by its parts, not {argument!r}")
+
+    def requires(self, spec: SpecValues) -> Iterator[Requirement]:
+        for part in (self.parts.sparsifier, self.parts.values):
+            if part is not None:
+                yield from part.requires(spec)
 
     def at(self, place: ChunkContext) -> Composed:
         sparsifier = self.parts.sparsifier

@@ -12,7 +12,7 @@ Body: for each layer one byte with its codec's number, the length of its part as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -25,6 +25,7 @@ from compressors.core.codec import Codec, CodecError, DecodeError
 from compressors.core.context import NO_CONTEXT, ChunkContext
 from compressors.core.scratch import scratch
 from compressors.core.varint import VARINT_BYTES_MAX, read_varint, varint
+from methods import Requirement, SpecValues
 
 LAYER_MIN = 1024
 CODECS_MAX = 8
@@ -51,12 +52,17 @@ class Planned(Codec):
         self.codecs = codecs
         self.plan = plan  # for each layer the number of its codec; beyond its end, 0
         self.contractive = all(codec.contractive for codec in codecs)
+        self.shares_factor = any(codec.shares_factor for codec in codecs)
         self.spelling = "|".join(codec.spelling for codec in codecs)
         self._place = place
 
     @classmethod
     def parse(cls, argument: str | None) -> Self:
         raise CodecError(f"a choice of codecs is spelled by these, not {argument!r}")
+
+    def requires(self, spec: SpecValues) -> Iterator[Requirement]:
+        for codec in self.codecs:
+            yield from codec.requires(spec)
 
     def at(self, place: ChunkContext) -> Planned:
         return Planned(self.codecs, self.plan, place)

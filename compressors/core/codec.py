@@ -10,7 +10,7 @@ Notation: C(x) is what `decode` makes of `encode(x)`, x a chunk of `size` coordi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ClassVar, Self
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compressors.core.context import ChunkContext
-from methods.registry import MethodError
+from methods import MethodError, Requirement, SpecValues
 
 
 class CodecError(MethodError):
@@ -42,7 +42,13 @@ class Codec(ABC):
     contractive: bool
     linear: bool
     spelling: str  # canonical: `build(codec.spelling)` is the same codec
+    shares_factor: bool = (
+        False  # its bodies are read with a factor that all senders of a round have in common
+    )
     example: ClassVar[str] = ""  # a spelling to begin with, of a codec that needs an argument
+    usual: ClassVar[bool] = (
+        False  # told as another choice where a codec does not go with the rest of a run spec
+    )
     source: ClassVar[str] = ""  # the paper
 
     @classmethod
@@ -61,6 +67,10 @@ class Codec(ABC):
         """The same, bound to no place, with share(its own) as the share of coordinates that it sends, above 0 and up
         to 1; None where that is not in its spelling."""
         return None
+
+    def requires(self, spec: SpecValues) -> Iterable[Requirement]:
+        """What it demands of the rest of a run spec and does not have there, see `methods.requirements`."""
+        return ()
 
     def delta(self, size: int) -> float:
         """The contraction's constant for chunks of this size whose values are normal float32 numbers.

@@ -20,11 +20,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import ClassVar, Self
 
 from torch import Tensor
 
 from compressors.core.codec import Codec, CodecError
+from methods import Requirement, SpecValues
 
 LOSSLESS = "identity"
 DELTA_ENOUGH = 0.99  # of every squared norm; a codec that keeps so much, bf16 or int8, does well by itself
@@ -76,6 +78,10 @@ class Feedback(ABC):
     def refuse_warm_up(self, codec: Codec) -> str | None:
         """Why `codec_in` cannot do what it says of this codec, in one sentence; None if it can."""
         return None
+
+    def requires(self, spec: SpecValues) -> Iterable[Requirement]:
+        """What it demands of the rest of a run spec and does not have there, see `methods.requirements`."""
+        return ()
 
     def warn(self, codec: Codec, size: int) -> str | None:
         """Why it may do badly with this codec on chunks of this size; None if nothing is known against it."""

@@ -18,6 +18,7 @@ from round to round, so what e holds back is soon sent.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Self
 
 import torch
@@ -27,6 +28,7 @@ from compressors.core.codec import Codec, CodecError
 from compressors.core.scratch import scratch
 from compressors.feedback.ef14 import Ef14
 from compressors.feedback.feedback import LOSSLESS, Feedback, contractive_only, is_bounded
+from methods import Requirement, SpecValues, demand
 
 
 class LocalMomentum(Feedback):
@@ -52,6 +54,13 @@ class LocalMomentum(Feedback):
 
     def refuse(self, codec: Codec, size: int) -> str | None:
         return contractive_only("momentum", codec)
+
+    def requires(self, spec: SpecValues) -> Iterator[Requirement]:
+        return demand(
+            spec,
+            f"compression.feedback {self.spelling} belongs to server.optimizer onebit-adam",
+            {"server.optimizer": "onebit-adam"},
+        )
 
     def encode(self, codec: Codec, x: Tensor, state: dict[str, Tensor], seed: int) -> bytes:
         momentum = scratch("local_momentum.momentum", x.numel(), torch.float32, x.device).copy_(

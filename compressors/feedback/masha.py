@@ -20,6 +20,7 @@ and with what the codec loses: sqrt(1 - tau) / (L sqrt(1 + omega / senders)) and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Self
 
 import torch
@@ -30,6 +31,7 @@ from compressors.core.codec import Codec, CodecError
 from compressors.core.scratch import scratch
 from compressors.feedback.ef21 import encode_bounded
 from compressors.feedback.feedback import LOSSLESS, Feedback, is_bounded
+from methods import Requirement, SpecValues, demand
 
 
 class Masha(Feedback):
@@ -67,6 +69,13 @@ class Masha(Feedback):
         if codec.unbiased or codec.contractive:
             return None
         return f"masha needs an unbiased codec or a contractive one, and {codec.spelling} is neither"
+
+    def requires(self, spec: SpecValues) -> Iterator[Requirement]:
+        return demand(
+            spec,
+            f"compression.feedback {self.spelling} belongs to server.optimizer masha",
+            {"server.optimizer": "masha"},
+        )
 
     def codec_in(self, codec: str, step: int, warm_up_rounds: int) -> str:
         """Without loss wherever the version that a round begins with is an anchor."""

@@ -57,7 +57,7 @@ class LowRank(Codec):
         if not 1 <= rank <= RANK_MAX:
             raise CodecError(f"powersgd has a rank from 1 to {RANK_MAX}, not {rank}")
         self.rank = rank
-        self.common = self.linear = common
+        self.common = self.linear = self.shares_factor = common
         self.spelling = f"powersgd:{rank}" + ":common" * common
         self._place = place
 

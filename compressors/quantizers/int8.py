@@ -31,6 +31,7 @@ SCALE_MAX = 2.0**120  # 127 of these are finite
 
 
 class Int8(DeviceCodec):
+    usual = True
     contractive = True
     linear = False
 

@@ -21,6 +21,7 @@ coordinate by 0.119 P. An empty chunk has an empty body.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -43,6 +44,8 @@ from compressors.sketches.directions import (
     project_eight,
     word_count,
 )
+from methods import Requirement, SpecValues, demand
+from methods.spelling import spelled_names
 
 COUNT_MAX = 256
 GROUP = EIGHT  # directions that are drawn together
@@ -74,6 +77,9 @@ def to_bytes(coefficients: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     return codes
 
 
+NAME, ALGORITHM = "one-byte", "spsa"
+
+
 class OneByte(Codec):
     unbiased = False
     contractive = False
@@ -95,6 +101,21 @@ class OneByte(Codec):
                 f"one-byte needs its number of directions, such as one-byte:16, not {argument!r}"
             )
         return cls(int(argument[:9]))
+
+    def requires(self, spec: SpecValues) -> Iterator[Requirement]:
+        """An algorithm whose updates are sums of its directions."""
+        if NAME in spelled_names(spec["compression"]["down"]):
+            yield Requirement(
+                f"{NAME} sends what {ALGORITHM} finds, and nothing else: compression.down is another codec",
+                {"compression.down": "identity"},
+            )
+        if NAME in spelled_names(spec["compression"]["up"]):
+            yield from demand(
+                spec,
+                f"{NAME} carries next to nothing of an update that is no sum of its directions: "
+                f"it belongs to train.algorithm {ALGORITHM}",
+                {"train.algorithm": ALGORITHM},
+            )
 
     def at(self, place: ChunkContext) -> OneByte:
         return OneByte(self.count, place.own)

@@ -33,6 +33,7 @@ SMALLEST = 2.0**-149  # of the float32 numbers above zero
 
 
 class TopK(Sparsifier):
+    usual = True
     example = "topk:0.01"
     unbiased = False
     contractive = True

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Protocol
 
+from methods import Requirement, SpecValues
 from methods.kinds import SAMPLERS
 from muster import plugins
 from muster.spec.model import SamplingTable, share
@@ -69,6 +70,27 @@ class Poisson:
 
     fraction: float | None = None
     over_select: float = 1.0
+
+    def requires(self, spec: SpecValues) -> Iterator[Requirement]:
+        table, aggregation = spec["sampling"], spec["aggregation"]
+        if table["count"] is not None:
+            yield Requirement(
+                "poisson sampling takes a fraction: each peer is drawn by itself",
+                {"sampling.count": None},
+                key="sampling.count",
+            )
+        if table["over_select"] > 1:
+            yield Requirement(
+                "poisson sampling draws each peer by itself and cannot over-select; raise fraction instead",
+                {"sampling.over_select": 1.0},
+                key="sampling.over_select",
+            )
+        if aggregation["trusted_peer"] is not None:
+            yield Requirement(
+                f"{aggregation['rule']} needs its trusted peer in every round, and poisson sampling draws each by "
+                "itself",
+                {"sampling.policy": "uniform"},
+            )
 
     def needed(self, peers: int) -> int:
         return round((self.fraction or 1.0) * peers)

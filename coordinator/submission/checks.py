@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 from coordinator.engine import sampling, schedule
 from coordinator.engine.schedule import Schedule
 from coordinator.submission import compatibility, suggestions
 from exchange import optimizers
+from methods import Requirement
+from methods.spelling import split
 from muster.errors import ConfigError
 from muster.model.layout import CHUNK_COORDINATES
 from muster.spec.load import invalid_spec
 from muster.spec.model import RunSpec
-from muster.spec.options import wrong_options
+from muster.spec.options import missing_faults, wrong_options
+from muster.spec.problems import Problem
 from muster.spec.relations import endless_warm_up
 
+LINK_ENDS = frozenset({"server.optimizer", "compression.feedback", "compression.down_feedback"})
 NO_REMEDY = (
     "muster compressor show SPELLING and muster aggregator show RULE tell what each needs, muster config schema what "
     "each key may be"
@@ -20,19 +26,22 @@ NO_REMEDY = (
 
 
 def check_spec(spec: RunSpec, text: str = "", filename: str = "the run spec") -> Schedule:
-    """The run's schedule, if every plug-in that the spec names can be built. Blocking: plug-ins import torch.
+    """The run's schedule, if every plug-in that the spec names can be built and has what it requires of the rest.
+    Blocking: plug-ins import torch.
 
-    `text` is the TOML that the spec was read from, if it is there: then the lines of wrong options are told.
+    `text` is the TOML that the spec was read from, if it is there: then lines are told.
     Raises `ConfigError` "spec.invalid" with the plug-in's own sentence and what to set instead, or "plugin.*".
     """
-    if problems := list(wrong_options(spec)):
+    if problems := [*wrong_options(spec), *missing_faults(spec, text)]:
         raise invalid_spec(problems, text, filename)
     if refusal := _refusal(spec):
         found = suggestions.remedies(spec, lambda mended: _refusal(mended) is None)
+        fix = suggestions.format_changes(found) or NO_REMEDY
+        if refusal.key:
+            told = invalid_spec([Problem(tuple(refusal.key.split(".")), refusal.sentence)], text, filename)
+            raise ConfigError("spec.invalid", told.message, fix=fix)
         raise ConfigError(
-            "spec.invalid",
-            f"the run spec asks for what cannot be done here: {refusal}",
-            fix=suggestions.format_changes(found) or NO_REMEDY,
+            "spec.invalid", f"the run spec asks for what cannot be done here: {refusal.sentence}", fix=fix
         )
     optimizers.build(spec.server)
     sampling.build(spec.sampling)
@@ -72,7 +81,7 @@ def _warning(key: str, codec_spelling: str, feedback_key: str, feedback_spelling
     why = compressors.build_feedback(feedback_spelling).warn(codec, CHUNK_COORDINATES)
     if why is None:
         return None
-    names = (feedback_spelling.partition(":")[0], "ef14")  # without its argument it may do
+    names = (split(feedback_spelling)[0], *suggestions.USUAL_FEEDBACKS)  # without its argument it may do
     better = (name for name in names if _goes_well(name, codec_spelling))
     told = f'compression.{key} = "{codec_spelling}" and compression.{feedback_key} = "{feedback_spelling}": {why}'
     best = next(better, None)
@@ -88,7 +97,7 @@ def _goes_well(feedback_spelling: str, codec_spelling: str) -> bool:
     )
 
 
-def _refusal(spec: RunSpec) -> str | None:
+def _refusal(spec: RunSpec) -> Requirement | None:
     """Why it cannot be done, of several reasons the first; None if it can."""
     import aggregators
     import compressors
@@ -96,26 +105,21 @@ def _refusal(spec: RunSpec) -> str | None:
 
     try:
         recipe.check(spec)
-    except aggregators.RuleError as error:
-        return str(error)
-    try:
-        for wrong in (
-            _wrong_spelling,
-            compatibility.wrong_one_byte,
-            _wrong_links,
-            _wrong_down,
-            _wrong_momenta,
-            _wrong_warm_up,
-            compatibility.wrong_dgc,
-            compatibility.wrong_one_bit_adam,
-            compatibility.wrong_masha,
-            compatibility.wrong_common_factor,
-            _wrong_length,
-        ):
-            if refusal := wrong(spec):
-                return refusal
-    except compressors.CodecError as error:
-        return str(error)
+        if refusal := _wrong_spelling(spec):
+            return Requirement(refusal)
+        demands = {place: found[0] for place, found in compatibility.unmet(spec)}
+        if first := [refusal for place, refusal in demands.items() if place not in LINK_ENDS]:
+            return first[0]  # before the links: what is sent has to make sense
+        for check in (_wrong_links, _wrong_down, _wrong_momenta, _wrong_warm_up, _wrong_clipping):
+            if said := check(spec):
+                return Requirement(said)
+        for refusal in demands.values():
+            return refusal
+        for check in (_wrong_factor, _wrong_length):
+            if said := check(spec):
+                return Requirement(said)
+    except (aggregators.RuleError, compressors.CodecError) as error:
+        return Requirement(str(error))
     return None
 
 
@@ -145,7 +149,7 @@ def _wrong_replay(spec: RunSpec) -> str | None:
     from compressors.core.replay import TERMS_MAX
     from exchange import links, recipe
 
-    if spec.server.optimizer != "sgd":
+    if not optimizers.find(spec.server).only_scales:
         return f"replay repeats a sum of updates, and {spec.server.optimizer} makes more of it: server.optimizer sgd"
     if links.sends_differences(spec):
         return f"replay repeats a sum of updates, and {spec.compression.feedback} sends differences: ef14 or none"
@@ -208,7 +212,7 @@ def _wrong_momenta(spec: RunSpec) -> str | None:
         )
     if not compressors.build_feedback(table.feedback).has_momentum:
         return None
-    if spec.server.optimizer not in ("sgd", compatibility.ONEBIT_ADAM):
+    if optimizers.find(spec.server).has_momentum:
         return f"{table.feedback} has a momentum, so {spec.server.optimizer} at the server would be a second one: sgd"
     if spec.train.worker_momentum:
         return f"{table.feedback} has a momentum, so train.worker_momentum would be a second one: 0"
@@ -217,12 +221,51 @@ def _wrong_momenta(spec: RunSpec) -> str | None:
 
 def _wrong_warm_up(spec: RunSpec) -> str | None:
     import compressors
+    from compressors.feedback.feedback import LOSSLESS
 
     feedback = compressors.build_feedback(spec.compression.feedback)
-    if feedback.receiver_state_names and compressors.build(spec.compression.up).spelling == "identity":
+    if feedback.receiver_state_names and compressors.build(spec.compression.up).spelling == LOSSLESS:
         return f"{feedback.spelling} sends differences because a codec loses something: compression.up loses nothing"
     if spec.compression.warm_up_rounds and feedback.receiver_state_names:
         return f"{feedback.spelling} needs no compression.warm_up_rounds: it begins with what it sends first"
+    return None
+
+
+def _wrong_clipping(spec: RunSpec) -> str | None:
+    """What goes up at first has larger shares, and what goes up is clipped: down there is nothing to clip."""
+    import compressors
+
+    table = spec.compression
+    down = compressors.build_feedback(table.down_feedback)
+    if down.norm_max(1) < math.inf:
+        return f"{down.spelling} clips what peers send up: compression.down_feedback is ef14 or none"
+    feedback = compressors.build_feedback(table.feedback)
+    if not table.warm_up_rounds:
+        return None
+    if refusal := feedback.refuse_warm_up(compressors.build(table.up)):
+        return f"{refusal}: fewer codecs or fewer digits in compression.up, or compression.warm_up_rounds 0"
+    return None
+
+
+def _wrong_factor(spec: RunSpec) -> str | None:
+    """A codec whose bodies do not stand alone: they go with the factor of the round."""
+    import compressors
+    from compressors.compose.composed import Composed
+    from compressors.compose.planned import Planned
+    from exchange import downlink
+
+    table = spec.compression
+    if not downlink.replays(spec) and compressors.build(table.down).shares_factor:
+        return f"{table.down} has senders share a factor, and down there is one sender: leave out common"
+    codec = compressors.build(table.up)
+    if not codec.shares_factor:
+        return None
+    if isinstance(codec, Composed | Planned):
+        return f"{codec.spelling} has a part whose factor all senders share: that one goes alone, powersgd:4:common"
+    if downlink.replays(spec):
+        return (
+            f"{codec.spelling} makes bodies that are read with a factor, and compression.down replay has none"
+        )
     return None
 
 

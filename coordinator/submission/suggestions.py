@@ -6,41 +6,28 @@ No refusal has to know its own remedy, and none can be told that would be refuse
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
 from pydantic import ValidationError
 
+from coordinator.submission.compatibility import unmet
+from methods import MethodError
+from methods.kinds import CODECS
+from methods.spelling import CHAIN, CHOICE, CODINGS, split
 from muster import plugins
-from muster.spec.model import RunSpec, TrainTable
-from muster.spec.relations import CODINGS, contradictions, short_warm_up
+from muster.errors import MusterError
+from muster.spec.model import CompressionTable, RunSpec, SamplingTable, ServerTable, TrainTable
+from muster.spec.relations import contradictions, short_warm_up
 
 Change = Mapping[str, Any]  # a dotted key and its new value; None: the key, or table, is left out
 
 TOLD_MAX = 2
 COUNT_MAX = 4  # times the sampling.count of the spec
-SPSA_LEAVES = ("optimizer", "momentum", "weight_decay", "epochs", "steps", "clip_norm", "precision")
-SPSA: Change = {
-    "compression.feedback": "none",
-    "compression.warm_up_rounds": 0,
-    "train.worker_momentum": 0.0,
-    **{f"train.{name}": TrainTable.model_fields[name].default for name in SPSA_LEAVES},
-}
-MASHA: Change = {
-    "train.epochs": None,
-    "train.steps": 1,
-    "train.lr": 1.0,
-    "train.optimizer": "sgd",
-    "train.momentum": 0.0,
-    "train.weight_decay": 0.0,
-    "train.worker_momentum": 0.0,
-    "sampling.policy": "uniform",
-    "sampling.fraction": None,
-    "sampling.count": None,
-    "round.quorum": 1.0,
-}
+USUAL_FEEDBACKS = tuple(  # what is in use where a spec says nothing: up, and down
+    CompressionTable.model_fields[key].default for key in ("down_feedback", "feedback")
+)
 
 
 def remedies(spec: RunSpec, accepts: Callable[[RunSpec], bool]) -> list[Change]:
@@ -98,61 +85,68 @@ def _pairs(single: list[Change]) -> Iterator[Change]:
 
 
 def _candidates(spec: RunSpec) -> Iterator[Change]:
-    """What was probably meant comes first."""
-    yield from _methods(spec)
+    """What was probably meant comes first: all that a plug-in demands, then other values that are in use."""
+    yield from _demands(spec)
     yield from _feedbacks(spec)
     yield {"compression.warm_up_rounds": short_warm_up(spec.rounds)}
     yield {"compression.warm_up_rounds": 0}
-    for optimizer in ("sgd", "onebit-adam", "masha"):
-        yield {"server.optimizer": optimizer}
+    yield {"server.optimizer": ServerTable.model_fields["optimizer"].default}
     yield {"train.worker_momentum": 0.0}
     yield from _codecs(spec)
-    yield {"train.algorithm": "sgd"}
+    yield {"train.algorithm": TrainTable.model_fields["algorithm"].default}
     yield from _aggregation(spec)
 
 
-def _methods(spec: RunSpec) -> Iterator[Change]:
-    """All that a method wants of the other tables, where it was chosen and they have something else."""
-    table, server = spec.compression, spec.server
-    wanted: dict[str, Any] = {}
-    if server.optimizer == "masha":
-        wanted = {"compression.feedback": f"masha:{server.momentum!r}", **MASHA}
-    elif server.optimizer == "onebit-adam":
-        up = "sign" if table.up == "identity" else table.up
-        warm_up = table.warm_up_rounds or short_warm_up(spec.rounds)
-        wanted = {
-            "compression.up": up,
-            "compression.feedback": f"momentum:{server.beta1!r}",
-            "compression.warm_up_rounds": warm_up,
-        }
-    elif spec.train.algorithm == "spsa":
-        up = table.up if re.fullmatch(r"one-byte:\d+", table.up) else "one-byte:16"
-        wanted = {"compression.up": up, **SPSA}
-    yield {dotted: value for dotted, value in wanted.items() if _value(spec, dotted) != value}
+def _demands(spec: RunSpec) -> Iterator[Change]:
+    """Of each plug-in all that it demands in vain, then its demands one by one."""
+    try:
+        found = list(unmet(spec))
+    except (MethodError, MusterError):  # a plug-in that cannot be built has nothing to demand
+        return
+    for _, demands in found:
+        together: dict[str, Any] = {}
+        for demand in demands:
+            together = {**demand.change, **together}  # the first has the say
+        yield {key: together[key] for demand in demands for key in demand.change}
+    for _, demands in found:
+        yield from (demand.change for demand in demands)
 
 
 def _feedbacks(spec: RunSpec) -> Iterator[Change]:
     table = spec.compression
-    yield {"compression.feedback": table.feedback.partition(":")[0]}
+    yield {"compression.feedback": split(table.feedback)[0]}
     for key, codec in (("feedback", table.up), ("down_feedback", table.down)):
-        for feedback in ("none", "ef14") if _unbiased(codec) else ("ef14", "none"):
+        for feedback in reversed(USUAL_FEEDBACKS) if _unbiased(codec) else USUAL_FEEDBACKS:
             yield {f"compression.{key}": feedback}
 
 
 def _codecs(spec: RunSpec) -> Iterator[Change]:
-    for key, usual in (
-        ("up", ("int8", "topk:0.01", "one-byte:16", "identity")),
-        ("down", ("int8", "identity")),
-    ):
+    examples = tuple(_examples())
+    for key in ("up", "down"):
         yield {f"compression.{key}": _mended(getattr(spec.compression, key))}
-        for codec in usual:
+        for codec in (*examples, CompressionTable.model_fields[key].default):
             yield {f"compression.{key}": codec}
-    yield {"compression.up": "int8", "compression.feedback": "none"}
+    for codec in examples:
+        yield {"compression.up": codec, "compression.feedback": USUAL_FEEDBACKS[-1]}
+
+
+def _examples() -> Iterator[str]:
+    """Codecs that say that they are a usual choice, spelled as they are to begin with."""
+    from compressors.core.codec import CodecError
+    from compressors.core.registry import codec_class, codec_names
+
+    for name in codec_names():
+        try:
+            found = codec_class(name)
+        except CodecError:  # of a package that is installed in part
+            continue
+        if found.usual:
+            yield found.example or name
 
 
 def _aggregation(spec: RunSpec) -> Iterator[Change]:
     yield {"privacy.secure_aggregation": False}
-    yield {"sampling.policy": "uniform"}
+    yield {"sampling.policy": SamplingTable.model_fields["policy"].default}
     count = spec.sampling.count
     for more in range(count + 1, COUNT_MAX * count + 1) if count else ():
         yield {"sampling.count": more}
@@ -163,22 +157,19 @@ def _aggregation(spec: RunSpec) -> Iterator[Change]:
     yield {"aggregation.faults": 0}
 
 
-def _value(spec: RunSpec, dotted: str) -> Any:
-    table, _, key = dotted.partition(".")
-    return getattr(getattr(spec, table), key)
-
-
 def _mended(spelling: str) -> str:
     """Without the signs that join nothing, and with the nearest names."""
-    choices = ("+".join(map(_nearest, filter(None, choice.split("+")))) for choice in spelling.split("|"))
-    return "|".join(filter(None, choices))
+    choices = (
+        CHAIN.join(map(_nearest, filter(None, choice.split(CHAIN)))) for choice in spelling.split(CHOICE)
+    )
+    return CHOICE.join(filter(None, choices))
 
 
 def _nearest(part: str) -> str:
-    name, colon, argument = part.partition(":")
-    known = plugins.names("muster.codecs")
+    name, argument = split(part)
+    known = plugins.names(CODECS)
     found = name if name in CODINGS.union(known) else plugins.nearest(name, known)
-    return f"{found or name}{colon}{argument}"
+    return found or name if argument is None else f"{found or name}:{argument}"
 
 
 def _unbiased(spelling: str) -> bool:

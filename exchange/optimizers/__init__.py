@@ -1,5 +1,5 @@
 """Server optimizers: how a round's aggregate moves the model."""
 
-from exchange.optimizers.base import ServerOptimizer, build
+from exchange.optimizers.base import ServerOptimizer, build, find
 
-__all__ = ["ServerOptimizer", "build"]
+__all__ = ["ServerOptimizer", "build", "find"]

@@ -30,6 +30,11 @@ class ServerOptimizer(ABC):
     """
 
     state_names: ClassVar[tuple[str, ...]] = ()
+    has_momentum: ClassVar[bool] = True  # updates of earlier rounds go on moving the model
+    only_scales: ClassVar[bool] = False  # the step is lr times the aggregate and nothing else
+    learns_scale: ClassVar[bool] = (
+        False  # after the warm-up the step is the aggregate times a vector that stays
+    )
 
     version: int = 0
     warming_up: bool = False
@@ -42,6 +47,12 @@ class ServerOptimizer(ABC):
         `delta` [c] is the aggregate (trained minus base: it is *added*, a step of +1 is plain averaging) and may be
         overwritten; `state` is updated in place; `base` is only read.
         """
+
+
+def find(table: ServerTable) -> type[ServerOptimizer]:
+    """The class that the table names. Raises `ConfigError` if nothing provides it."""
+    found: type[ServerOptimizer] = plugins.find(SERVER_OPTIMIZERS, table.optimizer)
+    return found
 
 
 def build(table: ServerTable, *, version: int = 0, warming_up: bool = False) -> ServerOptimizer:

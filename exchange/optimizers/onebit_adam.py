@@ -14,13 +14,16 @@ the way up: see `exchange.downlink`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from compressors.feedback.feedback import LOSSLESS
 from exchange.optimizers.base import ServerOptimizer
+from methods import Requirement, SpecValues, demand
+from muster.spec.relations import short_warm_up
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,11 +36,33 @@ class OneBitAdam(ServerOptimizer):
     """Adam while `warming_up`, then a frozen second moment."""
 
     state_names: ClassVar[tuple[str, ...]] = ("first_moment", "second_moment")
+    has_momentum: ClassVar[bool] = False  # after the warm-up it is the senders'
+    learns_scale: ClassVar[bool] = True
 
     lr: float = 1.0
     beta1: float = 0.9
     beta2: float = 0.99
     tau: float = 1e-3
+
+    def requires(self, spec: SpecValues) -> Iterator[Requirement]:
+        """Its other end is the peers' feedback: neither works without the other."""
+        table, rounds = spec["compression"], spec["rounds"]
+        feedback = f"momentum:{self.beta1!r}"
+        yield from demand(
+            spec,
+            f"onebit-adam needs compression.feedback {feedback}, of its own beta1",
+            {"compression.feedback": feedback},
+        )
+        if table["up"] == LOSSLESS:
+            yield Requirement(
+                "onebit-adam takes what goes up without loss for its warm-up: compression.up sign, say",
+                {"compression.up": "sign"},
+            )
+        if not table["warm_up_rounds"]:
+            yield Requirement(
+                "onebit-adam needs compression.warm_up_rounds, in which its second moment is learnt",
+                {"compression.warm_up_rounds": short_warm_up(rounds)},
+            )
 
     def step(self, base: Tensor, delta: Tensor, state: Mapping[str, Tensor], out: Tensor) -> Tensor | None:
         second = state["second_moment"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from exchange.optimizers.base import ServerOptimizer
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Sgd(ServerOptimizer):
     """w += lr * delta; keeps nothing."""
+
+    has_momentum: ClassVar[bool] = False
+    only_scales: ClassVar[bool] = True
 
     lr: float = 1.0
 

@@ -24,6 +24,7 @@ TASK_PATTERN = r"^([\w.*?\[\]!-]+:[\w*?\[\]!-]+|\*)$"
 
 DAY_SECONDS = 86_400.0
 MONTH_SECONDS = 30 * DAY_SECONDS  # nothing that a round waits for takes longer
+REPLAY = "replay"  # what compression.down may be besides a codec: the updates themselves go down
 QUORUM = 0.8  # of the updates wanted, where the spec does not say
 
 
@@ -104,8 +105,6 @@ class SamplingTable(OptionsTable):
     def _one_size(self) -> Self:
         if self.fraction is not None and self.count is not None:
             raise ValueError("give fraction or count, not both")
-        if self.policy == "poisson" and self.count is not None:
-            raise ValueError("poisson sampling takes a fraction: each peer is drawn by itself")
         return self
 
 

@@ -1,15 +1,17 @@
-"""Options of plug-ins in a run spec: what is wrong with them, and their JSON Schema.
+"""Options of plug-ins in a run spec: what is wrong with them or missing, and their JSON Schema.
 
 Loads the plug-ins whose options it looks at, and so torch where one computes with it.
 """
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from methods import kinds, options, registry
 from methods.registry import MethodError
+from methods.spelling import split
 from muster.errors import ConfigError
 from muster.spec.lines import KeyPath
 from muster.spec.model import OptionsTable, RunSpec
@@ -62,6 +64,24 @@ def _loaded(group: str, name: str) -> type[Any] | None:
         raise ConfigError(
             "plugin.broken", str(error), fix="reinstall the package that provides it"
         ) from error
+
+
+def missing_faults(spec: RunSpec, text: str = "") -> Iterator[Problem]:
+    """A rule or pre-rule that is built on f, chosen by the spec's author, has to be told it, be it 0.
+
+    `text` is the TOML as it was written, where a spec has been filled in since.
+    """
+    table = spec.aggregation
+    written = set(tomllib.loads(text).get("aggregation", {})) if text else table.model_fields_set
+    if "faults" in written or not {"rule", "pre"} & written:
+        return
+    named = [(kinds.RULES, table.rule), *((kinds.PRE_RULES, split(pre)[0]) for pre in table.pre)]
+    counted = {name for group, name in named if getattr(_loaded(group, name), "counts_faults", False)}
+    if counted:
+        yield Problem(
+            ("aggregation", "faults"),
+            f"is missing: {' and '.join(sorted(counted))} must be told how many of a round's updates may be faulty",
+        )
 
 
 def with_option_schemas(schema: dict[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from methods import spelling
 from muster import plugins
 from muster.spec.lines import KeyPath
-from muster.spec.model import QUORUM, RunSpec
+from muster.spec.model import QUORUM, REPLAY, RunSpec
 from muster.spec.problems import Problem
 
 NAMES: dict[KeyPath, str] = {
@@ -29,18 +30,9 @@ NAMES: dict[KeyPath, str] = {
 SPELLED = frozenset({"muster.pre_rules", "muster.codecs", "muster.feedbacks"})
 
 # Beside the plug-ins.
-OWN_NAMES: dict[KeyPath, frozenset[str]] = {("compression", "down"): frozenset({"replay"})}
-
-# In a composition of codecs, "topk:0.01+int8+rice+zstd", these stand for no codec.
-CODINGS = frozenset({"auto", "rice", "varint", "zstd"})
+OWN_NAMES: dict[KeyPath, frozenset[str]] = {("compression", "down"): frozenset({REPLAY})}
 
 WARM_UP_PART = 5  # of a warm-up that is too long, one round in so many is told as an example
-
-# These are built on the number of faults: with f = 0 they let one liar through, so f has to be said, be it 0.
-COUNT_FAULTS = frozenset(
-    {"arc", "bulyan", "caf", "cge", "dnc", "krum", "mda", "meamed", "multi-krum", "mva"}
-    | {"nna", "nnm", "phocas", "smea", "trimmed-mean"}
-)
 
 
 def unknown_names(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -52,22 +44,12 @@ def unknown_names(data: Mapping[str, Any]) -> Iterator[Problem]:
         )
         for place, name in listed:
             own = OWN_NAMES.get(path, frozenset())
-            for part in _names(group, name) if isinstance(name, str) and name not in own else ():
+            if not isinstance(name, str) or name in own:
+                continue
+            for part in spelling.spelled_names(name) if group in SPELLED else (name,):
                 said = plugins.unknown(group, part)
                 if said is not None:
                     yield Problem(place, said)
-
-
-def _names(group: str, spelling: str) -> Iterator[str]:
-    """The names of plug-ins in what a key says."""
-    choices = spelling.split("|") if group == "muster.codecs" else [spelling]
-    for choice in choices:
-        for number, part in enumerate(choice.split("+") if group == "muster.codecs" else [choice]):
-            name = part.partition(":")[0] if group in SPELLED else part
-            if group == "muster.codecs" and not name.strip():
-                continue  # nobody's name: what is wrong with the spelling is for those to tell who read it
-            if not number or name not in CODINGS:
-                yield name
 
 
 def contradictions(spec: RunSpec, sure: Callable[[KeyPath], bool]) -> Iterator[Problem]:
@@ -78,7 +60,7 @@ def contradictions(spec: RunSpec, sure: Callable[[KeyPath], bool]) -> Iterator[P
 
 
 def _relations(spec: RunSpec) -> Iterator[tuple[KeyPath, tuple[KeyPath, ...], str]]:
-    round_, sampling, aggregation = spec.round, spec.sampling, spec.aggregation
+    round_ = spec.round
     if round_.grace_seconds >= round_.deadline_seconds:
         yield (
             ("round", "grace_seconds"),
@@ -89,25 +71,6 @@ def _relations(spec: RunSpec) -> Iterator[tuple[KeyPath, tuple[KeyPath, ...], st
     if said := endless_warm_up(spec):
         yield ("compression", "warm_up_rounds"), (("rounds",),), said
     yield from _faults(spec)
-    names = (aggregation.rule, *(spelling.partition(":")[0] for spelling in aggregation.pre))
-    counted = sorted(COUNT_FAULTS.intersection(names))
-    chosen = {"rule", "pre"} & aggregation.model_fields_set
-    if counted and chosen and "faults" not in aggregation.model_fields_set:
-        yield (
-            ("aggregation", "faults"),
-            (("aggregation", "rule"), ("aggregation", "pre")),
-            f"is missing: {' and '.join(counted)} must be told how many of a round's updates may be faulty",
-        )
-    if (
-        sampling.policy == "poisson"
-        and "over_select" in sampling.model_fields_set
-        and sampling.over_select > 1
-    ):
-        yield (
-            ("sampling", "over_select"),
-            (("sampling", "policy"),),
-            "poisson sampling draws each peer by itself and cannot over-select; raise fraction instead",
-        )
     if spec.evaluate.every > 0 and not spec.evaluate.on:
         yield (
             ("evaluate", "on"),

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from muster.errors import MusterError, TaskError
+from methods.kinds import ALGORITHMS
+from muster import plugins
+from muster.errors import ConfigError, MusterError, TaskError
 from muster.task.evaluation import to_device
 from muster.task.loading import is_map_style
 from muster.task.task import Task
 from muster.task.tracebacks import own_frame
 
-# What the local algorithms of Muster itself ask of a task's loss: a gradient, or the loss alone. Others may not use it.
-_ASKS_GRADIENT = {"sgd": True, "spsa": False}
 _PLAIN = (bool, int, float, complex, str, bytes)  # attributes that a trial may change and that are put back
 _VALUES_TOLD = 6
 _NODES_MAX = 10_000
@@ -38,7 +38,16 @@ T = TypeVar("T")
 
 def asks_loss(algorithm: str) -> bool:
     """Whether training by this algorithm goes through `Task.loss`, so that it can be tried."""
-    return algorithm in _ASKS_GRADIENT
+    return _asks_gradient(algorithm) is not None
+
+
+def _asks_gradient(algorithm: str) -> bool | None:
+    """What the algorithm says that it asks of a task's loss: a gradient, the loss alone, or (None) maybe nothing."""
+    try:
+        found: bool | None = getattr(plugins.find(ALGORITHMS, algorithm), "asks_gradient", None)
+    except ConfigError:  # it is told of where it is to be used
+        return None
+    return found
 
 
 def tries_loss(task: Task, algorithm: str) -> bool:
@@ -114,7 +123,7 @@ def try_loss(
     batch = to_device(batch, device)
     if type(task).loss is Task.loss:
         _check_pair(batch)
-    gradient = _ASKS_GRADIENT.get(algorithm, True)
+    gradient = _asks_gradient(algorithm) is not False
     before = _shapes(model)
     with kept(model), kept(task):
         model.train(gradient)

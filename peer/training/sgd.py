@@ -34,6 +34,7 @@ class LocalSgd:
     the run spec's `[train]`; has no options of its own."""
 
     name: ClassVar[str] = "sgd"
+    asks_gradient: ClassVar[bool | None] = True
 
     def fit(self, task: Task, model: nn.Module, data: Dataset[Any], context: FitContext) -> Contribution:
         """Metric `loss`: the mean over the examples of the last pass, each before the step that used it."""

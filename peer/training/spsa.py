@@ -16,7 +16,7 @@ float32 for each coordinate.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,30 +29,67 @@ from torch.utils.data import Dataset
 import compressors
 from compressors.sketches.one_byte import GROUP, NOT_FINITE, OneByte, to_bytes
 from exchange.contribution import Contribution
+from methods import Requirement, SpecValues, demand
 from muster.errors import ConfigError
 from muster.model.layout import ParameterLayout
 from muster.seeds import derive_seed
+from muster.spec.model import TrainTable
 from muster.task.evaluation import to_device
 from muster.task.task import ChunkContexts, FitContext, FitReport, Task
 from peer.training.batches import Batches
 
 PROGRESS_CALLS_MAX = 50  # a round; more would only make work
+UNREAD = ("optimizer", "momentum", "weight_decay", "epochs", "steps", "clip_norm", "precision")  # of [train]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spsa:
-    """Reads lr and batch_size from the run spec's `[train]`, and P from compression.up = "one-byte:P".
-
-    eps: how far to both sides the loss is asked. Smaller, and float32 losses drown the difference; larger, and it
-    is no slope any more.
-    """
+    """Reads lr and batch_size from the run spec's `[train]`, and P from compression.up = "one-byte:P"."""
 
     name: ClassVar[str] = "spsa"
+    asks_gradient: ClassVar[bool | None] = False
+    knobs: ClassVar[Mapping[str, str]] = {
+        "eps": "how far to both sides of the base the loss is asked, above 0. Smaller, and float32 losses drown the "
+        "difference; larger, and it is no slope any more",
+    }
+
     eps: float = 1e-3
 
     def __post_init__(self) -> None:
         if not 0 < self.eps < math.inf:
             raise ValueError(f"eps is above 0, not {self.eps}")
+
+    def requires(self, spec: SpecValues) -> Iterator[Requirement]:
+        """The codec that sends its directions, and nothing that would make an update other than their sum."""
+        table = spec["compression"]
+        if not isinstance(compressors.build(table["up"]), OneByte):
+            yield Requirement(
+                "spsa needs compression.up one-byte:P, P samples a round, such as one-byte:16, not "
+                + table["up"],
+                {"compression.up": "one-byte:16"},
+            )
+        yield from demand(
+            spec,
+            f"spsa loses nothing that a feedback could keep: compression.feedback none, not {table['feedback']}",
+            {"compression.feedback": "none"},
+        )
+        yield from demand(
+            spec,
+            "spsa has no first rounds that are different: compression.warm_up_rounds 0",
+            {"compression.warm_up_rounds": 0},
+        )
+        yield from demand(
+            spec,
+            "spsa has other directions in each round, so train.worker_momentum could not be sent: 0, and "
+            "server.optimizer momentum instead",
+            {"train.worker_momentum": 0.0},
+        )
+        for name in UNREAD:
+            yield from demand(
+                spec,
+                f"spsa knows no train.{name}: it reads lr and batch_size, and eps in train.options",
+                {f"train.{name}": TrainTable.model_fields[name].default},
+            )
 
     def fit(self, task: Task, model: nn.Module, data: Dataset[Any], context: FitContext) -> Contribution:
         """Metric `loss`: the mean over all samples and both sides. The model is in evaluation mode, so that both

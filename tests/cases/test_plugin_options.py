@@ -124,6 +124,36 @@ def test_a_needed_option_that_is_missing_is_told_where_it_belongs() -> None:
     assert line == "run.toml:3: schedule.options: buffered needs the option 'size'"
 
 
+@pytest.mark.parametrize(
+    ("tables", "line"),
+    [
+        ("[aggregation]\nrule = 'krum'\n", "3: aggregation.faults: is missing: krum must be told"),
+        (
+            "[aggregation]\nrule = 'median'\npre = ['nnm']\n",
+            "3: aggregation.faults: is missing: nnm must be told",
+        ),
+        ("[aggregation]\nrule = 'bulyan'\n", "3: aggregation.faults: is missing: bulyan must be told"),
+        (
+            "[sampling]\npolicy = 'poisson'\nfraction = 0.5\nover_select = 1.5\n",
+            "6: sampling.over_select: poisson sampling draws each peer by itself and cannot over-select",
+        ),
+        (
+            "[sampling]\npolicy = 'poisson'\ncount = 3\n",
+            "5: sampling.count: poisson sampling takes a fraction",
+        ),
+    ],
+)
+def test_what_a_method_needs_to_be_told_has_the_line_of_its_key(tables: str, line: str) -> None:
+    (told,) = mistakes(tables)
+    assert told.startswith(f"run.toml:{line}")
+
+
+def test_a_rule_that_is_told_f_or_was_not_chosen_misses_nothing() -> None:
+    for tables in ("", "[aggregation]\nfaults = 1\n", "[aggregation]\nrule = 'krum'\nfaults = 0\n"):
+        text = GOOD + tables
+        check_spec(parse_spec(text, "run.toml"), text)
+
+
 def test_what_the_class_refuses_is_told_in_its_own_words() -> None:
     spec = parse_spec(GOOD + "[sampling]\npolicy = 'recent'\noptions = { explore = 2 }\n", "run.toml")
     with pytest.raises(ConfigError, match="explore lies from 0 to 1, not at 2"):
