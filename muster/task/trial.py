@@ -101,10 +101,8 @@ def first_batch(data: Dataset[Any], size: int) -> Any:
             ) from error
 
 
-def try_loss(
-    task: Task, model: nn.Module, batch: Any, *, algorithm: str = "sgd", finite: bool = True
-) -> float:
-    """One forward and, where the algorithm asks for gradients, one backward pass; gives the loss.
+def try_loss(task: Task, model: nn.Module, batch: Any, *, algorithm: str = "", finite: bool = True) -> float:
+    """One forward and, unless the algorithm asks for no gradient, one backward pass; gives the loss.
 
     The model is on its device and holds what it is to start from; `finite`: it has to give finite values.
 
