@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tomllib
 
 from coordinator.engine import sampling, schedule
 from coordinator.engine.schedule import Schedule
@@ -32,7 +33,7 @@ def check_spec(spec: RunSpec, text: str = "", filename: str = "the run spec") ->
     `text` is the TOML that the spec was read from, if it is there: then lines are told.
     Raises `ConfigError` "spec.invalid" with the plug-in's own sentence and what to set instead, or "plugin.*".
     """
-    if problems := [*wrong_options(spec), *missing_faults(spec, text)]:
+    if problems := [*wrong_options(spec), *missing_faults(spec, tomllib.loads(text) if text else None)]:
         raise invalid_spec(problems, text, filename)
     if refusal := _refusal(spec):
         found = suggestions.remedies(spec, lambda mended: _refusal(mended) is None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +20,39 @@ STAND_INS = {"task": "a:B", "rounds": 1}  # for required keys that are missing, 
 _TOML_PLACE = re.compile(r" \(at line (\d+), column \d+\)$| \(at end of document\)$")
 
 
-def load_spec(path: Path | str) -> tuple[RunSpec, str]:
-    """The spec in a file, and its text as it stands there.
+def load_spec(path: Path | str, *, load_methods: bool = True) -> tuple[RunSpec, str]:
+    """The spec in a file, and its text as it stands there; `load_methods` as in `parse_spec`.
 
     Raises `ConfigError`: "spec.not_found", "spec.unreadable", "spec.invalid".
     """
     text = read_toml(Path(path), "spec", "run spec")
-    return parse_spec(text, str(path)), text
+    return parse_spec(text, str(path), load_methods=load_methods), text
 
 
-def parse_spec(text: str, filename: str) -> RunSpec:
-    """Raises `ConfigError` "spec.invalid", with a line "FILE:LINE: key: what is wrong" for each mistake."""
+def parse_spec(text: str, filename: str, *, load_methods: bool = True) -> RunSpec:
+    """The spec in a text. Whether its methods go together a coordinator tells, `coordinator.submission.checks`.
+
+    Plug-ins are loaded, and torch with them, where the spec gives one options or chooses a rule and says no f;
+    `load_methods` False leaves that to the coordinator, which is handed the text too.
+    Raises `ConfigError` "spec.invalid", with a line "FILE:LINE: key: what is wrong" for each mistake; "plugin.broken".
+    """
     data = parse_toml(text, filename, "spec.invalid")
     checked = check(RunSpec, data, STAND_INS)
     problems = [*checked.problems, *unknown_names(data)]
     if checked.mended is not None:
         problems += contradictions(checked.mended, lambda path: not checked.doubts(path))
+        told = _of_methods(checked.mended, data) if load_methods else ()
+        problems += [problem for problem in told if not checked.doubts(problem.path)]
     if problems or checked.mended is None:
         raise invalid_spec(problems, text, filename)
     return checked.mended
+
+
+def _of_methods(spec: RunSpec, data: Mapping[str, Any]) -> Iterator[Problem]:
+    from muster.spec.options import missing_faults, wrong_options
+
+    yield from wrong_options(spec, given_only=True)
+    yield from missing_faults(spec, data)
 
 
 def invalid_spec(problems: Sequence[Problem], text: str, filename: str) -> ConfigError:

@@ -5,7 +5,6 @@ Loads the plug-ins whose options it looks at, and so torch where one computes wi
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,13 +26,16 @@ TABLES: Mapping[str, tuple[str, str]] = {
 }
 
 
-def wrong_options(spec: RunSpec) -> Iterator[Problem]:
+def wrong_options(spec: RunSpec, *, given_only: bool = False) -> Iterator[Problem]:
     """Options that their plug-in has not, of which a needed one is missing, or that are of a wrong type.
 
-    A plug-in that is not installed is left out: its name is told of elsewhere. Raises `ConfigError` "plugin.broken".
+    `given_only` leaves out plug-ins that are given no options, which would have to be loaded to tell what they need.
+    One that is not installed is left out too: its name is told of elsewhere. Raises `ConfigError` "plugin.broken".
     """
     for name, (key, group) in TABLES.items():
         table = getattr(spec, name)
+        if given_only and not table.options:
+            continue
         plugin = _loaded(group, getattr(table, key))
         if plugin is not None:
             yield from _wrong(name, table, plugin, getattr(table, key), group)
@@ -66,13 +68,13 @@ def _loaded(group: str, name: str) -> type[Any] | None:
         ) from error
 
 
-def missing_faults(spec: RunSpec, text: str = "") -> Iterator[Problem]:
+def missing_faults(spec: RunSpec, data: Mapping[str, Any] | None = None) -> Iterator[Problem]:
     """A rule or pre-rule that is built on f, chosen by the spec's author, has to be told it, be it 0.
 
-    `text` is the TOML as it was written, where a spec has been filled in since.
+    `data` are the tables as they were written, where a spec has been filled in since.
     """
     table = spec.aggregation
-    written = set(tomllib.loads(text).get("aggregation", {})) if text else table.model_fields_set
+    written = table.model_fields_set if data is None else set(data.get("aggregation", {}))
     if "faults" in written or not {"rule", "pre"} & written:
         return
     named = [(kinds.RULES, table.rule), *((kinds.PRE_RULES, split(pre)[0]) for pre in table.pre)]

@@ -75,7 +75,7 @@ def plugged_in(plug_in: PlugIn) -> None:
 
 def mistakes(tables: str) -> list[str]:
     text = GOOD + tables
-    spec = parse_spec(text, "run.toml")
+    spec = parse_spec(text, "run.toml", load_methods=False)
     with pytest.raises(ConfigError) as caught:
         check_spec(spec, text, "run.toml")
     assert caught.value.id == "spec.invalid"
@@ -116,6 +116,21 @@ def test_all_wrong_options_are_told_at_once_with_their_lines_and_the_nearest() -
         "run.toml:16: schedule.options.size: should be an integer, but is True",
         "run.toml:20: server.options.decay: should be a number, but is 'much'",
         "run.toml:25: aggregation.options.mm: multi-krum has no option 'mm' (did you mean 'm'?)",
+    ]
+
+
+def test_whoever_reads_a_spec_is_told_of_given_options_at_once_with_all_else() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_spec(
+            GOOD + "[train]\nlr = 'fast'\n[sampling]\npolicy = 'recent'\n[sampling.options]\nexplor = 1\n"
+            "[aggregation]\nrule = 'krum'\n",
+            "run.toml",
+        )
+    lines = caught.value.message.split("\n")[1:]
+    assert [line.split(": ")[:2] for line in lines] == [
+        ["run.toml:4", "train.lr"],
+        ["run.toml:8", "sampling.options.explor"],
+        ["run.toml:9", "aggregation.faults"],
     ]
 
 
