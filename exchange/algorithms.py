@@ -4,9 +4,10 @@ groups they declare."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from methods import MethodError, make
+from methods.kinds import ALGORITHMS
 from muster.errors import ConfigError
 from muster.plugins import find
 
@@ -46,18 +47,9 @@ class LocalAlgorithm(Protocol):
 
 def build(name: str, options: Mapping[str, Any]) -> LocalAlgorithm:
     """Raises `ConfigError` `plugin.unknown`, `train.bad_options`."""
-    cls: Any = find("muster.algorithms", name)
-    known = sorted(field.name for field in fields(cls))
-    if unknown := sorted(set(options) - set(known)):
-        raise ConfigError(
-            "train.bad_options",
-            f"the local algorithm {name!r} has no option {unknown[0]!r}",
-            cause=f"its options are: {', '.join(known) or 'none'}",
-            fix="correct [train.options] in the run spec",
-        )
     try:
-        algorithm: LocalAlgorithm = cls(**options)
-    except (TypeError, ValueError) as error:
+        algorithm: LocalAlgorithm = make(find(ALGORITHMS, name), name, options, ALGORITHMS)
+    except MethodError as error:
         raise ConfigError(
             "train.bad_options",
             f"the local algorithm {name!r} refuses its options: {error}",

@@ -106,16 +106,16 @@ def _refusal(spec: RunSpec) -> Requirement | None:
 
     try:
         recipe.check(spec)
-        if refusal := _wrong_spelling(spec):
-            return Requirement(refusal)
-        demands = {place: found[0] for place, found in compatibility.unmet(spec)}
-        if first := [refusal for place, refusal in demands.items() if place not in LINK_ENDS]:
+        if said := _wrong_spelling(spec):
+            return Requirement(said)
+        demands = [(place, found[0]) for place, found in compatibility.unmet(spec)]
+        if first := [demand for place, demand in demands if place not in LINK_ENDS]:
             return first[0]  # before the links: what is sent has to make sense
         for check in (_wrong_links, _wrong_down, _wrong_momenta, _wrong_warm_up, _wrong_clipping):
             if said := check(spec):
                 return Requirement(said)
-        for refusal in demands.values():
-            return refusal
+        if demands:
+            return demands[0][1]
         for check in (_wrong_factor, _wrong_length):
             if said := check(spec):
                 return Requirement(said)

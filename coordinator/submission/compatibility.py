@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from coordinator.engine import sampling
-from exchange import optimizers, recipe
+from exchange import algorithms, optimizers, recipe
 from methods import Requirement, SpecValues, requirements
-from methods.kinds import ALGORITHMS
-from muster import plugins
 from muster.spec.model import RunSpec
 
 
@@ -50,7 +48,7 @@ def _plugins(spec: RunSpec) -> Iterator[tuple[str, object]]:
     yield "aggregation.rule", built.rule
     for number, before in enumerate(built.pre):
         yield f"aggregation.pre[{number}]", before
-    yield "train.algorithm", plugins.make(ALGORITHMS, train.algorithm, train.options)
+    yield "train.algorithm", algorithms.build(train.algorithm, train.options)
     yield "compression.up", compressors.build(table.up)
     if not downlink.replays(spec):
         yield "compression.down", compressors.build(table.down)
