@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from coordinator.engine.state import Transition
+from coordinator.engine.state import Effect, RunState, Transition
+from coordinator.events import Committed, Events
 from coordinator.store import Fence, Store, Transfer
 from muster.errors import StateError, StorageError
 
@@ -29,19 +30,15 @@ _Transfers = dict[tuple[str, int, str, str], int]  # bytes by run, round, peer a
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A decision whose state is in place already: `undo` takes it back if the commit fails; `then` is what may be
-    done only once it is durable."""
+    """A decision whose state is in place already: `undo` takes it back if the commit fails. The rest is what
+    subscribers and whoever asked are told once it is durable, see `Committed`."""
 
     transitions: Sequence[Transition] = ()
-    undo: Callable[[], None] = field(default=lambda: None)
-    then: Callable[[], None] = field(default=lambda: None)
+    effects: Sequence[Effect] = ()
+    run: RunState | None = None
+    accepted: bool = True
     reason: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Committed:
-    outcome: Outcome
-    sequences: Sequence[int]  # of the events, one for each transition
+    undo: Callable[[], None] = field(default=lambda: None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +48,15 @@ class _Pending:
 
 
 class Journal:
-    """`fence` is the coordinator's claim on the store, taken before the first decision: once a newer one is taken the
+    """Tells `events` of each decision after its commit.
+
+    `fence` is the coordinator's claim on the store, taken before the first decision: once a newer one is taken the
     journal ends, since nothing that is decided here can be stored any more."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, events: Events) -> None:
         self.fence: Fence | None = None
         self._store = store
+        self._events = events
         self._queue: asyncio.Queue[_Pending] = asyncio.Queue(QUEUE_MAX)
         self._transfers: _Transfers = {}
 
@@ -137,12 +137,17 @@ class Journal:
         at = 0
         for pending, outcome in decided:
             count = len(outcome.transitions)
-            try:
-                outcome.then()
-            except Exception:  # durable it is all the same; a restart issues the effects again
-                log.exception("effects.failed", reason=outcome.reason)
+            committed = Committed(
+                transitions=outcome.transitions,
+                sequences=sequences[at : at + count],
+                effects=outcome.effects,
+                run=outcome.run,
+                accepted=outcome.accepted,
+                reason=outcome.reason,
+            )
+            self._events.publish(committed)
             if not pending.done.done():
-                pending.done.set_result(Committed(outcome=outcome, sequences=sequences[at : at + count]))
+                pending.done.set_result(committed)
             at += count
 
     def _take_back(self, decided: Sequence[tuple[_Pending, Outcome]], error: Exception | None = None) -> None:

@@ -10,18 +10,15 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import structlog
 
+from coordinator.background import Background
+from coordinator.rpc.offers import SessionBook
 from muster.errors import StateError, StorageError, TransferError
-from muster.files.blobs import LOST
+from muster.files.blobs import LOST, BlobStore
 from muster.transfer.partial import PartialBody
-from protos.v1 import membership_pb2, models_pb2
-from protos.v1.tensors_pb2 import BlobHeader
-
-if TYPE_CHECKING:
-    from coordinator.service import Coordinator
+from protos.v1.tensors_pb2 import BlobHeader, Chunk
 
 log = structlog.get_logger()
 
@@ -43,8 +40,10 @@ class _Wanted:
 
 
 class Repairs:
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
+    def __init__(self, *, blobs: BlobStore, sessions: SessionBook, background: Background) -> None:
+        self._blobs = blobs
+        self._sessions = sessions
+        self._background = background
         self._wanted: dict[str, _Wanted] = {}  # by digest
         self._fetching: dict[str, asyncio.Task[None]] = {}
         self._refused_until: dict[str, float] = {}
@@ -54,7 +53,7 @@ class Repairs:
 
         Raises `StorageError` "blob.missing" or "blob.damaged" if no peer that is connected has it either.
         """
-        blobs = self._coordinator.blobs
+        blobs = self._blobs
         try:
             return await blobs.verified(digest, afresh=afresh)
         except StorageError as error:
@@ -71,9 +70,7 @@ class Repairs:
                 ) from error
         return blobs.path(digest)
 
-    async def receive(
-        self, peer_id: str, header: BlobHeader, requests: AsyncIterator[models_pb2.RestoreModelRequest]
-    ) -> None:
+    async def receive(self, peer_id: str, header: BlobHeader, chunks: AsyncIterator[Chunk]) -> None:
         """Takes a version that was asked for. Raises `StateError` "model.not_wanted" for any other, from a peer that
         has tried before, and while `SENDERS_MAX` others are sending it."""
         wanted = self._wanted.get(header.digest)
@@ -86,7 +83,7 @@ class Repairs:
         wanted.moved.set()
         try:
             async with asyncio.timeout_at(wanted.due):
-                await self._take(header, requests)
+                await self._take(header, chunks)
             log.info("blob.restored", digest=header.digest, peer_id=peer_id)
         except TimeoutError:
             raise TransferError("transfer.stalled", "the version did not come in time") from None
@@ -94,17 +91,15 @@ class Repairs:
             wanted.senders.discard(peer_id)
             wanted.moved.set()
 
-    async def _take(
-        self, header: BlobHeader, requests: AsyncIterator[models_pb2.RestoreModelRequest]
-    ) -> None:
-        blobs = self._coordinator.blobs
+    async def _take(self, header: BlobHeader, chunks: AsyncIterator[Chunk]) -> None:
+        blobs = self._blobs
         path = blobs.temporary()
         body = await asyncio.to_thread(PartialBody.open, path, header)
         try:
-            while (message := await anext(requests, None)) is not None:
+            async for chunk in chunks:
                 if blobs.has(header.digest):  # another peer was quicker
                     raise _not_wanted()
-                await body.write(message.chunk)
+                await body.write(chunk)
             await body.complete()
             await body.flush()
             await blobs.adopt(path, header.digest)
@@ -117,7 +112,7 @@ class Repairs:
             return
         task = self._fetching.get(digest)
         if task is None:
-            task = self._coordinator.spawn(self._search(run_id, digest, size_bytes))
+            task = self._background.spawn(self._search(run_id, digest, size_bytes))
             self._fetching[digest] = task
             task.add_done_callback(lambda _: self._fetching.pop(digest, None))
         await asyncio.shield(task)
@@ -126,20 +121,19 @@ class Repairs:
         loop = asyncio.get_running_loop()
         due = loop.time() + ANSWER_SECONDS_MAX + size_bytes / BYTES_A_SECOND_MIN
         wanted = self._wanted[digest] = _Wanted(size_bytes=size_bytes, due=due)
-        restore = membership_pb2.Restore(run_id=run_id, digest=digest, size_bytes=size_bytes)
-        message = membership_pb2.SessionResponse(restore=restore)
         try:
-            while not self._coordinator.blobs.has(digest) and (left := due - loop.time()) > 0:
+            while not self._blobs.has(digest) and (left := due - loop.time()) > 0:
                 wanted.moved.clear()
                 seconds = left if wanted.senders else min(left, ANSWER_SECONDS_MAX)
-                sessions = self._coordinator.sessions
-                if not wanted.senders and not sessions.ask(message, but=wanted.tried):
+                if not wanted.senders and not self._sessions.ask_restore(
+                    run_id, digest, size_bytes, but=wanted.tried
+                ):
                     break  # nobody is left
                 if not await _within(wanted.moved, seconds) and not wanted.senders:
                     break  # nobody who was asked holds it
         finally:
             del self._wanted[digest]
-        if not self._coordinator.blobs.has(digest):
+        if not self._blobs.has(digest):
             self._refused_until[digest] = loop.time() + PAUSE_SECONDS
 
 

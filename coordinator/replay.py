@@ -7,22 +7,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coordinator.store import Store
 from coordinator.update_bases import UpdateBases, kept_beside
-from exchange import recipe
-from exchange.aggregation import aggregate, state_names
-from exchange.comparison import Comparison, compare
 from exchange.job import AggregationJob, AggregationResult, UpdateInput
-from exchange.recipe import AggregationRefused
 from muster.errors import MusterError, NotFoundError, StateError
 from muster.files.blobs import BlobStore
 from muster.spec.model import AggregationTable, RunSpec
 
 if TYPE_CHECKING:
-    from coordinator.service import Coordinator
+    from exchange.comparison import Comparison
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,31 +35,13 @@ class Replayed:
         return self.result.model_digest == self.committed_digest
 
 
-async def replay(coordinator: Coordinator, run_id: str, number: int, changes: Mapping[str, Any]) -> Replayed:
-    """`changes` are those to the run spec's aggregation table.
-
-    Raises `NotFoundError`, `StateError` where the round made no model or what it needs is kept no longer,
-    `ConfigError` where the rule cannot be had.
-    """
-    job, committed = await _job(coordinator, run_id, number)
-    spec = recipe.changed(job.spec, changes)
-    places = _places(coordinator, replace(job, spec=spec))
-    try:
-        result, comparison = await asyncio.get_running_loop().run_in_executor(
-            coordinator.replays, _aggregate_and_compare, places, coordinator.blobs, committed
-        )
-    except AggregationRefused as refusal:
-        raise StateError("replay.refused", f"round {number} cannot be aggregated so: {refusal}") from refusal
-    except (OSError, MusterError):
-        await _job(coordinator, run_id, number)  # if the files went meanwhile, it says so
-        raise
-    return Replayed(table=spec.aggregation, result=result, committed_digest=committed, comparison=comparison)
-
-
 def _aggregate_and_compare(
     job: AggregationJob, blobs: BlobStore, committed: str
 ) -> tuple[AggregationResult, Comparison]:
     """In one thread, which tidies up behind itself even if nobody waits for it any more."""
+    from exchange.aggregation import aggregate
+    from exchange.comparison import compare
+
     try:
         read = (job.base, *job.states.values(), *(update.path for update in job.updates))
         for digest in kept_beside(job.updates).union(path.name for path in read):
@@ -72,68 +52,106 @@ def _aggregate_and_compare(
             path.unlink(missing_ok=True)
 
 
-async def _job(coordinator: Coordinator, run_id: str, number: int) -> tuple[AggregationJob, str]:
-    """The round's own job, without places for its results, and the digest of the version that it made."""
-    store, blobs = coordinator.store, coordinator.blobs
-    run = await store.run(run_id)
-    row = await store.round(run_id, number)
-    if run is None or row is None:
-        raise NotFoundError(
-            "round.not_found", f"run {run_id!r} has no round {number}", fix=f"muster round list {run_id}"
-        )
-    if row.state != "COMMITTED":
-        raise StateError(
-            "replay.no_model", f"round {number} is {row.state}: it made no model to compare with"
-        )
-    delivered = [a for a in row.assignments if a.digest and a.state == "DELIVERED"]
-    states = await store.optimizer_states(run_id, row.base_version)
-    digests = {
-        "its base version": [row.base_digest],
-        "the version it made": [row.model_digest],
-        "its updates": [a.digest for a in delivered],
-        "the server's state before it": list(states.values()),
-    }
-    for what, needed in digests.items():
-        if not all(map(blobs.has, needed)):
+class Replays:
+    """`executor` runs one replay after the other: rounds never wait for what somebody is curious about."""
+
+    def __init__(
+        self, *, store: Store, blobs: BlobStore, executor: Executor, updates_keep_rounds: int
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._executor = executor
+        self._updates_keep_rounds = updates_keep_rounds
+
+    async def replay(self, run_id: str, number: int, changes: Mapping[str, Any]) -> Replayed:
+        """`changes` are those to the run spec's aggregation table.
+
+        Raises `NotFoundError`, `StateError` where the round made no model or what it needs is kept no longer,
+        `ConfigError` where the rule cannot be had.
+        """
+        from exchange import recipe
+
+        job, committed = await self._job(run_id, number)
+        spec = recipe.changed(job.spec, changes)
+        places = self._places(replace(job, spec=spec))
+        try:
+            result, comparison = await asyncio.get_running_loop().run_in_executor(
+                self._executor, _aggregate_and_compare, places, self._blobs, committed
+            )
+        except recipe.AggregationRefused as refusal:
             raise StateError(
-                "replay.pruned",
-                f"round {number} cannot be replayed: {what} are kept no longer",
-                cause="of each run the updates of so many ended rounds are kept (coordinator.updates_keep_rounds): "
-                f"{coordinator.config.updates_keep_rounds}",
-                fix=f"the newest can be: muster round replay {run_id}; to keep more of the next run: "
-                "muster serve --set coordinator.updates_keep_rounds=20",
-            )
-    spec = RunSpec.model_validate_json(run.spec_json)
-    bases = UpdateBases(store, blobs, run_id, spec)
-    job = AggregationJob(
-        spec=spec,
-        base=blobs.path(row.base_digest),
-        updates=[
-            UpdateInput(
-                assignment_id=a.assignment_id,
-                peer_id=a.peer_id,
-                path=blobs.path(a.digest),
-                examples=a.examples,
-                base=await bases.of(a.peer_id, version=a.work.base, round=a.round),
-                role=a.work.role,
-            )
-            for a in sorted(delivered, key=lambda a: a.peer_id)
-        ],
-        states={name: blobs.path(digest) for name, digest in states.items()},
-        base_version=row.base_version,
-        base_digest=row.base_digest,
-        round=number,
-        cohort=len(row.cohort),
-        model_out=Path(),
-        states_out={},
-    )
-    return job, row.model_digest
+                "replay.refused", f"round {number} cannot be aggregated so: {refusal}"
+            ) from refusal
+        except (OSError, MusterError):
+            await self._job(run_id, number)  # if the files went meanwhile, it says so
+            raise
+        return Replayed(
+            table=spec.aggregation, result=result, committed_digest=committed, comparison=comparison
+        )
 
+    async def _job(self, run_id: str, number: int) -> tuple[AggregationJob, str]:
+        """The round's own job, without places for its results, and the digest of the version that it made."""
+        store, blobs = self._store, self._blobs
+        run = await store.run(run_id)
+        row = await store.round(run_id, number)
+        if run is None or row is None:
+            raise NotFoundError(
+                "round.not_found", f"run {run_id!r} has no round {number}", fix=f"muster round list {run_id}"
+            )
+        if row.state != "COMMITTED":
+            raise StateError(
+                "replay.no_model", f"round {number} is {row.state}: it made no model to compare with"
+            )
+        delivered = [a for a in row.assignments if a.digest and a.state == "DELIVERED"]
+        states = await store.optimizer_states(run_id, row.base_version)
+        digests = {
+            "its base version": [row.base_digest],
+            "the version it made": [row.model_digest],
+            "its updates": [a.digest for a in delivered],
+            "the server's state before it": list(states.values()),
+        }
+        for what, needed in digests.items():
+            if not all(map(blobs.has, needed)):
+                raise StateError(
+                    "replay.pruned",
+                    f"round {number} cannot be replayed: {what} are kept no longer",
+                    cause="of each run the updates of so many ended rounds are kept (coordinator.updates_keep_rounds): "
+                    f"{self._updates_keep_rounds}",
+                    fix=f"the newest can be: muster round replay {run_id}; to keep more of the next run: "
+                    "muster serve --set coordinator.updates_keep_rounds=20",
+                )
+        spec = RunSpec.model_validate_json(run.spec_json)
+        bases = UpdateBases(store, blobs, run_id, spec)
+        job = AggregationJob(
+            spec=spec,
+            base=blobs.path(row.base_digest),
+            updates=[
+                UpdateInput(
+                    assignment_id=a.assignment_id,
+                    peer_id=a.peer_id,
+                    path=blobs.path(a.digest),
+                    examples=a.examples,
+                    base=await bases.of(a.peer_id, version=a.work.base, round=a.round),
+                    role=a.work.role,
+                )
+                for a in sorted(delivered, key=lambda a: a.peer_id)
+            ],
+            states={name: blobs.path(digest) for name, digest in states.items()},
+            base_version=row.base_version,
+            base_digest=row.base_digest,
+            round=number,
+            cohort=len(row.cohort),
+            model_out=Path(),
+            states_out={},
+        )
+        return job, row.model_digest
 
-def _places(coordinator: Coordinator, job: AggregationJob) -> AggregationJob:
-    names = state_names(job.spec, job.updates, cohort=job.cohort, base_version=job.base_version)
-    return replace(
-        job,
-        model_out=coordinator.blobs.temporary(),
-        states_out={name: coordinator.blobs.temporary() for name in names},
-    )
+    def _places(self, job: AggregationJob) -> AggregationJob:
+        from exchange.aggregation import state_names
+
+        names = state_names(job.spec, job.updates, cohort=job.cohort, base_version=job.base_version)
+        return replace(
+            job,
+            model_out=self._blobs.temporary(),
+            states_out={name: self._blobs.temporary() for name in names},
+        )

@@ -11,14 +11,11 @@ from typing import Any
 
 import structlog
 
-from coordinator.effects import WORKER_USER
-from coordinator.rpc.admin import AdminServicer
-from coordinator.rpc.models import ModelsServicer
-from coordinator.rpc.sessions import MembershipServicer
-from coordinator.rpc.uploads import UpdatesServicer
 from coordinator.service import Coordinator
 from coordinator.store import SqlStore, Store
 from coordinator.store.lock import take_folders
+from coordinator.wiring import wire
+from coordinator.workers.task_jobs import WORKER_USER
 from muster.config.settings import CoordinatorConfig
 from muster.files.blobs import BlobStore, FolderBlobStore
 from muster.files.disk import make_folder
@@ -78,31 +75,23 @@ class RunningCoordinator:
         except BaseException:
             await store.close()
             raise
-        coordinator = Coordinator(
-            config,
-            store,
-            blobs or FolderBlobStore(folder / "blobs"),
+        bound = ""
+        coordinator = wire(
+            config=config,
+            store=store,
+            blobs=blobs or FolderBlobStore(folder / "blobs"),
             make_worker=make_worker,
             random=random,
+            address=lambda: bound,
         )
         try:
             await coordinator.start()
-            routes = [
-                route
-                for servicer in (
-                    MembershipServicer(coordinator),
-                    ModelsServicer(coordinator),
-                    UpdatesServicer(coordinator),
-                    AdminServicer(coordinator),
-                )
-                for route in servicer.routes()
-            ]
-            server = await transport.serve(config.address, routes)
+            server = await transport.serve(config.address, coordinator.routes)
         except BaseException:
             await coordinator.stop()
             _release(locks)
             raise
-        coordinator.address = server.address
+        bound = server.address
         return cls(coordinator, server, locks)
 
     async def stop(self) -> None:

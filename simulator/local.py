@@ -55,7 +55,7 @@ class LocalFederation:
         self._submitted += 1
         run_id = f"local-{self._submitted}"
         event = RunSubmitted(run_id=run_id, spec=spec, spec_toml="", request_id=run_id)
-        await self._running.coordinator.submit_run(event)
+        await self._running.coordinator.submissions.submit(event)
         return run_id
 
     async def run_to_end(self, spec: RunSpec) -> RunRow:
@@ -86,13 +86,13 @@ class LocalFederation:
             return False
         if run.rounds or run.evaluations or run.rest is not None:
             return False
-        here = filter(is_present, self._running.coordinator.peer_views().values())
+        here = filter(is_present, self._running.coordinator.members.views().values())
         return any(is_aside(run, peer.peer_id) for peer in here)
 
     async def resume(self, run_id: str) -> None:
         """Goes on with a paused run, and asks again whoever was set aside. Raises `NotFoundError` for a run that has
         ended."""
-        await self._running.coordinator.post(ResumeRequested(run_id=run_id))
+        await self._running.coordinator.runs.post(ResumeRequested(run_id=run_id))
 
     async def warnings(self, run_id: str) -> list[WarningRow]:
         """What must not be silent of the run, newest last."""

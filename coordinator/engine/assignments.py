@@ -10,6 +10,7 @@ from typing import Any
 from coordinator.engine import preparing, standings
 from coordinator.engine.decision_builder import DecisionBuilder, last_line
 from coordinator.engine.state import (
+    AlreadySo,
     AssignmentEvaluated,
     AssignmentFailed,
     AssignmentProgressed,
@@ -169,6 +170,8 @@ def restore(draft: DecisionBuilder, held: Mapping[str, AssignmentState]) -> None
 
 
 def deliver(draft: DecisionBuilder, event: UpdateAdmitted, peers: Mapping[str, PeerView]) -> str | None:
+    if _is_delivered(draft.state, event):
+        return AlreadySo(f"{event.assignment_id} has delivered this update already")
     assignment, ignored = _live(draft.state, event.assignment_id)
     if assignment is None:
         return ignored
@@ -201,6 +204,12 @@ def deliver(draft: DecisionBuilder, event: UpdateAdmitted, peers: Mapping[str, P
     )
     _compare_sources(draft, assignment, update.source_digest)
     return None
+
+
+def _is_delivered(state: RunState, event: UpdateAdmitted) -> bool:
+    known = find(state, event.assignment_id)
+    update = None if known is None else known.update
+    return update is not None and update.digest == event.update.digest
 
 
 def refuse(draft: DecisionBuilder, event: UpdateRefused) -> str | None:

@@ -20,6 +20,7 @@ from coordinator.engine.run import new_run
 from coordinator.engine.state import (
     Aggregated,
     AggregationSkipped,
+    AlreadySo,
     AssignmentEvaluated,
     AssignmentFailed,
     AssignmentProgressed,
@@ -58,16 +59,17 @@ def decide(
     """`peers` is everybody who is known; `schedule` is the run's, built once by `schedule.build` (None:
     here)."""
     if event.run_id != state.run_id:
-        return Decision(state=state, reason=f"the event is meant for run {event.run_id}")
+        return Decision(state=state, reason=f"the event is meant for run {event.run_id}", accepted=False)
     if state.status.ended:
-        return Decision(state=state, reason=f"the run has ended: it is {state.status}")
+        return Decision(state=state, reason=f"the run has ended: it is {state.status}", accepted=False)
     draft = DecisionBuilder(state, now, peers)
     apply = _EVENTS.get(type(event))
     if apply is None:
-        return Decision(state=state, reason=f"a {type(event).__name__} means nothing to a run under way")
+        what = f"a {type(event).__name__} means nothing to a run under way"
+        return Decision(state=state, reason=what, accepted=False)
     ignored = apply(draft, event, peers)
     if ignored is not None:
-        return Decision(state=state, reason=ignored)
+        return Decision(state=state, reason=ignored, accepted=isinstance(ignored, AlreadySo))
     if isinstance(event, AssignmentProgressed):
         return draft.decision()  # tells of work under way and changes nothing that a schedule looks at
     run.pause_exhausted(draft)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from coordinator.engine import evaluations, rounds, standings
 from coordinator.engine.decision_builder import DecisionBuilder
 from coordinator.engine.state import (
+    AlreadySo,
     Decision,
     ModelReady,
     PrepareModel,
@@ -62,6 +63,8 @@ def start(draft: DecisionBuilder, event: ModelReady) -> str | None:
 
 
 def pause(draft: DecisionBuilder) -> str | None:
+    if draft.state.status is RunStatus.PAUSED:
+        return AlreadySo("the run is PAUSED already")
     if draft.state.status is not RunStatus.RUNNING:
         return f"the run is {draft.state.status}; only a running one can be paused"
     live = sorted(draft.state.rounds)
@@ -105,7 +108,7 @@ def resume(draft: DecisionBuilder) -> str | None:
         if standings.release_all(draft, "on request"):
             draft.change(skipped_in_row=0, rest=None)
             return None
-        return "the run is RUNNING, and nobody is set aside in it"
+        return AlreadySo("the run is RUNNING, and nobody is set aside in it")
     if draft.state.status is not RunStatus.PAUSED:
         return f"the run is {draft.state.status}; only a paused one can be resumed"
     standings.release_all(draft, "the run is resumed")

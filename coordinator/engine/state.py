@@ -408,6 +408,12 @@ class StopRequested(Event):
     reason: str
 
 
+class AlreadySo(str):
+    """Why an event changes nothing and is accepted all the same: what it asks for is so already."""
+
+    __slots__ = ()
+
+
 # -- what a decision gives -------------------------------------------------------------------------------
 
 
@@ -486,3 +492,4 @@ class Decision:
     transitions: tuple[Transition, ...] = ()
     effects: tuple[Effect, ...] = ()
     reason: str = ""
+    accepted: bool = True  # False: the event did not fit, nothing has changed, and the reason says why

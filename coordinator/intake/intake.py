@@ -7,32 +7,46 @@ again; a refusal is recorded before it is told.
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Executor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from coordinator.engine.state import AssignmentState, RunState, UpdateRefused
 from coordinator.intake.completed_uploads import CompletedUploads
+from coordinator.intake.layouts import Layouts
+from coordinator.intake.spool import Spool
+from coordinator.runs import Runs
+from coordinator.store import Store
 from exchange.facts import UpdateFacts
 from exchange.names import FACTOR
 from muster.errors import TransferError, UpdateRejected
+from muster.files.blobs import BlobStore
 from muster.transfer.streams import PartialBody
 from protos.v1.tensors_pb2 import BlobHeader
 
-if TYPE_CHECKING:
-    from coordinator.service import Coordinator
-
 
 class Intake:
-    def __init__(self, coordinator: Coordinator, whole: CompletedUploads) -> None:
-        self._coordinator = coordinator
-        self._whole = whole
-
-    def _path(self, assignment_id: str) -> Path:
-        return self._coordinator.spool / f"{assignment_id}.part"
+    def __init__(
+        self,
+        *,
+        runs: Runs,
+        store: Store,
+        blobs: BlobStore,
+        spool: Spool,
+        layouts: Layouts,
+        completed: CompletedUploads,
+        executor: Executor,
+    ) -> None:
+        self._runs = runs
+        self._store = store
+        self._blobs = blobs
+        self._spool = spool
+        self._layouts = layouts
+        self._completed = completed
+        self._executor = executor
 
     def open(self, header: BlobHeader) -> PartialBody:
         """What is held of this update, to go on with; empty for a new one. Blocks."""
-        return PartialBody.open(self._path(header.assignment_id), header)
+        return PartialBody.open(self._spool.path(header.assignment_id), header)
 
     async def check_header(self, run: RunState, assignment: AssignmentState, header: BlobHeader) -> None:
         if (header.run_id, header.round) != (assignment.run_id, assignment.round):
@@ -44,7 +58,7 @@ class Intake:
             )
         from exchange.admission import update_bytes_max
 
-        layout = await self._coordinator.effects.layout(run)
+        layout = await self._layouts.of(run)
         error: UpdateRejected | None = None
         if header.layout_digest != layout.digest:
             error = UpdateRejected(
@@ -69,9 +83,8 @@ class Intake:
         """Complete, checked and in the blob store; a rejection is recorded before it is told."""
         from exchange.admission import Expected, admit
 
-        coordinator = self._coordinator
-        path = self._path(assignment.assignment_id)
-        body = self._whole.take(assignment.assignment_id)
+        path = self._spool.path(assignment.assignment_id)
+        body = self._completed.take(assignment.assignment_id)
         if body is None:
             body = await asyncio.to_thread(_reopen, path)
         try:
@@ -89,21 +102,21 @@ class Intake:
                 round=assignment.round,
                 base_version=assignment.work.base,
                 base_digest=run.models[assignment.work.base].digest,
-                layout=await coordinator.effects.layout(run),
+                layout=await self._layouts.of(run),
                 spec=run.spec,
                 role=assignment.work.role,
                 source_digest=run.source_digest,
                 estimate=estimate,
                 factor=factor,
             )
-            facts = await loop.run_in_executor(coordinator.admissions, admit, path, digest, expected)
+            facts = await loop.run_in_executor(self._executor, admit, path, digest, expected)
         except UpdateRejected as error:
             body.remove()
             await self._refused(assignment, error)
             raise
         finally:
             body.close()
-        await coordinator.blobs.adopt(path, digest)
+        await self._blobs.adopt(path, digest)
         body.remove()
         return facts
 
@@ -114,14 +127,14 @@ class Intake:
         differences, factor = links.sends_differences(run.spec), run.spec.compression.common_factor
         if not (differences or factor):
             return None, None
-        blobs = self._coordinator.blobs
-        states = await self._coordinator.store.optimizer_states(run.run_id, assignment.work.base)
+        blobs = self._blobs
+        states = await self._store.optimizer_states(run.run_id, assignment.work.base)
         held = {name: blobs.path(digest) for name, digest in states.items()}
         estimate = held.get(links.state_name(assignment.peer_id)) if differences else None
         return estimate, held.get(FACTOR) if factor else None
 
     async def _refused(self, assignment: AssignmentState, error: UpdateRejected) -> None:
-        await self._coordinator.post_surely(
+        await self._runs.post_surely(
             UpdateRefused(
                 run_id=assignment.run_id,
                 assignment_id=assignment.assignment_id,

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING
 
+from coordinator.intake.spool import Spool
 from muster.errors import StorageError
 from protos.v1.tensors_pb2 import BlobHeader
-
-if TYPE_CHECKING:
-    from coordinator.service import Coordinator
 
 
 class SpoolQuota:
     """What bodies under way will still need counts as taken, so that many that start at once all find their end."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
+    def __init__(self, *, spool: Spool, spool_bytes_max: int, disk_reserve_bytes: int) -> None:
+        self._spool = spool
+        self.spool_bytes_max = spool_bytes_max
+        self.disk_reserve_bytes = disk_reserve_bytes
         self._receiving: dict[str, int] = {}  # assignment id -> size of the whole body
 
     @contextmanager
@@ -33,36 +31,27 @@ class SpoolQuota:
 
     def check(self, header: BlobHeader) -> None:
         """Raises `StorageError` "storage.spool_full", "storage.disk_full": both pass when others are done."""
-        coordinator = self._coordinator
-        config, size = coordinator.config, header.size_bytes
-        own = coordinator.spool / f"{header.assignment_id}.part"
-        held = sum(map(_size, (path for path in coordinator.spool.iterdir() if path != own)))
+        spool, size = self._spool, header.size_bytes
+        held = spool.bytes_held_but(header.assignment_id)
         to_come = sum(
-            max(0, each - coordinator.bytes_held(assignment_id))
+            max(0, each - spool.bytes_held(assignment_id))
             for assignment_id, each in self._receiving.items()
             if assignment_id != header.assignment_id
         )
-        if held + to_come + size > config.spool_bytes_max:
+        if held + to_come + size > self.spool_bytes_max:
             raise StorageError(
                 "storage.spool_full",
                 f"an update of {size} bytes does not fit the spool, which holds {held} bytes and awaits {to_come}",
-                cause=f"coordinator.spool_bytes_max is {config.spool_bytes_max}",
+                cause=f"coordinator.spool_bytes_max is {self.spool_bytes_max}",
                 fix="raise it if the disk has room; the peer goes on by itself",
             )
-        free = coordinator.free_bytes()
-        missing = size - _size(own)
-        if missing + to_come + config.disk_reserve_bytes > free:
+        free = spool.free_bytes()
+        missing = size - spool.bytes_held(header.assignment_id)
+        if missing + to_come + self.disk_reserve_bytes > free:
             raise StorageError(
                 "storage.disk_full",
-                f"an update of which {missing} bytes are to come does not fit in {coordinator.spool}, "
+                f"an update of which {missing} bytes are to come does not fit in {spool.folder}, "
                 f"with {free} free, {to_come} of them awaited by others",
-                cause=f"the coordinator keeps {config.disk_reserve_bytes} bytes for its database",
+                cause=f"the coordinator keeps {self.disk_reserve_bytes} bytes for its database",
                 fix="free disk space; the peer goes on by itself",
             )
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:  # it has become a blob meanwhile
-        return 0

@@ -144,7 +144,7 @@ class PeerEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class Enrolled(PeerEvent):
-    """For the first time, or again; the caller has checked the secret."""
+    """For the first time, or again with the same secret; with another one only under the name of a removed peer."""
 
     secret_hash: str
     device: str
@@ -208,11 +208,13 @@ class Prune:
 
 
 class MembershipDecision(NamedTuple):
-    """Without a transition no row changes, and the reason says why."""
+    """Without a transition no row changes, and the reason says why. `accepted`: the event did what it is for, or that
+    was so before."""
 
     members: Members
     transitions: tuple[Transition, ...]
     reason: str
+    accepted: bool = True
 
 
 def decide(
@@ -226,9 +228,9 @@ def decide(
         return _enrol(members, event, now)
     member = members.get(event.peer_id)
     if member is None:
-        return MembershipDecision(members, (), f"{event.peer_id} is not enrolled")
+        return _refused(members, f"{event.peer_id} is not enrolled")
     if member.status is PeerStatus.REVOKED:
-        return MembershipDecision(members, (), f"{event.peer_id} was removed")
+        return _refused(members, f"{event.peer_id} was removed")
     return _HANDLERS[type(event)](members, member, event, now)
 
 
@@ -260,6 +262,8 @@ def _enrol(members: Members, event: Enrolled, now: float) -> MembershipDecision:
         return _decided(members, None, made, "peer.enrolled", now, values=values)
     if member.status is PeerStatus.REVOKED:
         return _taken_over(members, member, event, now, facts)
+    if event.secret_hash != member.secret_hash:
+        return _refused(members, f"the name {event.peer_id} belongs to another peer")
     if tells_nothing_new(member, event):
         return MembershipDecision(members, (), f"{event.peer_id} is enrolled already")
     anew = "started anew" if event.instance != member.instance else "enrolled again"
@@ -287,7 +291,7 @@ def _taken_over(
 ) -> MembershipDecision:
     """A removed peer's name, by whoever is not that peer. The history under the name stays, and its epoch grows on."""
     if event.secret_hash == member.secret_hash:
-        return MembershipDecision(members, (), f"{event.peer_id} was removed and cannot come back")
+        return _refused(members, f"{event.peer_id} was removed and cannot come back")
     reason = f"{event.peer_id} enrolled as a new peer, under the name of one that was removed"
     fresh = replace(member, status=PeerStatus.PENDING, reason=reason, seen_at=now, **facts)
     values = {**facts, "enrolled_at": now}
@@ -316,7 +320,7 @@ def _connected(members: Members, member: Member, _: Connected, now: float) -> Me
 
 def _disconnected(members: Members, member: Member, event: Disconnected, now: float) -> MembershipDecision:
     if (stale := _stale(member, event.epoch)) is not None:
-        return MembershipDecision(members, (), stale)
+        return _refused(members, stale)
     how = "left" if event.goodbye else "lost its connection"
     left = replace(member, connected=False, seen_at=now)
     if member.status is PeerStatus.DRAINING and event.goodbye:
@@ -332,7 +336,7 @@ def _disconnected(members: Members, member: Member, event: Disconnected, now: fl
 
 def _heartbeat(members: Members, member: Member, event: HeartbeatSeen, now: float) -> MembershipDecision:
     if (stale := _stale(member, event.epoch)) is not None:
-        return MembershipDecision(members, (), stale)
+        return _refused(members, stale)
     seen = replace(member, seen_at=now)
     if member.status is PeerStatus.SUSPECT:
         reason = f"{member.peer_id} sends heartbeats again"
@@ -343,7 +347,7 @@ def _heartbeat(members: Members, member: Member, event: HeartbeatSeen, now: floa
 
 def _drain(members: Members, member: Member, event: Drain, now: float) -> MembershipDecision:
     if member.status not in (PeerStatus.PENDING, PeerStatus.ACTIVE, PeerStatus.SUSPECT):
-        return MembershipDecision(members, (), f"{member.peer_id} is {member.status} and gets no work anyway")
+        return _refused(members, f"{member.peer_id} is {member.status} and gets no work anyway")
     reason = f"{member.peer_id} is draining and gets no new work{_why(event.reason)}"
     draining = replace(member, status=PeerStatus.DRAINING, reason=reason)
     return _decided(members, member, draining, "peer.draining", now)
@@ -360,7 +364,7 @@ def _quarantine(members: Members, member: Member, event: Quarantine, now: float)
 def _release(members: Members, member: Member, _: Release, now: float) -> MembershipDecision:
     if member.status not in (PeerStatus.QUARANTINED, PeerStatus.DRAINING):
         told = f"{member.peer_id} is {member.status}: there is nothing to release it from"
-        return MembershipDecision(members, (), told)
+        return _refused(members, told)
     if member.connected:
         status, where = PeerStatus.ACTIVE, "it gets work again"
     elif member.epoch == 0:
@@ -457,6 +461,10 @@ def _stale(member: Member, epoch: int) -> str | None:
 
 def _why(reason: str) -> str:
     return f": {reason}" if reason else ""
+
+
+def _refused(members: Members, reason: str) -> MembershipDecision:
+    return MembershipDecision(members, (), reason, accepted=False)
 
 
 def _decided(

@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 import structlog
 
 from coordinator.engine.state import PeerStatus, PeerView
+from coordinator.events import Committed, Notice
 from coordinator.journal import STORE_RETRY_SECONDS, Journal, Outcome
 from coordinator.membership import detector
-from coordinator.membership.detector import HeartbeatSeen, Member, Members, PeerEvent, Prune, Tick
+from coordinator.membership.detector import Connected, HeartbeatSeen, Member, Members, PeerEvent, Prune, Tick
 from muster.config.settings import CoordinatorConfig
 from muster.errors import AuthenticationError, NotAllowedError, NotFoundError, StorageError
 from muster.files.digests import digest_bytes
@@ -23,11 +24,9 @@ Changed = Callable[[Sequence[tuple[str, str]]], Awaitable[None]]
 
 
 class MemberBook:
-    """`changed` is awaited after each change, with the peers that are gone for now and why."""
-
-    def __init__(self, journal: Journal, config: CoordinatorConfig, changed: Changed) -> None:
+    def __init__(self, *, journal: Journal, config: CoordinatorConfig) -> None:
         self._journal = journal
-        self._changed = changed
+        self._changed: Changed | None = None
         self._limits = detector.Limits(
             suspect_seconds=config.suspect_seconds,
             lost_seconds=config.lost_seconds,
@@ -37,6 +36,16 @@ class MemberBook:
         # When a peer was heard last, where that is all that its heartbeats change: they come so often that nothing
         # else must be touched for one.
         self._heard: dict[str, float] = {}
+
+    def on_change(self, changed: Changed) -> None:
+        """`changed` is awaited after each change, with the peers that are gone for now and why."""
+        self._changed = changed
+
+    def hear(self, notice: Notice) -> None:
+        """Subscriber: who is forgotten needs no sign of life any more."""
+        for transition in notice.transitions if isinstance(notice, Committed) else ():
+            if transition.entity == "peer" and transition.removes:
+                self._heard.pop(transition.peer_id, None)
 
     def restore(self, records: Iterable[detector.Record]) -> None:
         sound: list[detector.Record] = []
@@ -67,9 +76,7 @@ class MemberBook:
         """Notes a sign of life. False if the session is over: the peer was given up, or has a newer one."""
         member = self.get(peer_id)
         if member is None or not detector.unmoved_by_heartbeat(member, epoch):
-            await self.submit(HeartbeatSeen(peer_id=peer_id, epoch=epoch))
-            member = self.get(peer_id)
-            return member is not None and member.epoch == epoch and member.connected
+            return (await self.submit(HeartbeatSeen(peer_id=peer_id, epoch=epoch))).accepted
         self._heard[peer_id] = clock.now()
         return True
 
@@ -105,12 +112,19 @@ class MemberBook:
             )
         return peer_id
 
-    async def submit(self, event: PeerEvent | Tick | Prune) -> str:
-        """Feeds one event to the detector; durable when it returns. Gives the reason."""
+    async def connect(self, peer_id: str) -> int:
+        """A new session; gives its epoch. Raises `NotAllowedError` if the peer was removed meanwhile."""
+        committed = await self.submit(Connected(peer_id=peer_id))
+        if not committed.accepted:
+            raise NotAllowedError("peer.removed", committed.reason)
+        return int(committed.transitions[0].data["epoch"])
+
+    async def submit(self, event: PeerEvent | Tick | Prune) -> Committed:
+        """Feeds one event to the detector; durable when it returns."""
         committed = await self._journal.submit(lambda: self._decide(event))
-        if committed.outcome.transitions:
-            await self._changed(detector.gone(committed.outcome.transitions))
-        return committed.outcome.reason
+        if committed.transitions and self._changed is not None:
+            await self._changed(detector.gone(committed.transitions))
+        return committed
 
     async def submit_surely(self, event: PeerEvent | Tick | Prune) -> None:
         """For what cannot be asked again: tries until the store takes it."""
@@ -124,10 +138,10 @@ class MemberBook:
                 return
 
     async def command(self, event: PeerEvent) -> str:
-        """The same for what an admin says; raises `NotFoundError` for an unknown peer."""
+        """The same for what an admin says; gives the reason. Raises `NotFoundError` for an unknown peer."""
         if self.get(event.peer_id) is None:
             raise NotFoundError("peer.not_found", f"no peer {event.peer_id!r}", fix="muster peer list")
-        return await self.submit(event)
+        return (await self.submit(event)).reason
 
     def _decide(self, event: PeerEvent | Tick | Prune) -> Outcome:
         before = self._members
@@ -139,15 +153,12 @@ class MemberBook:
         def undo() -> None:
             self._members = before
 
-        def then() -> None:
-            for transition in decision.transitions:
-                log.info(
-                    transition.kind or "peer.changed", peer_id=transition.peer_id, reason=transition.reason
-                )
-                if transition.removes:
-                    self._heard.pop(transition.peer_id, None)
-
-        return Outcome(transitions=decision.transitions, undo=undo, then=then, reason=decision.reason)
+        return Outcome(
+            transitions=decision.transitions,
+            accepted=decision.accepted,
+            undo=undo,
+            reason=decision.reason,
+        )
 
 
 def hash_secret(secret: str) -> str:

@@ -7,22 +7,22 @@ because of it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from coordinator.engine.explain import explain
+from coordinator.intake.spool import Spool
+from coordinator.membership.members import MemberBook
 from coordinator.rpc import convert
 from coordinator.rpc.pages import batches, key_of, newest, page
-from coordinator.store import rows
+from coordinator.runs import Runs
+from coordinator.store import Store, rows
 from muster.errors import NotFoundError, UsageError
+from muster.files.blobs import BlobStore
 from muster.runtime import clock
 from muster.transport.base import CallContext
 from protos.v1 import admin_pb2 as pb
-
-if TYPE_CHECKING:
-    from coordinator.service import Coordinator
 
 EVENTS_PER_LOOK = 100
 RECENT_EVENTS = 10
@@ -31,9 +31,24 @@ SEQUENCE_MAX = 2**63 - 1  # what the databases can compare with
 
 
 class Listing:
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
-        self._store = coordinator.store
+    """`obstacle(run_id)` says why a run's aggregation waits, or ""."""
+
+    def __init__(
+        self,
+        *,
+        runs: Runs,
+        members: MemberBook,
+        store: Store,
+        blobs: BlobStore,
+        spool: Spool,
+        obstacle: Callable[[str], str],
+    ) -> None:
+        self._runs = runs
+        self._members = members
+        self._store = store
+        self._blobs = blobs
+        self._spool = spool
+        self._obstacle = obstacle
 
     # -- runs ---------------------------------------------------------------------------------------------------------
 
@@ -55,7 +70,7 @@ class Listing:
 
     def run_message(self, row: rows.RunRow) -> pb.Run:
         message = convert.run(row)
-        reason = self._coordinator.unreadable.get(row.run_id)
+        reason = self._runs.unreadable.get(row.run_id)
         if reason is not None:
             message.state, message.reason = convert.UNREADABLE, reason
         return message
@@ -65,27 +80,29 @@ class Listing:
         message = self.run_message(row)
         kept = await self._store.warnings(row.run_id)
         message.warnings.extend(map(convert.warning, kept[-WARNINGS_SHOWN_MAX:]))
-        live = self._coordinator.runs.get(row.run_id)
+        live = self._runs.get(row.run_id)
         if live is not None:
             message.set_aside.extend(convert.set_aside(live))
         return message
 
+    async def get_run(self, request: pb.GetRunRequest, context: CallContext) -> pb.GetRunResponse:
+        return pb.GetRunResponse(run=await self.whole_run(await self.run(request.run_id)))
+
     async def explain_run(self, request: pb.ExplainRunRequest, context: CallContext) -> pb.ExplainRunResponse:
         row = await self.run(request.run_id)
-        coordinator = self._coordinator
         start = key_of(request.page_token, int)
         response = pb.ExplainRunResponse()
         if start is None:
             recent = await self._store.recent_events(run_id=row.run_id, limit=RECENT_EVENTS)
             response.recent.extend(newest([convert.event(each) for each in recent]))
-        live = coordinator.runs.get(row.run_id)
+        live = self._runs.get(row.run_id)
         if live is None:
             message = self.run_message(row)
             response.sentence = f"the run is {message.state}: {message.reason}"
             return response
-        found = explain(live, coordinator.peer_views(), clock.now(), coordinator.bytes_held)
-        obstacle = coordinator.effects.obstacle(row.run_id)
-        response.sentence = convert.text(f"the run is {row.state}: {obstacle or found.sentence}")
+        found = explain(live, self._members.views(), clock.now(), self._spool.bytes_held)
+        told = self._obstacle(row.run_id) or found.sentence
+        response.sentence = convert.text(f"the run is {row.state}: {told}")
 
         async def read(after: tuple[int] | None, limit: int) -> list[tuple[int, str]]:
             at = 0 if after is None else after[0]
@@ -146,7 +163,7 @@ class Listing:
         return pb.GetRoundResponse(round=message, next_page_token=got.next_token)
 
     def _assignment(self, row: rows.AssignmentRow) -> pb.RoundAssignment:
-        held = self._coordinator.bytes_held(row.assignment_id) if row.state == "UPLOADING" else 0
+        held = self._spool.bytes_held(row.assignment_id) if row.state == "UPLOADING" else 0
         return convert.assignment(row, held)
 
     async def list_models(self, request: pb.ListModelsRequest, context: CallContext) -> pb.ListModelsResponse:
@@ -164,7 +181,7 @@ class Listing:
 
     def _model(self, row: rows.ModelRow) -> pb.Model:
         try:
-            kept = self._coordinator.blobs.has(row.digest)
+            kept = self._blobs.has(row.digest)
         except UsageError:  # no digest at all
             kept = False
         return convert.model(row, kept=kept)
@@ -197,10 +214,10 @@ class Listing:
     def peer_message(self, row: rows.PeerRow) -> pb.Peer:
         """Heartbeats write no row: when a live peer was last heard is known in memory only."""
         message = convert.peer(row)
-        member = self._coordinator.members.get(row.peer_id)
+        member = self._members.get(row.peer_id)
         if member is not None and member.connected:
-            message.seen_at = self._coordinator.members.seen_at(row.peer_id)
-        for run in islice(self._coordinator.runs.values(), convert.SET_ASIDE_MAX):
+            message.seen_at = self._members.seen_at(row.peer_id)
+        for run in islice(self._runs.values(), convert.SET_ASIDE_MAX):
             message.set_aside.extend(convert.set_aside(run, row.peer_id))
         return message
 
@@ -222,7 +239,7 @@ class Listing:
                     yield pb.WatchEventsResponse(events=batch)
 
     def _is_over(self, run_id: str) -> bool:
-        return run_id != "" and run_id not in self._coordinator.runs
+        return run_id != "" and run_id not in self._runs
 
 
 def _score_meaning(rule: str) -> str:

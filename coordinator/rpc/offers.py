@@ -1,4 +1,4 @@
-"""Open sessions: where offers and cancellations go out."""
+"""Open sessions: where offers, cancellations and other messages go out to peers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import json
 from collections.abc import Container
 from dataclasses import dataclass, field
 
-from coordinator.engine.state import AssignmentState, ModelVersion, RunState
+from coordinator.engine.state import AssignmentState, Cancel, ModelVersion, Offer, RunState
+from coordinator.events import Committed, Notice, RunLeft
+from coordinator.runs import Runs
+from muster.runtime import clock
 from muster.seeds import assignment_seed
 from muster.work import Work, evaluates
 from protos.v1 import membership_pb2 as pb
@@ -61,8 +64,13 @@ class SessionBook:
             return True
         return False
 
-    def ask(self, message: pb.SessionResponse, *, but: Container[str]) -> int:
-        """Sends it to every connected peer that is not in `but`; how many."""
+    def is_open(self, peer_id: str) -> bool:
+        return peer_id in self._sessions
+
+    def ask_restore(self, run_id: str, digest: str, size_bytes: int, *, but: Container[str]) -> int:
+        """Asks every connected peer that is not in `but` for a version; how many."""
+        restore = pb.Restore(run_id=run_id, digest=digest, size_bytes=size_bytes)
+        message = pb.SessionResponse(restore=restore)
         asked = [session for peer_id, session in self._sessions.items() if peer_id not in but]
         for session in asked:
             session.send(message)
@@ -88,6 +96,35 @@ class SessionBook:
         session = self._sessions.get(peer_id)
         if session is not None:
             session.send(pb.SessionResponse(cancel=pb.Cancel(assignment_id=assignment_id, reason=reason)))
+
+
+class SessionNotices:
+    """Tells peers over their open sessions what was decided of their work."""
+
+    def __init__(self, *, sessions: SessionBook, runs: Runs) -> None:
+        self._sessions = sessions
+        self._runs = runs
+
+    def hear(self, notice: Notice) -> None:
+        """Subscriber."""
+        match notice:
+            case RunLeft(run_id=run_id, ended=True):
+                self._sessions.run_ended(run_id)
+            case Committed(run=run, effects=effects):
+                for effect in effects:
+                    if isinstance(effect, Offer):
+                        self._offer(effect)
+                    elif isinstance(effect, Cancel):
+                        self._sessions.cancel(effect.peer_id, effect.assignment_id, effect.reason)
+                if run is not None and run.status.ended:
+                    self._sessions.run_ended(run.run_id)
+            case RunLeft():
+                pass
+
+    def _offer(self, effect: Offer) -> None:
+        run = self._runs.get(effect.run_id)
+        if run is not None:  # a later decision of the same commit may have ended it
+            self._sessions.offer(run, effect.assignment, effect.deadline_at - clock.now())
 
 
 def offer_message(

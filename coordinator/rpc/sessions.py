@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING
 
 import structlog
 
+from coordinator.background import Background
 from coordinator.engine.state import (
     AssignmentEvaluated,
     AssignmentFailed,
@@ -16,10 +16,12 @@ from coordinator.engine.state import (
     Event,
     PeerStatus,
 )
+from coordinator.lookups import Assignments
 from coordinator.membership import detector
 from coordinator.membership.enrolment import EnrolmentGate
-from coordinator.membership.members import hash_secret
-from coordinator.rpc.offers import Session, offer_message
+from coordinator.membership.members import MemberBook, hash_secret
+from coordinator.rpc.offers import Session, SessionBook, offer_message
+from coordinator.runs import Runs
 from muster.errors import AuthenticationError, NotFoundError, StorageError, TransferError, UsageError
 from muster.runtime import clock
 from muster.runtime.version import muster_version
@@ -29,9 +31,6 @@ from muster.texts import DESCRIPTION_CHARS_MAX, many_lines, one_line
 from muster.transport.base import CallContext, Route
 from muster.wire import ENROL, SESSION
 from protos.v1 import membership_pb2 as pb
-
-if TYPE_CHECKING:
-    from coordinator.service import Coordinator
 
 log = structlog.get_logger()
 
@@ -49,9 +48,24 @@ _PROGRESS = {
 
 
 class MembershipServicer:
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
-        self._gate = EnrolmentGate(peers_max=coordinator.config.peers_max)
+    def __init__(
+        self,
+        *,
+        runs: Runs,
+        assignments: Assignments,
+        members: MemberBook,
+        sessions: SessionBook,
+        gate: EnrolmentGate,
+        background: Background,
+        heartbeat_seconds: float,
+    ) -> None:
+        self._runs = runs
+        self._assignments = assignments
+        self._members = members
+        self._sessions = sessions
+        self._gate = gate
+        self._background = background
+        self._heartbeat_seconds = heartbeat_seconds
 
     def routes(self) -> list[Route]:
         return [
@@ -61,14 +75,14 @@ class MembershipServicer:
 
     def _known(self, request: pb.EnrolRequest) -> str:
         """Who enrols again, as before each session."""
-        known = self._coordinator.members.get(request.name)
+        known = self._members.get(request.name)
         return request.name if known is not None and known.secret_hash == hash_secret(request.secret) else ""
 
     def _caller(self, first: pb.SessionRequest) -> str:
         if first.WhichOneof("message") != "hello":
             raise _no_hello()
         credentials = first.hello.credentials
-        return self._coordinator.members.authenticate(credentials.peer_id, credentials.secret)
+        return self._members.authenticate(credentials.peer_id, credentials.secret)
 
     async def enrol(self, request: pb.EnrolRequest, context: CallContext) -> pb.EnrolResponse:
         name = request.name
@@ -84,7 +98,7 @@ class MembershipServicer:
                 "peer.bad_secret", f"a peer's secret has at least {SECRET_LENGTH_MIN} characters"
             )
         secret_hash = hash_secret(request.secret)
-        known = self._coordinator.members.get(name)
+        known = self._members.get(name)
         removed = known is not None and known.status is PeerStatus.REVOKED
         if known is not None and known.secret_hash != secret_hash and not removed:
             raise AuthenticationError(
@@ -103,31 +117,27 @@ class MembershipServicer:
         )
         now = clock.now()
         if known is None or (removed and known.secret_hash != secret_hash):
-            self._gate.check(context.address, self._coordinator.members.count(), now)
+            self._gate.check(context.address, self._members.count(), now)
         elif not removed and not detector.tells_nothing_new(known, event):
             self._gate.check_again(name, now)
-        await self._coordinator.members.submit(event)
-        self._coordinator.members.authenticate(name, request.secret)
+        committed = await self._members.submit(event)
+        if not committed.accepted:  # another call was quicker
+            self._members.authenticate(name, request.secret)
         return pb.EnrolResponse(peer_id=name, coordinator_version=muster_version())
 
     async def session(
         self, requests: AsyncIterator[pb.SessionRequest], context: CallContext
     ) -> AsyncIterator[pb.SessionResponse]:
-        coordinator = self._coordinator
         first = await anext(requests, None)
         if first is None:
             raise _no_hello()
         peer_id, hello = self._caller(first), first.hello
-        await coordinator.members.submit(detector.Connected(peer_id=peer_id))
-        member = coordinator.members.get(peer_id)
-        session = Session(peer_id=peer_id, epoch=member.epoch if member else 0)
-        coordinator.sessions.open(session)
+        session = Session(peer_id=peer_id, epoch=await self._members.connect(peer_id))
+        self._sessions.open(session)
         reader = asyncio.create_task(self._read(session, requests))
         try:
             yield pb.SessionResponse(
-                welcome=pb.Welcome(
-                    epoch=session.epoch, heartbeat_seconds=coordinator.config.heartbeat_seconds
-                )
+                welcome=pb.Welcome(epoch=session.epoch, heartbeat_seconds=self._heartbeat_seconds)
             )
             # Not through the outbox, which is bounded: however much there is to settle, the peer takes it at its pace.
             for settling in self._reconciled(session, hello):
@@ -141,19 +151,18 @@ class MembershipServicer:
         finally:
             reader.cancel()
             goodbye = await _result(reader)
-            if coordinator.sessions.closed(session):
-                coordinator.spawn(self._ended(session, goodbye))
+            if self._sessions.closed(session):
+                self._background.spawn(self._ended(session, goodbye))
 
     async def _ended(self, session: Session, goodbye: bool) -> None:
-        await self._coordinator.members.submit_surely(
+        await self._members.submit_surely(
             detector.Disconnected(peer_id=session.peer_id, epoch=session.epoch, goodbye=goodbye)
         )
 
     def _reconciled(self, session: Session, hello: pb.Hello) -> Iterator[pb.SessionResponse]:
         """What the peer holds goes on or is cancelled; what it should hold and does not is offered again."""
-        coordinator = self._coordinator
         held = set(hello.held_assignment_ids)
-        for run, assignment, deadline_at in coordinator.live_assignments(session.peer_id):
+        for run, assignment, deadline_at in self._assignments.live(session.peer_id):
             # Also what it holds: the offer tells the deadline, which may have moved.
             held.discard(assignment.assignment_id)
             model = run.models.get(assignment.work.base)
@@ -163,7 +172,7 @@ class MembershipServicer:
             cancel = pb.Cancel(assignment_id=assignment_id, reason="the coordinator no longer waits for it")
             yield pb.SessionResponse(cancel=cancel)
         for run_id in hello.held_run_ids:
-            if run_id not in coordinator.runs and run_id not in coordinator.unreadable:
+            if run_id not in self._runs and run_id not in self._runs.unreadable:
                 yield pb.SessionResponse(run_ended=pb.RunEnded(run_id=run_id))
 
     async def _read(self, session: Session, requests: AsyncIterator[pb.SessionRequest]) -> bool:
@@ -172,7 +181,7 @@ class MembershipServicer:
             async for message in requests:
                 match message.WhichOneof("message"):
                     case "heartbeat":
-                        if not await self._coordinator.members.heartbeat(session.peer_id, session.epoch):
+                        if not await self._members.heartbeat(session.peer_id, session.epoch):
                             return False  # it was given up meanwhile: with a new session it is back
                         ack = pb.HeartbeatAck(sequence=message.heartbeat.sequence)
                         session.send(pb.SessionResponse(heartbeat_ack=ack))
@@ -190,7 +199,7 @@ class MembershipServicer:
             session.close("the session has ended", reconnect=True)
 
     async def _report(self, session: Session, report: pb.AssignmentReport) -> None:
-        run, assignment = await self._coordinator.find_assignment(report.assignment_id)
+        run, assignment = await self._assignments.find(report.assignment_id)
         if assignment is None or assignment.peer_id != session.peer_id:
             # Perhaps of a time before the database was lost; the peer has been told to drop it, and goes on.
             log.warning("report.ignored", peer_id=session.peer_id, assignment_id=report.assignment_id)
@@ -199,7 +208,7 @@ class MembershipServicer:
         if run is None or assignment.status.ended:
             return  # it crossed with a deadline or a cancellation, which the peer has been told of
         try:
-            await self._coordinator.post(event)
+            await self._runs.post(event)
         except NotFoundError:
             return  # the run ended meanwhile
         except StorageError:
@@ -208,7 +217,7 @@ class MembershipServicer:
             Exception
         ) as error:  # this report can never be stored: it costs the assignment that it is about
             log.exception("report.refused", peer_id=session.peer_id, assignment_id=report.assignment_id)
-            await self._coordinator.post_surely(
+            await self._runs.post_surely(
                 AssignmentFailed(
                     run_id=assignment.run_id,
                     assignment_id=assignment.assignment_id,

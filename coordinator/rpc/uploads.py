@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from coordinator.engine.state import (
@@ -20,7 +19,13 @@ from coordinator.engine.state import (
 )
 from coordinator.intake.completed_uploads import CompletedUploads
 from coordinator.intake.intake import Intake
+from coordinator.intake.spool import Spool
 from coordinator.intake.spool_quota import SpoolQuota
+from coordinator.journal import Journal
+from coordinator.lookups import Assignments
+from coordinator.membership.members import MemberBook
+from coordinator.runs import Runs
+from coordinator.store import Store
 from exchange.facts import UpdateFacts
 from muster.errors import (
     NotAllowedError,
@@ -30,6 +35,7 @@ from muster.errors import (
     TransferError,
     UpdateRejected,
 )
+from muster.files.blobs import BlobStore
 from muster.transport.base import CallContext, Route
 from muster.wire import BEGIN_UPDATE, COMMIT_UPDATE, GET_UPDATE_STATUS, UPLOAD_UPDATE
 from muster.work import evaluates
@@ -37,18 +43,35 @@ from protos.v1 import updates_pb2 as pb
 from protos.v1.membership_pb2 import Credentials
 from protos.v1.tensors_pb2 import BlobHeader
 
-if TYPE_CHECKING:
-    from coordinator.service import Coordinator
-
 
 class UpdatesServicer:
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
-        self._slots = asyncio.Semaphore(coordinator.config.uploads_max)
+    def __init__(
+        self,
+        *,
+        runs: Runs,
+        assignments: Assignments,
+        members: MemberBook,
+        store: Store,
+        blobs: BlobStore,
+        spool: Spool,
+        quota: SpoolQuota,
+        intake: Intake,
+        completed: CompletedUploads,
+        journal: Journal,
+        uploads_max: int,
+    ) -> None:
+        self._runs = runs
+        self._assignments = assignments
+        self._members = members
+        self._store = store
+        self._blobs = blobs
+        self._spool = spool
+        self._quota = quota
+        self._intake = intake
+        self._completed = completed
+        self._journal = journal
+        self._slots = asyncio.Semaphore(uploads_max)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._whole = CompletedUploads(coordinator.config.uploads_max)
-        self._intake = Intake(coordinator, self._whole)
-        self._room = SpoolQuota(coordinator)
         # Admitted and in the blob store, while their row waits for a store that refuses at the moment.
         self._admitted: dict[str, UpdateFacts] = {}
 
@@ -59,7 +82,7 @@ class UpdatesServicer:
                 method=UPLOAD_UPDATE,
                 handle=self.upload_update,
                 caller=self._caller,
-                present=self._coordinator.is_at_work,
+                present=self._assignments.is_at_work,
             ),
             Route(method=GET_UPDATE_STATUS, handle=self.get_update_status, caller=self._sender),
             Route(method=COMMIT_UPDATE, handle=self.commit_update, caller=self._sender),
@@ -80,12 +103,12 @@ class UpdatesServicer:
             await self._intake.check_header(self._live(run, assignment), assignment, header)
             if self._admitted_as(header.assignment_id, header.digest):
                 return pb.BeginUpdateResponse(offset=header.size_bytes)
-            self._room.check(header)
-            self._whole.drop(header.assignment_id)
+            self._quota.check(header)
+            self._completed.drop(header.assignment_id)
             body = await asyncio.to_thread(self._intake.open, header)
             body.close()
             if assignment.status is not AssignmentStatus.UPLOADING:
-                await self._coordinator.post(
+                await self._runs.post(
                     AssignmentProgressed(
                         run_id=assignment.run_id,
                         assignment_id=assignment.assignment_id,
@@ -108,7 +131,7 @@ class UpdatesServicer:
         async with self._lock(header.assignment_id), self._slots:
             run, assignment = await self._assignment(header.assignment_id, peer_id)
             await self._intake.check_header(self._live(run, assignment), assignment, header)
-            with self._room.taken(header):
+            with self._quota.taken(header):
                 offset = await self._receive(requests, header, peer_id)
             yield pb.UploadUpdateResponse(offset=offset)
 
@@ -120,7 +143,7 @@ class UpdatesServicer:
         digest = assignment.update.digest if assignment.update else ""
         receipt = await self._receipt(assignment, digest) if digest else None
         return pb.GetUpdateStatusResponse(
-            offset=self._coordinator.bytes_held(request.assignment_id),
+            offset=self._spool.bytes_held(request.assignment_id),
             receipt=receipt,
             assignment_state=assignment.status.value,
         )
@@ -140,24 +163,20 @@ class UpdatesServicer:
             event = UpdateAdmitted(run_id=live.run_id, assignment_id=assignment.assignment_id, update=facts)
             self._admitted.pop(request.assignment_id, None)
             try:
-                committed = await self._coordinator.post(event)
+                committed = await self._runs.post(event)
             except StorageError:
                 self._admitted[request.assignment_id] = facts
                 raise
             # The engine has the last word: a deadline may have passed while the body was read.
-            _, assignment = await self._assignment(request.assignment_id, peer_id)
-            receipt = await self._receipt(assignment, request.digest)
-            if receipt is None:
+            if not committed.accepted:
+                _, ended = await self._assignment(request.assignment_id, peer_id)
+                if receipt := await self._receipt(ended, request.digest):  # by a call that was cut off
+                    return pb.CommitUpdateResponse(receipt=receipt)
                 # No other row can name this blob: an update tells which assignment it is for.
-                self._coordinator.blobs.remove(request.digest)
-                ended = assignment.status.ended
-                raise StateError(
-                    "update.too_late",
-                    assignment.reason if ended else committed.outcome.reason,
-                    cause="the round went on while the update was being checked",
-                    fix="drop it; the next round asks again",
-                )
-            return pb.CommitUpdateResponse(receipt=receipt)
+                self._blobs.remove(request.digest)
+                raise _too_late(ended.reason if ended.status.ended else committed.reason)
+            sequence = committed.sequence("assignment.delivered", assignment.assignment_id)
+            return pb.CommitUpdateResponse(receipt=await self._receipt_of(assignment, facts, sequence))
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -165,8 +184,8 @@ class UpdatesServicer:
         self, requests: AsyncIterator[pb.UploadUpdateRequest], header: BlobHeader, peer_id: str
     ) -> int:
         """Takes chunks until the stream ends; gives the offset that is held then."""
-        count = self._coordinator.journal.count_bytes
-        self._whole.drop(header.assignment_id)
+        count = self._journal.count_bytes
+        self._completed.drop(header.assignment_id)
         body = await asyncio.to_thread(self._intake.open, header)
         try:
             while (message := await _next_chunk(requests)) is not None:
@@ -178,7 +197,7 @@ class UpdatesServicer:
             await body.flush()
         finally:
             if body.offset == header.size_bytes:
-                self._whole.put(header.assignment_id, body)
+                self._completed.put(header.assignment_id, body)
             else:
                 body.close()
         return body.offset
@@ -196,10 +215,10 @@ class UpdatesServicer:
         return self._peer(request.credentials)
 
     def _peer(self, credentials: Credentials) -> str:
-        return self._coordinator.members.authenticate_sender(credentials.peer_id, credentials.secret)
+        return self._members.authenticate_sender(credentials.peer_id, credentials.secret)
 
     async def _assignment(self, assignment_id: str, peer_id: str) -> tuple[RunState | None, AssignmentState]:
-        run, assignment = await self._coordinator.find_assignment(assignment_id)
+        run, assignment = await self._assignments.find(assignment_id)
         if assignment is None:
             raise NotFoundError("assignment.not_found", f"no assignment {assignment_id!r}")
         if assignment.peer_id != peer_id:
@@ -231,13 +250,21 @@ class UpdatesServicer:
         update = assignment.update
         if assignment.status is not AssignmentStatus.DELIVERED or update is None or update.digest != digest:
             return None
+        return await self._receipt_of(assignment, update)
+
+    async def _receipt_of(
+        self, assignment: AssignmentState, update: UpdateFacts, sequence: int | None = None
+    ) -> pb.Receipt:
+        """`sequence` of the event that delivered it, where it is at hand."""
+        if sequence is None:
+            sequence = await self._store.delivered_sequence(assignment.assignment_id)
         return pb.Receipt(
             assignment_id=assignment.assignment_id,
             run_id=assignment.run_id,
             round=assignment.round,
             digest=update.digest,
             size_bytes=update.size_bytes,
-            event_sequence=await self._coordinator.store.delivered_sequence(assignment.assignment_id),
+            event_sequence=sequence,
         )
 
     def _admitted_as(self, assignment_id: str, digest: str) -> UpdateFacts | None:
@@ -247,6 +274,15 @@ class UpdatesServicer:
     def _lock(self, assignment_id: str) -> asyncio.Lock:
         """One for all who ask while somebody holds it or waits for it."""
         return self._locks.setdefault(assignment_id, asyncio.Lock())
+
+
+def _too_late(reason: str) -> StateError:
+    return StateError(
+        "update.too_late",
+        reason,
+        cause="the round went on while the update was being checked",
+        fix="drop it; the next round asks again",
+    )
 
 
 def _no_header() -> TransferError:

@@ -12,8 +12,9 @@ import torch
 from sqlalchemy import text
 
 from coordinator.engine.state import Tick, Transition
+from coordinator.events import Events
 from coordinator.journal import Journal, Outcome
-from coordinator.service import engine
+from coordinator.runs import engine
 from coordinator.store import SqlStore
 from muster.errors import StateError
 from muster.wire import METHODS
@@ -58,16 +59,17 @@ def peer_row(name: str, **values: Any) -> Transition:
 
 async def test_one_decision_of_a_batch_cannot_be_stored_and_the_others_are(database_url: str) -> None:
     store = await SqlStore.open(database_url)
-    journal = Journal(store)
+    events = Events()
+    journal = Journal(store, events)
     journal.count_bytes("run", 1, "good-0", "up", 5)
     undone: list[str] = []
     done: list[str] = []
+    events.attach(lambda notice: done.append(notice.transitions[0].peer_id))
 
     def decision(name: str, **values: Any) -> Any:
         return lambda: Outcome(
             transitions=[peer_row(name, **values)],
             undo=lambda: undone.append(name),
-            then=lambda: done.append(name),
         )
 
     rows = {
@@ -125,7 +127,7 @@ async def test_a_decision_that_fails_ends_its_run_with_a_sentence_and_the_others
 
     monkeypatch.setattr(engine, "decide", broken)
     assert stage.running is not None
-    await stage.running.coordinator.tick_all()
+    await stage.running.coordinator.runs.tick_all()
     failed = await stage.ended(bad)
     assert failed.state == "FAILED"
     assert "ZeroDivisionError: a plug-in's own" in failed.reason
@@ -142,16 +144,16 @@ async def test_a_run_of_which_nothing_more_can_be_stored_stands_aside(
         await stage.until(run_id, "round.opened")
     commit = stage.store.commit
 
-    async def refusing(transitions: Any, transfers: Any = ()) -> Any:
+    async def refusing(transitions: Any, transfers: Any = (), **more: Any) -> Any:
         if any(each.run_id == bad for each in transitions):
             raise StateError("store.unstorable", "a value is nothing that the database can hold")
-        return await commit(transitions, transfers)
+        return await commit(transitions, transfers, **more)
 
     monkeypatch.setattr(stage.store, "commit", refusing)
     assert stage.running is not None
     coordinator = stage.running.coordinator
-    await coordinator.post_surely(membership_event(bad))
-    assert bad in coordinator.unreadable
+    await coordinator.runs.post_surely(membership_event(bad))
+    assert bad in coordinator.runs.unreadable
     run = (await stage.call("GetRun", pb.GetRunRequest(run_id=bad))).run
     assert run.state == "UNREADABLE"
     assert (await deliver(stage, peer, good)).state == "FINISHED"

@@ -46,7 +46,7 @@ class Hanging(InProcessWorker):
 async def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
     Hanging.began, Hanging.ended = asyncio.Event(), asyncio.Event()
     made = Stage(tmp_path, monkeypatch)
-    monkeypatch.setattr("coordinator.effects.WorkerHost", Hanging)
+    monkeypatch.setattr("coordinator.workers.task_jobs.WorkerHost", Hanging)
     await made.start()
     yield made
     await made.stop()
@@ -79,8 +79,8 @@ async def test_a_submission_that_hangs_holds_up_no_other_and_leaves_nothing_when
     assert hanging.running is not None
     coordinator = hanging.running.coordinator
     await asyncio.wait_for(Hanging.ended.wait(), 20)
-    assert set(coordinator._schedules) == set(coordinator.runs) == {run_id}
-    assert set(coordinator.effects._workers._hosts) == {run_id}
+    assert set(coordinator.runs._schedules) == set(coordinator.runs) == {run_id}
+    assert set(coordinator.tasks._workers._hosts) == {run_id}
 
 
 @pytest.mark.parametrize("key", ["prepare_seconds", "deadline_seconds", "grace_seconds"])

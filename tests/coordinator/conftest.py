@@ -215,7 +215,7 @@ class Stage:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
-        monkeypatch.setattr("coordinator.effects.WorkerHost", InProcessWorker)
+        monkeypatch.setattr("coordinator.workers.task_jobs.WorkerHost", InProcessWorker)
         (folder / "hand_task.py").write_text(TASK)
         self.transport = MemoryTransport()
         self.settings: dict[str, Any] = {

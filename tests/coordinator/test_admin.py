@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from coordinator.engine.schedule import build
-from coordinator.rpc.admin import SUBMISSIONS_MAX
+from coordinator.rpc.run_commands import SUBMISSIONS_MAX
 from muster.errors import (
     ConfigError,
     MusterError,
@@ -52,14 +52,15 @@ async def test_few_submissions_wait_and_the_others_are_told(
 ) -> None:
     row = await stage.store.run(await stage.submit())
     going, begun = asyncio.Event(), asyncio.Event()
-    submit_run = stage.running.coordinator.submit_run
+    submissions = stage.running.coordinator.submissions
+    submit = submissions.submit
 
     async def slowly(event: Any) -> Any:
         begun.set()
         await going.wait()
-        return await submit_run(event)
+        return await submit(event)
 
-    monkeypatch.setattr(stage.running.coordinator, "submit_run", slowly)
+    monkeypatch.setattr(submissions, "submit", slowly)
     calls = [
         asyncio.create_task(stage.call("SubmitRun", pb.SubmitRunRequest(spec_json=row.spec_json)))
         for _ in range(SUBMISSIONS_MAX)
@@ -264,7 +265,7 @@ async def test_while_the_store_refuses_nothing_is_lost(stage: Any, monkeypatch: 
     run_id, peers, offers = await cast(stage)
     commit = stage.store.commit
 
-    async def full(*_: Any) -> list[int]:
+    async def full(*_: Any, **__: Any) -> list[int]:
         raise StorageError("storage.disk_full", "no space left")
 
     path = peers[0].write(offers[0], torch.ones(SIZE))
@@ -294,7 +295,7 @@ async def test_a_run_that_this_installation_would_refuse_is_unreadable_and_the_o
         return build(spec)
 
     with monkeypatch.context() as patch:
-        patch.setattr("coordinator.service.check_spec", refuse)
+        patch.setattr("coordinator.runs.check_spec", refuse)
         await stage.start()
         answer = await stage.call("ListRuns", pb.ListRunsRequest())
         runs = {run.run_id: run for run in answer.runs}
@@ -318,7 +319,7 @@ async def test_a_run_that_is_unreadable_can_be_ended(stage: Any, monkeypatch: py
     def refuse(spec: Any, text: str = "") -> Any:
         raise ConfigError("spec.invalid", "there is no such rule")
 
-    monkeypatch.setattr("coordinator.service.check_spec", refuse)
+    monkeypatch.setattr("coordinator.runs.check_spec", refuse)
     await stage.start()
     stopped = (await stage.call("StopRun", pb.StopRunRequest(run_id=run_id, reason="enough"))).run
     assert (stopped.state, stopped.reason) == ("CANCELLED", "cancelled: enough")
@@ -329,4 +330,4 @@ async def test_a_run_that_is_unreadable_can_be_ended(stage: Any, monkeypatch: py
     assert (await stage.until(run_id, "run.cancelled")).reason == "cancelled: enough"
     await stage.stop()
     await stage.start()
-    assert not stage.running.coordinator.unreadable
+    assert not stage.running.coordinator.runs.unreadable

@@ -150,7 +150,7 @@ async def test_an_update_that_is_lost_costs_its_round_and_not_the_process(offere
 async def test_a_disk_that_refuses_is_told_and_not_waited_for_without_end(
     offered: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coordinator.effects.STORAGE_RETRY_SECONDS", 0.02)
+    monkeypatch.setattr("coordinator.effects.aggregation.STORAGE_RETRY_SECONDS", 0.02)
     stage, peer, offer = offered
     coordinator = stage.running.coordinator
 
@@ -159,13 +159,13 @@ async def test_a_disk_that_refuses_is_told_and_not_waited_for_without_end(
 
     monkeypatch.setattr("exchange.aggregation.aggregate", full)
     await peer.deliver(offer, peer.write(offer, torch.zeros(5)))
-    while not coordinator.effects.obstacle(offer.run_id):  # noqa: ASYNC110  # nothing tells of an obstacle
+    while not coordinator.aggregation.obstacle(offer.run_id):  # noqa: ASYNC110  # it tells nobody else
         await asyncio.sleep(0.01)
-    assert "waits for storage: [storage.disk_full]" in coordinator.effects.obstacle(offer.run_id)
-    monkeypatch.setattr("coordinator.effects.STORAGE_SECONDS_MAX", 0.0)
+    assert "waits for storage: [storage.disk_full]" in coordinator.aggregation.obstacle(offer.run_id)
+    monkeypatch.setattr("coordinator.effects.aggregation.STORAGE_SECONDS_MAX", 0.0)
     skipped = await stage.until(offer.run_id, "round.skipped")
     assert "no space left" in skipped.reason
-    assert not coordinator.effects.obstacle(offer.run_id)
+    assert not coordinator.aggregation.obstacle(offer.run_id)
 
 
 async def only(request: Any) -> AsyncIterator[Any]:

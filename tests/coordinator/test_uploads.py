@@ -78,8 +78,8 @@ async def begun(peer: Any, offer: Any, asked: asyncio.Queue[None], **header: Any
 
 
 def configure(stage: Any, **settings: Any) -> None:
-    coordinator = stage.running.coordinator
-    coordinator.config = coordinator.config.model_copy(update=settings)
+    for name, value in settings.items():
+        setattr(stage.running.coordinator.quota, name, value)
 
 
 @pytest.mark.parametrize(

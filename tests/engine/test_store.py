@@ -28,7 +28,8 @@ async def test_the_store_gives_back_every_state_of_a_run(make_world: Any, tmp_pa
                 peer_id=peer_id, secret_hash="h", device="cpu", muster_version="0.1.0"
             )
             for event in (enrolled, membership.Connected(peer_id=peer_id)):
-                members, transitions, _ = membership.decide(members, event, world.now, limits)
+                decision = membership.decide(members, event, world.now, limits)
+                members, transitions = decision.members, decision.transitions
                 await store.commit(transitions)
 
         async def keep() -> None:

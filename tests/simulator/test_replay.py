@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from coordinator.replay import replay
 from muster.errors import ConfigError, NotFoundError, StateError
 from muster.spec.model import RunSpec
 from simulator.local import start_local
@@ -53,11 +52,12 @@ async def test_the_same_rule_makes_the_same_model_and_another_is_compared(tmp_pa
         run = await federation.run_to_end(spec(**everything))
         assert run.state == "FINISHED", run.reason
         coordinator = federation._running.coordinator
-        same = await replay(coordinator, run.run_id, 3, {})
+        replay = coordinator.replays.replay
+        same = await replay(run.run_id, 3, {})
         assert same.reproduced
         assert same.comparison.distance == 0
         assert same.comparison.cosine == pytest.approx(1)
-        krum = await replay(coordinator, run.run_id, 3, {"rule": "median", "pre": ["arc"], "faults": 1})
+        krum = await replay(run.run_id, 3, {"rule": "median", "pre": ["arc"], "faults": 1})
         assert not krum.reproduced
         assert krum.comparison.distance > 0
         assert "median of 4 updates" in krum.result.reason
@@ -76,14 +76,14 @@ async def test_the_same_rule_makes_the_same_model_and_another_is_compared(tmp_pa
             (3, {"rule": "fltrust", "pre": []}, ConfigError, "say which in aggregation.trusted_peer"),
         ):
             with pytest.raises(error, match=sentence):
-                await replay(coordinator, run.run_id, number, changes)
-        one = await replay(coordinator, run.run_id, 2, {"rule": "multi-krum", "options": {"m": 1}})
+                await replay(run.run_id, number, changes)
+        one = await replay(run.run_id, 2, {"rule": "multi-krum", "options": {"m": 1}})
         assert one.table.pre == ()  # those of the run stood before its own rule
         assert sum(treated.selected for treated in one.result.treatments) == 1
         kept = await coordinator.store.optimizer_states(run.run_id, 2)
         coordinator.blobs.remove(kept["rule/center"])
         with pytest.raises(StateError, match="the server's state before it are kept no longer") as caught:
-            await replay(coordinator, run.run_id, 3, {})
+            await replay(run.run_id, 3, {})
         assert caught.value.id == "replay.pruned"
         assert "updates_keep_rounds" in caught.value.fix
 
@@ -104,11 +104,12 @@ async def test_a_trusted_peer_is_always_asked_and_judges_the_others(tmp_path: Pa
         run = await federation.run_to_end(spec(**table))
         assert run.state == "FINISHED", run.reason
         coordinator = federation._running.coordinator
+        replay = coordinator.replays.replay
         rounds = await coordinator.store.rounds(run.run_id)
-        assert (await replay(coordinator, run.run_id, 6, {})).reproduced
-        plain = await replay(coordinator, run.run_id, 6, {"rule": "median", "faults": 1})
+        assert (await replay(run.run_id, 6, {})).reproduced
+        plain = await replay(run.run_id, 6, {"rule": "median", "faults": 1})
         assert plain.table.trusted_peer is None
-        other = await replay(coordinator, run.run_id, 6, {"rule": "nna", "faults": 1})
+        other = await replay(run.run_id, 6, {"rule": "nna", "faults": 1})
         assert other.table.trusted_peer == "peer-0"
     assert all("peer-0" in each.cohort and len(each.cohort) == 4 for each in rounds)
     assert run.metrics["accuracy"] > 0.5  # most of those asked lie

@@ -1,0 +1,58 @@
+"""Tasks that run beside the calls: kept until done, watched, and ended together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import structlog
+
+from coordinator.journal import is_fenced
+from muster.errors import InternalError, MusterError
+
+log = structlog.get_logger()
+
+
+class Background:
+    """`failed` has a result once a loop ended that the coordinator cannot do without."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.failed: asyncio.Future[MusterError] = asyncio.get_running_loop().create_future()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Starts a task; a failure in it is a defect and is logged as one."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def spawn_vital(self, loop: Coroutine[Any, Any, None]) -> None:
+        """Starts a loop without which a coordinator would only seem to work: better that its supervisor restarts it."""
+        self.spawn(loop).add_done_callback(self._vital_ended)
+
+    async def stop(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("task.failed", exc_info=error)
+
+    def _vital_ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or self.failed.done():
+            return
+        error = task.exception()
+        if isinstance(error, MusterError) and is_fenced(error):
+            self.failed.set_result(error)
+            return
+        self.failed.set_result(
+            InternalError(
+                "coordinator.failed",
+                f"a loop of the coordinator ended: {error!r}",
+                fix="start it again: every run goes on",
+            )
+        )
