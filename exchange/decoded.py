@@ -1,10 +1,15 @@
-"""A round's updates as column chunks, decoded from their mapped files one chunk at a time."""
+"""Updates as column chunks, decoded from their mapped files in memory that is bounded by bytes.
+
+Whatever the number of updates, no more than `SCRATCH_BYTES_MAX` of decoded values are held. Of few updates, or of a
+small model, all are decoded once and kept for the second sweep; else a chunk of all updates at a time; of more updates
+than that allows, a stretch of a chunk of all, for which each chunk is decoded again. A weighted sum needs no chunk of
+all: it is folded a few updates at a time, see `Decoded.rows`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,66 +21,133 @@ from compressors.core import integers
 from compressors.core.replay import Term
 from exchange import links, recipe
 from exchange.factors import CommonFactor
-from exchange.job import UpdateInput
+from exchange.job import SCRATCH_BYTES_MAX, UpdateInput
 from exchange.payload import PayloadReader
 from exchange.statefile import StateReader
 from muster.files.digests import digest_bytes
-from muster.model.layout import CHUNK_COORDINATES, COUNTERS, PARAMS, ParameterLayout, Vector
+from muster.model.layout import CHUNK_COORDINATES, COUNTERS, PARAMS, Column, ParameterLayout, Vector
 from muster.spec.model import RunSpec
 
+STRETCH_COORDINATES_MIN = 4096  # narrower ones would cost more in calls than they save in memory
 DRAWN_BYTES = 4096  # of each update's first chunk
 
 
-@dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """The round's updates, and behind them the vectors that the rule keeps, as column chunks [n + kept, c].
+    """Updates, and behind them the vectors that the rule keeps, as columns of rows [n + kept]."""
 
-    One scratch is used again and again.
-    """
-
-    layout: ParameterLayout
-    links: Sequence[links.Link]
-    readers: Sequence[PayloadReader]
-    kept: Mapping[str, StateReader]  # by name
-    scratch: Tensor  # flat [(n + kept) * chunk]
+    def __init__(
+        self,
+        *,
+        layout: ParameterLayout,
+        links: Sequence[links.Link],
+        readers: Sequence[PayloadReader],
+        kept: Mapping[str, StateReader],
+        scratch_bytes_max: int = SCRATCH_BYTES_MAX,
+    ) -> None:
+        self.layout = layout
+        self.links = links
+        self.readers = readers
+        self.kept = kept  # by name
+        self._width = min(CHUNK_COORDINATES, layout.columns_size)
+        self._rows = len(readers) + len(kept)
+        self._all_fit = 4 * self._rows * layout.columns_size <= scratch_bytes_max
+        self._scratch_bytes_max = scratch_bytes_max
+        self._stretch = _stretch(4 * self._rows, self._width, scratch_bytes_max)
+        self.rows_max = max(1, scratch_bytes_max // (4 * self._width))  # decoded at a time for a sum
+        self._held: dict[int, Tensor] = {}  # by the column's start
+        self._scratch = torch.empty(0)
+        self._chunk = torch.empty(0)
 
     def chunks(self) -> Iterator[tuple[int, Tensor]]:
-        n, rows = len(self.readers), len(self.readers) + len(self.kept)
+        """The first of two sweeps: (first coordinate, X [n + kept, c]) in the order of the columns. What fits stays
+        decoded for the second."""
         for column in self.layout.columns:
-            start, stop = column.start, column.stop
-            chunk = self.scratch[: rows * (stop - start)].view(rows, stop - start)
-            for row, reader, link in zip(chunk[:n], self.readers, self.links, strict=True):
-                link.read(reader, column, row)
-            for row, vector in zip(chunk[n:], self.kept.values(), strict=True):
-                row.copy_(vector.read(start, stop))
-            yield start, chunk
+            for at, X in self.stretches(column, again=True):
+                yield column.start + at, X
 
-    def counters(self) -> Iterator[tuple[int, Tensor]]:
-        """The updates' counters by chunks, [n, c] int64."""
-        vector = self.layout.groups.get(COUNTERS, Vector(tensors=()))
-        for index in range(vector.chunk_count):
-            start, stop = vector.chunk_bounds(index)
-            bodies = [reader.chunk(COUNTERS, index) for reader in self.readers]
-            yield index, torch.stack([integers.decode(body, stop - start) for body in bodies])
+    def stretches(self, column: Column, *, again: bool = False) -> Iterator[tuple[int, Tensor]]:
+        """(first coordinate within the column, X [n + kept, c]); X is used again for the next. `again`: the column will
+        be asked for once more."""
+        width = column.stop - column.start
+        held = self._held.pop(column.start, None)
+        if held is None and self._stretch >= width:
+            room = (
+                torch.empty(self._rows * width) if again and self._all_fit else self._room(self._rows * width)
+            )
+            held = room.view(self._rows, width)
+            for row, reader, link in zip(held, self.readers, self.links, strict=False):
+                link.read(reader, column, row)
+            self._read_kept(column.start, held)
+        if held is not None:
+            if again and self._all_fit:
+                self._held[column.start] = held
+            yield 0, held
+            return
+        for at in range(0, width, self._stretch):
+            yield at, self._decode_stretch(column, at, min(at + self._stretch, width))
+
+    def holds(self, column: Column) -> bool:
+        """Whether the first sweep has left it decoded."""
+        return column.start in self._held
+
+    def rows(self, column: Column, chosen: Sequence[int], out: Tensor) -> None:
+        """The column of the chosen updates into out [len(chosen), c]."""
+        for row, i in zip(out, chosen, strict=True):
+            self.links[i].read(self.readers[i], column, row)
+
+    def counters(self, index: int) -> Iterator[tuple[int, Tensor]]:
+        """Chunk `index` of the updates' counters: (first within the chunk, values [n, c] int64)."""
+        start, stop = self.layout.groups[COUNTERS].chunk_bounds(index)
+        step = _stretch(8 * len(self.readers), stop - start, self._scratch_bytes_max)
+        for at in range(0, stop - start, step):
+            rows = [
+                integers.decode(reader.chunk(COUNTERS, index), stop - start)[at : at + step]
+                for reader in self.readers
+            ]
+            yield at, torch.stack(rows)
+
+    def counter_chunks(self) -> int:
+        return self.layout.groups.get(COUNTERS, Vector(tensors=())).chunk_count
 
     def drawn(self) -> str:
         """What a rule's randomness comes from beside the run's seed, which peers are told: nobody knows all updates
         before the round is closed, so no liar can aim at a bucket or at the coordinates that are sampled."""
         return digest_bytes(b"".join(reader.chunk(PARAMS, 0)[:DRAWN_BYTES] for reader in self.readers))
 
-    def following(self, start: int, chunk: Tensor) -> list[Tensor]:
-        """What is held of each uplink after the round, of the chunk that begins there."""
-        index = start // CHUNK_COORDINATES
-        return [link.following(row, index) for link, row in zip(self.links, chunk, strict=False)]
-
-    def terms(self, start: int, shares: Sequence[float]) -> list[Term]:
-        """The bodies of the chunk that begins there, of the updates that have a share."""
-        index = start // CHUNK_COORDINATES
+    def terms(self, index: int, shares: Sequence[float]) -> list[Term]:
+        """The bodies of chunk `index` of the parameters, of the updates that have a share."""
         return [
             Term(share, link.contexts.at(index).own, reader.chunk(PARAMS, index))
             for share, link, reader in zip(shares, self.links, self.readers, strict=True)
             if share
         ]
+
+    def _decode_stretch(self, column: Column, start: int, stop: int) -> Tensor:
+        if not len(self._chunk):
+            self._chunk = torch.empty(self._width)
+        chunk = self._chunk[: column.stop - column.start]
+        X = self._room(self._rows * (stop - start)).view(self._rows, stop - start)
+        for row, reader, link in zip(X, self.readers, self.links, strict=False):
+            link.read(reader, column, chunk)
+            row.copy_(chunk[start:stop])
+        self._read_kept(column.start + start, X)
+        return X
+
+    def _read_kept(self, start: int, X: Tensor) -> None:
+        for row, vector in zip(X[len(self.readers) :], self.kept.values(), strict=True):
+            row.copy_(vector.read(start, start + X.shape[1]))
+
+    def _room(self, size: int) -> Tensor:
+        if len(self._scratch) < size:
+            self._scratch = torch.empty(size)
+        return self._scratch[:size]
+
+
+def _stretch(column_bytes: int, width: int, bytes_max: int) -> int:
+    """How many of a chunk's coordinates are decoded at a time, which take `column_bytes` each."""
+    if column_bytes * width <= bytes_max:
+        return width
+    return max(1, bytes_max // column_bytes // STRETCH_COORDINATES_MIN) * STRETCH_COORDINATES_MIN
 
 
 @contextmanager
@@ -84,6 +156,8 @@ def decoded(
     updates: Sequence[UpdateInput],
     kept: Mapping[str, Path | None],
     layout: ParameterLayout,
+    *,
+    scratch_bytes_max: int = SCRATCH_BYTES_MAX,
 ) -> Generator[Decoded]:
     """Each update is decoded against its own base; `kept` are the files of the rule's vectors (None: zeros)."""
     with ExitStack() as stack:
@@ -110,13 +184,12 @@ def decoded(
             link = links.Link(spec, spelling, contexts, estimate=base.estimate, factor=factors[base.digest])
             stack.callback(link.close)
             uplinks.append(link)
-        width = min(CHUNK_COORDINATES, layout.columns_size)
         yield Decoded(
             layout=layout,
             links=uplinks,
             readers=readers,
             kept=vectors,
-            scratch=torch.empty((len(readers) + len(vectors)) * width),
+            scratch_bytes_max=scratch_bytes_max,
         )
 
 

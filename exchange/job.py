@@ -9,6 +9,8 @@ from pathlib import Path
 from muster.spec.model import RunSpec
 from muster.work import TRAIN
 
+SCRATCH_BYTES_MAX = 256 << 20  # of decoded values; more: fewer reads of many or large updates
+
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateBase:
@@ -31,6 +33,9 @@ class UpdateInput:
     examples: int
     base: UpdateBase
     role: str = TRAIN  # of its work
+    weight: float | None = (
+        None  # its share of a weighted mean, of any scale; None: as the spec weighs examples
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,7 @@ class AggregationJob:
     round: int
     cohort: int  # how many peers were asked
     model_out: Path
+    scratch_bytes_max: int = SCRATCH_BYTES_MAX
     states_out: Mapping[str, Path]  # with a place for `DELTA`, if the downlink compresses
 
 

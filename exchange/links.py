@@ -92,11 +92,10 @@ class Link:
         else:
             self._beside.decode(body, out)
 
-    def following(self, update: Tensor, index: int) -> Tensor:
-        """What is held of it after a round in which chunk `index` of its update was `update` [c]."""
+    def following(self, update: Tensor, start: int) -> Tensor:
+        """What is held of it after a round in which its update was `update` [c] from coordinate `start` on."""
         if self._follows or self._estimate is None:
             return update
-        start = self.contexts.layout.chunk_bounds(index)[0]
         return self._estimate.read(start, start + len(update))
 
     def close(self) -> None:

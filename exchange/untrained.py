@@ -18,27 +18,36 @@ Where a buffer's base is not finite, nothing can be added to it: the median of w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from muster.model.layout import MEAN, MIN, TRIMMED, TRIMMED_MIN, Vector
+from muster.model.layout import CHUNK_COORDINATES, MEAN, MIN, TRIMMED, TRIMMED_MIN, Vector
 from muster.model.modelfile import chunk_pieces
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Where a chunk of buffers or counters lies, and how many updates may lie about it."""
+    """Where a chunk of buffers or counters, or the stretch [first, stop) of it, lies, and how many updates may lie
+    about it."""
 
     vector: Vector
     index: int
     faults: int
+    first: int = 0
+    stop: int = CHUNK_COORDINATES
+
+    def stretch(self, first: int, count: int) -> Chunk:
+        return replace(self, first=first, stop=first + count)
 
     def parts(self) -> Iterator[tuple[slice, str]]:
-        """The stretches of the chunk, and the move of each."""
+        """Each tensor's part of the stretch, counted from its first coordinate, and the tensor's move."""
         for piece in chunk_pieces(self.vector, self.index):
-            yield slice(piece.at, piece.at + piece.stop - piece.start), piece.spec.move
+            start = max(piece.at, self.first)
+            stop = min(piece.at + piece.stop - piece.start, self.stop)
+            if start < stop:
+                yield slice(start - self.first, stop - self.first), piece.spec.move
 
 
 def move_buffers(chunk: Chunk, base: Tensor, updates: Tensor, delta: Tensor, out: Tensor) -> None:
