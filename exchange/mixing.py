@@ -1,6 +1,6 @@
 """What a holder of a model does with its neighbours' updates, without a coordinator: admit, mix, apply.
 
-    written = write_update(request, model, base, report)                   # its own, for the neighbours
+    written = write_update(request, model, base, contribution)             # its own, for the neighbours
     facts = admit(file, digest, expected)                                  # of each that came; `UpdateRejected`
     mixture = mix(spec, base, updates, base_digest=d, round=r, out=delta)  # by the spec's rule
     version = apply(base, delta, target)                                   # a new version's file
@@ -21,6 +21,7 @@ from types import MappingProxyType
 import compressors
 from exchange import recipe
 from exchange.admission import Expected, admit, update_bytes_max
+from exchange.contribution import Contribution
 from exchange.decision import decide, refuse
 from exchange.decoded import decoded, kept_names
 from exchange.delta import DeltaWriter
@@ -40,6 +41,7 @@ from muster.spec.model import RunSpec
 
 __all__ = [
     "AggregationRefused",
+    "Contribution",
     "Expected",
     "Mixture",
     "UpdateBase",

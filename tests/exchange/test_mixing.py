@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from exchange.contribution import Contribution
 from exchange.links import state_name
 from exchange.mixing import (
     AggregationRefused,
@@ -91,7 +92,7 @@ class Holder:
         with torch.no_grad():
             for parameter, move in zip(model.parameters(), moves, strict=True):
                 parameter.add_(move)
-        written = write_update(request, model, base, FitReport(examples=10, steps=1))
+        written = write_update(request, model, base, Contribution.of(FitReport(examples=10, steps=1)))
         base.close()
         self.staged = written.staged
         return torch.cat([move.flatten() for move in moves])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from exchange.admission import Expected, admit
 from exchange.aggregation import aggregate, state_names
+from exchange.contribution import Contribution
 from exchange.decoded import decoded
 from exchange.job import AggregationJob, UpdateBase, UpdateInput
 from exchange.request import UpdateRequest
@@ -98,7 +99,7 @@ def make_job(tmp_path: Path) -> Callable[..., AggregationJob]:
             for name, values in model.state_dict().items():
                 moves = torch.randint(50, values.shape) if name == "seen" else torch.randn(values.shape)
                 values.add_(moves)
-        write_update(request, model, base, FitReport(examples=10 + len(peer), steps=1))
+        write_update(request, model, base, Contribution.of(FitReport(examples=10 + len(peer), steps=1)))
         base.close()
         expected = Expected(
             assignment_id=peer,
