@@ -1,7 +1,7 @@
 """What is told after a commit, and to whom: every subscriber hears of each decision, in the order of the commits.
 
 A subscriber reads what it is given and starts work; it changes no state of its publisher and never waits. Subscribers
-are attached in one place, `coordinator/wiring.py`; the order of attachment is the order in which they hear.
+are attached in one place, `coordinator/wiring`; the order of attachment is the order in which they hear.
 """
 
 from __future__ import annotations

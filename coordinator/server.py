@@ -14,7 +14,7 @@ import structlog
 from coordinator.service import Coordinator
 from coordinator.store import SqlStore, Store
 from coordinator.store.lock import take_folders
-from coordinator.wiring import wire
+from coordinator.wiring.wire import wire
 from coordinator.workers.task_jobs import WORKER_USER
 from muster.config.settings import CoordinatorConfig
 from muster.files.blobs import BlobStore, FolderBlobStore

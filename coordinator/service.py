@@ -1,7 +1,7 @@
 """The coordinator as a whole: an asyncio shell around pure decisions, which starts, goes on and stops.
 
 State lives in memory and in the store alike; after a restart it is read back and every run goes on. The parts are put
-together in `coordinator/wiring.py`; none of them is given the whole.
+together in `coordinator/wiring`; none of them is given the whole.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from typing import Any
 
 from coordinator.repairs import Repairs
 from coordinator.replay import Replays
-from coordinator.rpc import convert
+from coordinator.rpc.convert import admin as convert
+from coordinator.rpc.convert.models import header
 from coordinator.rpc.listing import Listing
 from coordinator.rpc.peer_commands import PeerCommands
 from coordinator.rpc.run_commands import RunCommands
@@ -22,7 +23,6 @@ from muster.transfer.streams import read_chunks
 from muster.transport.base import CallContext, Encoded, Route
 from muster.wire import METHODS, PROTOCOL_VERSION
 from protos.v1 import admin_pb2 as pb
-from protos.v1.tensors_pb2 import BlobHeader
 
 
 class AdminServicer:
@@ -135,14 +135,7 @@ class AdminServicer:
             )
         path = await self._repairs.model(model.run_id, model.digest, model.size_bytes)
         yield pb.PullModelResponse(
-            header=BlobHeader(
-                size_bytes=model.size_bytes,
-                digest=model.digest,
-                layout_digest=model.layout_digest,
-                run_id=model.run_id,
-                round=model.round,
-                offset=request.offset,
-            )
+            header=header(model, digest=model.digest, size_bytes=model.size_bytes, offset=request.offset)
         )
         async for chunk in read_chunks(path, request.offset, request.chunk_bytes_max):
             yield chunk

@@ -14,7 +14,7 @@ from itertools import islice
 from coordinator.engine.explain import explain
 from coordinator.intake.spool import Spool
 from coordinator.membership.members import MemberBook
-from coordinator.rpc import convert
+from coordinator.rpc.convert import admin as convert
 from coordinator.rpc.pages import batches, key_of, newest, page
 from coordinator.runs import Runs
 from coordinator.store import Store, rows

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 
 from coordinator.journal import Journal
 from coordinator.lookups import Assignments
 from coordinator.membership.members import MemberBook
+from coordinator.model_plans import ModelPlans
 from coordinator.repairs import Repairs
-from coordinator.runs import Runs
+from coordinator.rpc.convert import models as convert
 from coordinator.store import ModelRow, Store
-from exchange.names import DELTA, FACTOR, KEPT, SCALE
 from muster.errors import NotFoundError, StorageError, TransferError
 from muster.files.blobs import LOST, BlobStore
 from muster.transfer.streams import read_chunks
 from muster.transport.base import CallContext, Encoded, Route
 from muster.wire import FETCH_MODEL, PLAN_MODEL, RESTORE_MODEL
 from protos.v1 import models_pb2 as pb
-from protos.v1.tensors_pb2 import BlobHeader, Chunk
+from protos.v1.tensors_pb2 import Chunk
 
 HELD_MAX = 16  # versions that a peer may name
 
@@ -28,7 +28,7 @@ class ModelsServicer:
     def __init__(
         self,
         *,
-        runs: Runs,
+        plans: ModelPlans,
         store: Store,
         blobs: BlobStore,
         members: MemberBook,
@@ -36,7 +36,7 @@ class ModelsServicer:
         repairs: Repairs,
         journal: Journal,
     ) -> None:
-        self._runs = runs
+        self._plans = plans
         self._store = store
         self._blobs = blobs
         self._members = members
@@ -62,59 +62,13 @@ class ModelsServicer:
         return self._members.authenticate_sender(credentials.peer_id, credentials.secret)
 
     async def plan_model(self, request: pb.PlanModelRequest, context: CallContext) -> pb.PlanModelResponse:
-        """The deltas from the newest version that is held, where all are here and shorter than the version; and the
-        factor that goes with the wanted version, whatever is held."""
         self._members.authenticate(request.credentials.peer_id, request.credentials.secret)
         wanted = await self._store.model_by_digest(request.run_id, request.digest)
         if wanted is None:
             raise _not_found(request.run_id, request.digest)
-        states = await self._store.optimizer_states(request.run_id, wanted.version)
-        plan = pb.PlanModelResponse(factor_digest=states.get(FACTOR, ""), groups=self._groups(states))
-        found = [
-            await self._store.model_by_digest(request.run_id, digest)
-            for digest in request.held_digests[:HELD_MAX]
-        ]
-        if request.draws_initial:
-            found.append(await self._store.model(request.run_id, version=0))
-        held = [model for model in found if model is not None and model.version < wanted.version]
-        if not held:
-            return plan
-        base = max(held, key=lambda model: model.version)
-        digests = await self._store.deltas(request.run_id, base.version, wanted.version)
-        blobs = self._blobs
-        if len(digests) < wanted.version - base.version or not all(map(blobs.has, digests)):
-            return plan
-        deltas = [
-            pb.ModelDelta(digest=digest, size_bytes=blobs.path(digest).stat().st_size) for digest in digests
-        ]
-        if sum(delta.size_bytes for delta in deltas) >= wanted.size_bytes:
-            return plan
-        scale = states.get(SCALE, "")
-        if scale and not blobs.has(scale):
-            return plan
-        plan.base_digest, plan.scale_digest = base.digest, scale
-        plan.deltas.extend(deltas)
-        return plan
-
-    async def _names_beside(self, run_id: str) -> tuple[str, ...]:
-        """Of what peers may fetch beside a version of the run."""
-        run = self._runs.get(run_id)
-        if run is None or run.model is None:
-            return DELTA, SCALE, FACTOR
-        # What is kept once is there with every later version.
-        states = await self._store.optimizer_states(run_id, run.model.version)
-        return DELTA, SCALE, FACTOR, *(name for name in states if name.startswith(KEPT))
-
-    def _groups(self, states: Mapping[str, str]) -> list[pb.GroupFile]:
-        """What is kept of groups among a version's states, as far as it is here."""
-        blobs = self._blobs
-        return [
-            pb.GroupFile(
-                name=name.removeprefix(KEPT), digest=digest, size_bytes=blobs.path(digest).stat().st_size
-            )
-            for name, digest in sorted(states.items())
-            if name.startswith(KEPT) and blobs.has(digest)
-        ]
+        held = request.held_digests[:HELD_MAX]
+        draws = request.draws_initial
+        return convert.plan(await self._plans.plan(request.run_id, wanted, held, draws_initial=draws))
 
     async def fetch_model(
         self, requests: AsyncIterator[pb.FetchModelRequest], context: CallContext
@@ -123,13 +77,8 @@ class ModelsServicer:
         peer_id = self._members.authenticate(request.credentials.peer_id, request.credentials.secret)
         model, path = await self._found(request)
         yield pb.FetchModelResponse(
-            header=BlobHeader(
-                size_bytes=path.stat().st_size,
-                digest=request.digest,
-                layout_digest=model.layout_digest,
-                run_id=model.run_id,
-                round=model.round,
-                offset=request.offset,
+            header=convert.header(
+                model, digest=request.digest, size_bytes=path.stat().st_size, offset=request.offset
             )
         )
         async with aclosing(
@@ -146,7 +95,7 @@ class ModelsServicer:
         model = await self._store.model_by_digest(run_id, digest)
         beside = None
         if model is None:
-            beside = await self._store.model_by_state(run_id, await self._names_beside(run_id), digest)
+            beside = await self._store.model_by_state(run_id, await self._plans.names_beside(run_id), digest)
         found = model or beside
         if found is None or not (self._blobs.has(digest) or (model and not model.blob_gone)):
             raise _not_found(run_id, digest)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Container
 from dataclasses import dataclass, field
 
-from coordinator.engine.state import AssignmentState, Cancel, ModelVersion, Offer, RunState
+from coordinator.engine.state import AssignmentState, Cancel, Offer, RunState
 from coordinator.events import Committed, Notice, RunLeft
+from coordinator.rpc.convert import membership as convert
 from coordinator.runs import Runs
 from muster.runtime import clock
-from muster.seeds import assignment_seed
-from muster.work import Work, evaluates
 from protos.v1 import membership_pb2 as pb
 
 OUTBOX_MAX = 256
@@ -36,7 +34,7 @@ class Session:
             self.overflowed = True
 
     def close(self, reason: str, *, reconnect: bool) -> None:
-        self.send(pb.SessionResponse(closing=pb.Closing(reason=reason, reconnect=reconnect)))
+        self.send(convert.closing(reason, reconnect=reconnect))
         try:
             self.outbox.put_nowait(None)
         except asyncio.QueueFull:
@@ -69,8 +67,7 @@ class SessionBook:
 
     def ask_restore(self, run_id: str, digest: str, size_bytes: int, *, but: Container[str]) -> int:
         """Asks every connected peer that is not in `but` for a version; how many."""
-        restore = pb.Restore(run_id=run_id, digest=digest, size_bytes=size_bytes)
-        message = pb.SessionResponse(restore=restore)
+        message = convert.restore(run_id, digest, size_bytes)
         asked = [session for peer_id, session in self._sessions.items() if peer_id not in but]
         for session in asked:
             session.send(message)
@@ -79,7 +76,7 @@ class SessionBook:
     def run_ended(self, run_id: str) -> None:
         """Peers may forget what they keep for it; one that is away hears it when its next session opens."""
         for session in self._sessions.values():
-            session.send(pb.SessionResponse(run_ended=pb.RunEnded(run_id=run_id)))
+            session.send(convert.run_ended(run_id))
 
     def close_all(self, reason: str, *, reconnect: bool) -> None:
         for session in self._sessions.values():
@@ -90,12 +87,12 @@ class SessionBook:
         session = self._sessions.get(assignment.peer_id)
         model = run.models.get(assignment.work.base)
         if session is not None and model is not None:  # without its base the work is over meanwhile
-            session.send(offer_message(run, assignment, model, seconds_left))
+            session.send(convert.offer(run, assignment, model, seconds_left))
 
     def cancel(self, peer_id: str, assignment_id: str, reason: str) -> None:
         session = self._sessions.get(peer_id)
         if session is not None:
-            session.send(pb.SessionResponse(cancel=pb.Cancel(assignment_id=assignment_id, reason=reason)))
+            session.send(convert.cancel(assignment_id, reason))
 
 
 class SessionNotices:
@@ -125,43 +122,3 @@ class SessionNotices:
         run = self._runs.get(effect.run_id)
         if run is not None:  # a later decision of the same commit may have ended it
             self._sessions.offer(run, effect.assignment, effect.deadline_at - clock.now())
-
-
-def offer_message(
-    run: RunState, assignment: AssignmentState, model: ModelVersion, seconds_left: float
-) -> pb.SessionResponse:
-    round_, work = run.rounds.get(assignment.round), assignment.work
-    return pb.SessionResponse(
-        offer=pb.Assignment(
-            assignment_id=assignment.assignment_id,
-            run_id=run.run_id,
-            round=assignment.round,
-            work=pb.Work(
-                role=work.role,
-                base=pb.Base(
-                    version=model.version,
-                    digest=model.digest,
-                    size_bytes=model.size_bytes,
-                    layout_digest=model.layout_digest,
-                ),
-                groups=_groups(run, work),
-                params_json=json.dumps(dict(work.params)) if work.params else "",
-            ),
-            spec_json=run.spec.canonical_json(),
-            seed=assignment_seed(run.spec.seed, work.role, assignment.round, assignment.peer_id),
-            deadline_seconds=max(0.0, seconds_left),
-            counted_round=run.counted.get(assignment.peer_id, 0),
-            source_digest=run.source_digest,
-            cohort_size=0 if round_ is None else len(round_.cohort),
-        )
-    )
-
-
-def _groups(run: RunState, work: Work) -> tuple[str, ...]:
-    """The groups that come down beside the base: those that the schedule asks for, else all that the work's algorithm
-    has the coordinator keep."""
-    if work.groups or evaluates(work.role) or not work.base:
-        return work.groups
-    from exchange.groups import groups_of_run
-
-    return tuple(group.name for group in groups_of_run(run.spec, work.role) if group.keep)

@@ -9,42 +9,25 @@ import structlog
 
 from coordinator.background import Background
 from coordinator.engine.state import (
-    AssignmentEvaluated,
     AssignmentFailed,
-    AssignmentProgressed,
-    AssignmentStatus,
-    Event,
     PeerStatus,
 )
 from coordinator.lookups import Assignments
 from coordinator.membership import detector
 from coordinator.membership.enrolment import EnrolmentGate
 from coordinator.membership.members import MemberBook, hash_secret
-from coordinator.rpc.offers import Session, SessionBook, offer_message
+from coordinator.rpc.convert import membership as convert
+from coordinator.rpc.offers import Session, SessionBook
 from coordinator.runs import Runs
 from muster.errors import AuthenticationError, NotFoundError, StorageError, TransferError, UsageError
 from muster.runtime import clock
 from muster.runtime.version import muster_version
-from muster.task.metrics import EXAMPLES_MAX, NAME_CHARACTERS_MAX
-from muster.task.sources import checked_digest
-from muster.texts import DESCRIPTION_CHARS_MAX, many_lines, one_line
+from muster.texts import one_line
 from muster.transport.base import CallContext, Route
 from muster.wire import ENROL, SESSION
 from protos.v1 import membership_pb2 as pb
 
 log = structlog.get_logger()
-
-NAME_LENGTH_MAX = 64
-SECRET_LENGTH_MIN = 16
-WARNINGS_MAX = 4  # of one report
-WARNING_CHARACTERS_MAX = 1_000
-
-_PROGRESS = {
-    pb.ASSIGNMENT_PHASE_ACCEPTED: AssignmentStatus.ACCEPTED,
-    pb.ASSIGNMENT_PHASE_PREPARING: AssignmentStatus.PREPARING,
-    pb.ASSIGNMENT_PHASE_TRAINING: AssignmentStatus.TRAINING,
-    pb.ASSIGNMENT_PHASE_UPLOADING: AssignmentStatus.UPLOADING,
-}
 
 
 class MembershipServicer:
@@ -86,18 +69,8 @@ class MembershipServicer:
 
     async def enrol(self, request: pb.EnrolRequest, context: CallContext) -> pb.EnrolResponse:
         name = request.name
-        if not _is_name(name):
-            raise UsageError(
-                "peer.bad_name",
-                f"{name!r} is no peer name",
-                cause=f"a name has 1 to {NAME_LENGTH_MAX} letters, digits, '.', '_' or '-'",
-                fix="set peer.name in the configuration, or --name",
-            )
-        if len(request.secret) < SECRET_LENGTH_MIN:
-            raise UsageError(
-                "peer.bad_secret", f"a peer's secret has at least {SECRET_LENGTH_MIN} characters"
-            )
         secret_hash = hash_secret(request.secret)
+        event = convert.enrolled(request, secret_hash)
         known = self._members.get(name)
         removed = known is not None and known.status is PeerStatus.REVOKED
         if known is not None and known.secret_hash != secret_hash and not removed:
@@ -108,13 +81,6 @@ class MembershipServicer:
                 fix=f"take another name (--name), or give this peer its old data folder back; if that is lost, the "
                 f"coordinator's admin frees the name: muster peer remove {name}",
             )
-        event = detector.Enrolled(
-            peer_id=name,
-            secret_hash=secret_hash,
-            device=one_line(request.device, DESCRIPTION_CHARS_MAX),
-            muster_version=one_line(request.muster_version, DESCRIPTION_CHARS_MAX),
-            instance=one_line(request.instance, DESCRIPTION_CHARS_MAX),
-        )
         now = clock.now()
         if known is None or (removed and known.secret_hash != secret_hash):
             self._gate.check(context.address, self._members.count(), now)
@@ -167,13 +133,12 @@ class MembershipServicer:
             held.discard(assignment.assignment_id)
             model = run.models.get(assignment.work.base)
             if model is not None:  # without its base the work is over meanwhile
-                yield offer_message(run, assignment, model, deadline_at - clock.now())
+                yield convert.offer(run, assignment, model, deadline_at - clock.now())
         for assignment_id in held:
-            cancel = pb.Cancel(assignment_id=assignment_id, reason="the coordinator no longer waits for it")
-            yield pb.SessionResponse(cancel=cancel)
+            yield convert.cancel(assignment_id, "the coordinator no longer waits for it")
         for run_id in hello.held_run_ids:
             if run_id not in self._runs and run_id not in self._runs.unreadable:
-                yield pb.SessionResponse(run_ended=pb.RunEnded(run_id=run_id))
+                yield convert.run_ended(run_id)
 
     async def _read(self, session: Session, requests: AsyncIterator[pb.SessionRequest]) -> bool:
         """Handles what the peer says, in order. Gives whether it said goodbye."""
@@ -204,7 +169,7 @@ class MembershipServicer:
             # Perhaps of a time before the database was lost; the peer has been told to drop it, and goes on.
             log.warning("report.ignored", peer_id=session.peer_id, assignment_id=report.assignment_id)
             return
-        event = _event(assignment.run_id, report)
+        event = convert.report_event(assignment.run_id, report)
         if run is None or assignment.status.ended:
             return  # it crossed with a deadline or a cancellation, which the peer has been told of
         try:
@@ -231,46 +196,6 @@ class MembershipServicer:
 
 def _no_hello() -> UsageError:
     return UsageError("session.no_hello", "a session starts with a hello")
-
-
-def _event(run_id: str, report: pb.AssignmentReport) -> Event:
-    if report.phase in _PROGRESS:
-        return AssignmentProgressed(
-            run_id=run_id,
-            assignment_id=report.assignment_id,
-            status=_PROGRESS[report.phase],
-            warnings=_warnings(report),
-        )
-    if report.phase == pb.ASSIGNMENT_PHASE_EVALUATED:
-        return AssignmentEvaluated(
-            run_id=run_id,
-            assignment_id=report.assignment_id,
-            metrics={one_line(name, NAME_CHARACTERS_MAX): value for name, value in report.metrics.items()},
-            examples=min(report.example_count, EXAMPLES_MAX),
-            warnings=_warnings(report),
-            source_digest=checked_digest(report.source_digest),
-        )
-    if report.phase == pb.ASSIGNMENT_PHASE_FAILED:
-        failure = report.failure
-        return AssignmentFailed(
-            run_id=run_id,
-            assignment_id=report.assignment_id,
-            error_id=one_line(failure.error_id, DESCRIPTION_CHARS_MAX),
-            message=many_lines(failure.message),
-            traceback=many_lines(failure.traceback, keep="end"),
-            retry=failure.retry,
-        )
-    raise UsageError("session.bad_report", f"phase {report.phase} is unknown here")
-
-
-def _warnings(report: pb.AssignmentReport) -> tuple[str, ...]:
-    return tuple(one_line(sentence, WARNING_CHARACTERS_MAX) for sentence in report.warnings[:WARNINGS_MAX])
-
-
-def _is_name(name: str) -> bool:
-    allowed = name.replace(".", "").replace("_", "").replace("-", "")
-    plain = allowed.isascii() and allowed.isalnum() and name[0] not in ".-"
-    return 0 < len(name) <= NAME_LENGTH_MAX and plain
 
 
 async def _result(reader: asyncio.Task[bool]) -> bool:

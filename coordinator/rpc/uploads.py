@@ -24,6 +24,7 @@ from coordinator.intake.spool_quota import SpoolQuota
 from coordinator.journal import Journal
 from coordinator.lookups import Assignments
 from coordinator.membership.members import MemberBook
+from coordinator.rpc.convert import updates as convert
 from coordinator.runs import Runs
 from coordinator.store import Store
 from exchange.facts import UpdateFacts
@@ -258,14 +259,7 @@ class UpdatesServicer:
         """`sequence` of the event that delivered it, where it is at hand."""
         if sequence is None:
             sequence = await self._store.delivered_sequence(assignment.assignment_id)
-        return pb.Receipt(
-            assignment_id=assignment.assignment_id,
-            run_id=assignment.run_id,
-            round=assignment.round,
-            digest=update.digest,
-            size_bytes=update.size_bytes,
-            event_sequence=sequence,
-        )
+        return convert.receipt(assignment, update, sequence)
 
     def _admitted_as(self, assignment_id: str, digest: str) -> UpdateFacts | None:
         facts = self._admitted.get(assignment_id)

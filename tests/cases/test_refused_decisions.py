@@ -103,7 +103,7 @@ async def test_a_report_that_cannot_be_stored_costs_its_assignment(
     run_id = await stage.submit(round=ONE, rounds=1, evaluate={"every": 1, "on": ["peers"]})
     offer = await peer.offer()
     await peer.deliver(offer, peer.write(offer, torch.ones(5)))
-    monkeypatch.setattr("coordinator.rpc.sessions.EXAMPLES_MAX", 2**70)
+    monkeypatch.setattr("coordinator.rpc.convert.membership.EXAMPLES_MAX", 2**70)
     peer.report(await peer.offer(), membership_pb2.ASSIGNMENT_PHASE_EVALUATED, example_count=2**63)
     lost = await stage.until(run_id, "assignment.lost")
     assert "cannot be stored" in lost.reason
