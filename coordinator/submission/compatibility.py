@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from coordinator.engine import sampling
-from exchange import algorithms, optimizers, recipe
+from exchange import algorithms, optimizers
 from methods import Requirement, SpecValues, requirements
 from muster.spec.model import RunSpec
 
@@ -40,7 +40,7 @@ def unmet(spec: RunSpec) -> Iterator[tuple[str, list[Requirement]]]:
 
 def _plugins(spec: RunSpec) -> Iterator[tuple[str, object]]:
     import compressors
-    from exchange import downlink
+    from exchange import downlink, recipe
 
     train, table = spec.train, spec.compression
     built = recipe.pipeline(spec, spec.sampling.count or recipe.COHORT_ANY)
