@@ -46,7 +46,7 @@ class Client:
         self.channel = channel
         self.address = address
         self.timeout_seconds = timeout_seconds
-        self._tell = tell  # what a person should know beside the data
+        self._tell = tell  # shows a person what is not part of the data
 
     async def call(self, name: str, request: Message) -> Any:
         """One unary procedure of the admin service, by its name."""
@@ -127,7 +127,7 @@ class Client:
     async def find_run(self, text: str) -> pb.Run:
         """The run whose id is `text`, or else whose name is, or else whose id begins with it.
 
-        Of several submissions of one name the newest is meant, and that is told; `NAME@N` is the Nth.
+        Of several submissions with one name it takes the newest and says so; `NAME@N` is the Nth.
         """
         runs = await self.runs()
         by_name = submissions(runs)
@@ -230,7 +230,7 @@ def submissions(runs: Sequence[pb.Run]) -> dict[str, list[pb.Run]]:
 
 
 def callings(runs: Sequence[pb.Run]) -> dict[str, str]:
-    """What each run may be called beside its id: its name, with @N where several have it."""
+    """Each run's name besides its id, with @N where several runs have it."""
     return {
         run.run_id: name if len(found) == 1 else f"{name}@{at}"
         for name, found in submissions(runs).items()

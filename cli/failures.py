@@ -56,7 +56,7 @@ def by_cause(entries: Iterable[Entry]) -> list[Cause]:
 
 
 def cause_of(entry: Entry) -> str:
-    """What a peer reports of its own failure is shown for itself; the reason says it too, about that peer."""
+    """A peer's report of its failure is shown on its own; the reason repeats it about that peer."""
     told = str(entry.get("message") or entry["reason"])
     if entry["kind"] == WARNED or not entry["peer_id"]:
         return told

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 ROUNDS_SHOWN = 8
-REFRESH_SECONDS = 0.25  # a tiny model makes ten rounds a second; nobody reads faster than this
+REFRESH_SECONDS = 0.25  # a tiny model makes ten rounds a second; people do not read faster than this
 STILL_SECONDS = 3.0  # without news for so long, the screen says what the run waits for
 IDLE_SECONDS = 1.0  # without news the clock on the screen still goes on
 
@@ -38,7 +38,7 @@ class Warned:
                 warn(self._settings, [sentence])
 
     def take(self, event: pb.Event) -> bool:
-        """Whether it is a warning, which is then told."""
+        """Whether it is a warning; if so, it is shown."""
         if event.kind != WARNED:
             return False
         self.tell([event.reason])
@@ -52,7 +52,7 @@ async def follow(
     paused itself after too many skipped rounds and waits for a person.
 
     `beside`: what is shown goes to standard error, since the caller's data are something else. `told`: warnings
-    that the caller has told already.
+    that the caller has shown already.
     """
     try:
         if not run.needs_resume:
@@ -111,7 +111,7 @@ class Screen:
         self.run = run
         self.rounds: dict[int, pb.Round] = {}
         self.peers: Sequence[pb.Peer] = ()
-        self.changed: set[int] = set()  # rounds that events have told of since the last refresh
+        self.changed: set[int] = set()  # rounds named by events since the last refresh
         self.trouble = ""
         self.waits_for = ""  # while nothing happens: in one sentence
         self._news_at = time.monotonic()

@@ -14,7 +14,7 @@ from cli.render import metrics_line, one_line
 from muster.errors import DeadlineError, UnreachableError
 from protos.v1 import admin_pb2 as pb
 
-QUIET_SECONDS = 3.0  # without a line for so long, it is told what the run waits for
+QUIET_SECONDS = 3.0  # after so long without a line, one says what the run waits for
 
 # Kinds of event that are not a round's end and get a line nevertheless.
 _TOLD = re.compile(r"run\.(?!submitted)")

@@ -67,7 +67,7 @@ def main() -> None:
 
 def execute(arguments: Sequence[str]) -> int:
     """Runs one command; the exit status. Nothing but a defect of Python itself gets past it."""
-    # gRPC's C core writes what it meets to standard error beside the error that it raises. Ours is enough.
+    # gRPC's C core writes to standard error in addition to raising. The raised error is enough.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     as_json = "--json" in arguments
     no_color = "--no-color" in arguments

@@ -68,7 +68,7 @@ def emit_json(data: Any, *, line: bool = False) -> None:
 
 
 def note(settings: Settings, text: str) -> None:
-    """A message beside the data: progress in words, what to do next."""
+    """A message apart from the data: progress, what to do next."""
     if not settings.quiet:
         print(shown(text), file=sys.stderr, flush=True)
 
@@ -80,7 +80,7 @@ def warn(settings: Settings, sentences: Iterable[str]) -> None:
 
 
 def confirm(settings: Settings, question: str) -> None:
-    """Asks before a destructive act. Raises `UsageError` where nobody can be asked, `typer.Abort` for a
+    """Asks before a destructive act. Raises `UsageError` without a terminal to ask on, `typer.Abort` for a
     no."""
     if settings.yes:
         return

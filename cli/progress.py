@@ -1,4 +1,4 @@
-"""A progress bar on standard error, where there is a terminal to draw it on and nobody asked for quiet."""
+"""A progress bar on standard error, if there is a terminal and --quiet is not given."""
 
 from __future__ import annotations
 

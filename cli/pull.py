@@ -21,7 +21,7 @@ STALL_SECONDS = 60.0  # a restarted coordinator is back long before
 async def pull_model(
     client: Client, settings: Settings, which: str, output: Path | None
 ) -> tuple[pb.Model, Path]:
-    """`which` is "RUN" or "RUN@ROUND". The bytes come into a file beside `output` that carries the digest in its
+    """`which` is "RUN" or "RUN@ROUND". The bytes go to a file beside `output` that carries the digest in its
     name, so that a later call goes on with it; `output` itself appears whole or not at all.
 
     Raises `NotFoundError`, `UsageError`, `TransferError`, `StorageError`.

@@ -117,7 +117,7 @@ def prose(text: str) -> Group:
 
 
 def runs_table(runs: Sequence[pb.Run], called: Mapping[str, str]) -> RenderableType:
-    """`called`: what each run may be called beside its id."""
+    """`called`: each run's name besides its id."""
     if not runs:
         return "No runs yet. Submit one: muster run submit run.toml"
     made = table("NAME", "RUN", "STATE", "ROUNDS", "METRICS", "CREATED", "REASON", numbers=("ROUNDS",))

@@ -47,7 +47,7 @@ def beside(path: Path, ending: str) -> Path:
 
 
 def written(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` make another file beside it, syncs that and renames it: `path` appears whole or not at all.
+    """Lets `write` make a file in the same folder, syncs it and renames it: `path` appears whole or not at all.
 
     Raises `StorageError` "cli.not_written", and what `write` raises; the other file is gone then.
     """

@@ -1,4 +1,4 @@
-"""`muster task check`: what a site would do with a task, done here once and told step by step."""
+"""`muster task check`: does here once what a site does with a task, and reports each step."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class _Check:
         data: Dataset[Any] | None = None
         try:
             data = self.data(task)
-        except TaskError as error:  # a loop of its own may never ask for them
+        except TaskError as error:  # its own loop may never ask for them
             self.seen.warnings.append(error.message)
         context = replace(self._context(), train=self.spec.train.model_dump(mode="json"))
         tried = self.step(

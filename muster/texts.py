@@ -1,6 +1,6 @@
 """Text that comes from outside, made fit to be stored, sent and shown.
 
-Peers' reports, exceptions of tasks, names, what a plug-in says of its own doing: all of it may hold what a database
+Peers' reports, exceptions of tasks, names, sentences of plug-ins: all of it may hold what a database
 or protobuf refuses (lone surrogates, NUL) or what a terminal obeys (escape sequences, line breaks, an order of writing
 turned round). Such text passes one of these functions where it enters, and `shown` again where it is shown, since
 databases of earlier days hold what came before. Nothing here raises, whatever the text, and cleaning what is clean

@@ -2,5 +2,5 @@
 
 from muster.runtime.installation import check_together
 
-# A program of a user's own, and what lies beside it, come first on sys.path.
+# A user's own program and its folder come first on sys.path.
 check_together(("aggregators", "compressors", "coordinator", "exchange", "methods", "peer", "protos"))

@@ -90,7 +90,7 @@ class LocalFederation:
         return any(is_aside(run, peer.peer_id) for peer in here)
 
     async def resume(self, run_id: str) -> None:
-        """Goes on with a paused run, and asks again whoever was set aside. Raises `NotFoundError` for a run that has
+        """Resumes a paused run, and asks the peers that were set aside again. Raises `NotFoundError` for a run that has
         ended."""
         await self._running.coordinator.runs.post(ResumeRequested(run_id=run_id))
 
@@ -201,7 +201,7 @@ async def _shared(folder: Path, peers: int, workers: int | None, stack: AsyncExi
 
 @contextmanager
 def _logging(level: LogLevel | None) -> Generator[None]:
-    """As asked; nothing if nobody did. A program that has configured structlog is left alone."""
+    """Configures logging as asked, if it was. A program that has configured structlog is left alone."""
     if structlog.is_configured():
         yield
         return

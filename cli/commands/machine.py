@@ -122,7 +122,7 @@ def join(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KEY=VALUE", help="Told to tasks as site.data, and to nobody else; may be given again."
+            metavar="KEY=VALUE", help="Passed to tasks as site.data and nowhere else; may be given again."
         ),
     ] = None,
     device: Annotated[

@@ -10,7 +10,7 @@ from cli.output import confirm, emit
 from cli.settings import Settings, command
 
 PeerName = Annotated[str, typer.Argument(metavar="PEER", help="A peer's id, or the beginning of it.")]
-Reason = Annotated[str, typer.Option(metavar="TEXT", help="Kept with the peer, and told to it.")]
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="Stored with the peer, and sent to it.")]
 
 
 def register(app: typer.Typer) -> None:

@@ -134,7 +134,7 @@ class CoordinatorConfig(Table):
     )
     worker_environment: tuple[str, ...] = Field(
         default=(),
-        description="environment variables, or patterns, that tasks get beside those that Python, torch and data "
+        description="environment variables, or patterns, that tasks get besides those that Python, torch and data "
         "loaders need; names that sound like secrets only in full",
     )
     worker_user: str | int | None = Field(
@@ -219,7 +219,7 @@ class PeerConfig(Table):
     attack: AttackTable | None = Field(default=None, description="a drill: lie on purpose")
     worker_environment: tuple[str, ...] = Field(
         default=(),
-        description="environment variables, or patterns, that tasks get beside those that Python, torch and data "
+        description="environment variables, or patterns, that tasks get besides those that Python, torch and data "
         "loaders need; names that sound like secrets only in full",
     )
     worker_user: str | int | None = Field(

@@ -7,7 +7,7 @@ a file system that lies in memory.
 A row that names a digest is written after `adopt`, never before; what a crash leaves between the two is an orphan,
 which `sweep` removes at the next start.
 
-Disks forget: whoever reads a blob for something that lasts asks for it with `verified`, which reads it once and
+Disks lose bits: code that reads a blob to make something durable uses `verified`, which reads it once and
 compares. One that has changed is kept apart, so that it is never taken for the right one again.
 """
 
@@ -62,7 +62,7 @@ class BlobStore(Protocol):
         ...
 
     def temporary(self) -> Path:
-        """A path of its own for a file to be written and then adopted; nothing is there yet."""
+        """A new, unused path for a file to be written and then adopted."""
         ...
 
     async def adopt(self, path: Path, digest: str) -> Path:
@@ -125,7 +125,7 @@ class FolderBlobStore(BlobStore):
             raise StorageError(
                 "blob.missing",
                 f"{path} is gone",
-                cause="somebody removed it, or the file system lost it",
+                cause="it was removed, or the file system lost it",
                 fix="put it back from a backup; it is found there again",
             ) from None
         except OSError:  # the disk cannot read it, which is one way of losing it

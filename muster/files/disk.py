@@ -1,4 +1,4 @@
-"""Blocking file work beside the event loop: a few threads of its own, and one meaning for what fails."""
+"""Blocking file work off the event loop: its own few threads, and one error for each kind of failure."""
 
 from __future__ import annotations
 

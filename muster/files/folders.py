@@ -1,4 +1,4 @@
-"""Folders and files that are nobody else's: secrets, stores, and whatever is made of a site's data.
+"""Folders and files that only this user may read: secrets, stores, and what is made from a site's data.
 
 Whatever the umask, a folder that Muster makes is its user's alone (0700), and so are the files in which secrets may
 lie (0600). An existing folder that others may look into is narrowed, unless it is plainly meant to be shared.

@@ -136,7 +136,7 @@ class ParameterLayout(Vector):
 
     @cached_property
     def local(self) -> tuple[TensorSpec, ...]:
-        """Those of the fixed tensors that every peer has values of its own of."""
+        """The fixed tensors whose values differ from peer to peer."""
         return tuple(spec for spec in self.fixed if spec.move == LOCAL)
 
     @cached_property

@@ -129,7 +129,7 @@ class ModelFile:
 
     @property
     def fixed(self) -> Mapping[str, Tensor]:
-        """The fixed tensors by name, each read when it is asked for, as a copy of its own."""
+        """The fixed tensors by name. Each access reads the tensor and gives a copy."""
         self._data()
         return _Own(self, self.layout.fixed)
 
@@ -281,7 +281,7 @@ def _entries(layout: ParameterLayout) -> dict[str, Entry]:
 
 
 def _parse_layout(text: str) -> ParameterLayout:
-    """A layout from a file that nobody vouches for. Raises `HeaderError`."""
+    """A layout from an untrusted file. Raises `HeaderError`."""
     raw = parse_json_strictly(text)
     if not is_object(raw):
         raise HeaderError("its layout is not an object")

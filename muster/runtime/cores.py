@@ -32,7 +32,7 @@ def usable_cores() -> int:
 
 
 def said_threads(environment: Mapping[str, str]) -> int | None:
-    """What whoever started this process has said in the libraries' own way."""
+    """The number of threads that the environment of this process sets, by the libraries' own variables."""
     first = environment.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(first) if first.isascii() and first.isdigit() and int(first) > 0 else None
 
@@ -43,7 +43,7 @@ def share(cores: int, neighbours: int) -> int:
 
 
 class Slots:
-    """The peers of this user on this machine. A folder that cannot be used holds nobody."""
+    """The peers of this user on this machine. A folder that cannot be used counts as empty."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder or _runtime_folder()
@@ -77,7 +77,7 @@ class Slots:
         return taken
 
     def _try(self, number: int, kind: int) -> int | None:
-        """The slot's file, locked; None where somebody sits in it."""
+        """The slot's file, locked; None if another process holds it."""
         descriptor = private_file(self._folder / f"peer-{number}.slot", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)

@@ -14,8 +14,8 @@ from typing import TypeVar
 
 import torch
 
-THREADS_MAX = 8  # each has memory of its own, and shares the interpreter's lock with the others
-AHEAD = 2  # numbers to a thread that are under way or done, beside the one whose result is being used
+THREADS_MAX = 8  # each has its own memory, and shares the interpreter's lock with the others
+AHEAD = 2  # numbers to a thread that are under way or done, besides the one whose result is in use
 
 R = TypeVar("R")
 
@@ -28,7 +28,7 @@ def in_order(function: Callable[[int], R], count: int, threads: int | None = Non
     it is `map`: no thread is started. `threads`: as many, instead of torch's own number
     or `THREADS_MAX`, whichever is less.
 
-    In its threads an operation of torch has one thread and no team of its own.
+    In its threads a torch operation runs on one thread.
     """
     threads = min(min(THREADS_MAX, torch.get_num_threads()) if threads is None else threads, count)
     if threads <= 1:

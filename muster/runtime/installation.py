@@ -86,7 +86,7 @@ def check_locations(found: Mapping[str, Path], distribution: Distribution | None
 
 
 def check_together(packages: Iterable[str]) -> None:
-    """That these packages of ours are imported from where this one is: quickly, for a program of somebody else's.
+    """Checks that these packages of Muster are imported from where this one is. Quick, for programs that import Muster.
 
     Raises `ConfigError` "installation.shadowed".
     """

@@ -1,4 +1,4 @@
-"""Which folders hold what is installed, or Python's own: code that nobody edits between two runs."""
+"""Which folders hold what is installed, or Python's own: code that is not edited between two runs."""
 
 from __future__ import annotations
 

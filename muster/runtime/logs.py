@@ -77,7 +77,7 @@ def _shown(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
 
 
 def _tell_errors(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """An error given as a field (`error=...`) is told whole, with its id, cause and fix."""
+    """An error given as a field (`error=...`) is logged whole, with its id, cause and fix."""
     for key, value in event.items():
         if isinstance(value, MusterError):
             told = {"id": value.id, "message": value.message, "cause": value.cause, "fix": value.fix}

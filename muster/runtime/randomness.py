@@ -6,11 +6,11 @@ from __future__ import annotations
 from base64 import urlsafe_b64encode
 from random import Random, SystemRandom
 
-MACHINE = SystemRandom()  # nobody can tell what it draws
+MACHINE = SystemRandom()  # its draws cannot be predicted
 
 
 def hex_id(source: Random, size_bytes: int) -> str:
-    """A name that nobody else has; it is no secret."""
+    """A unique name, which is no secret."""
     return source.randbytes(size_bytes).hex()
 
 

@@ -1,4 +1,4 @@
-"""What a task sets for all of torch: it holds for the task's own code, and for nobody else in the process.
+"""What a task sets for all of torch: it holds for the task's own code, and for no other code in the process.
 
 A task may call `torch.set_default_dtype`, `torch.set_default_device` or `torch.set_grad_enabled` where it likes, at the
 import of its module too. Whatever it left is there again when its code next runs, and away when ours does; gradients

@@ -35,7 +35,7 @@ def _count(name: str, value: object, who: str) -> int:
 def _shown(value: object) -> str:
     try:
         told = repr(value)
-    except Exception:  # the user's own __repr__, while the failure is told
+    except Exception:  # the user's own __repr__, while the failure is reported
         return f"a {type(value).__name__}"
     return told if len(told) <= _SHOWN else f"{told[:_SHOWN]}..."
 

@@ -32,7 +32,7 @@ def load_task(
     """
     from muster.task.defaults import (
         code_of,
-    )  # loads torch, which nobody needs who only looks where a task lies
+    )  # loads torch, which finding a task's folder does not need
 
     module_name, class_name = _names(reference)
     searched = _search(folders)

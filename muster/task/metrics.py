@@ -19,7 +19,7 @@ from muster.texts import one_line
 METRICS_MAX = 100  # of one report; a task with more classes than that says their mean
 NAME_CHARACTERS_MAX = 100
 PEERS = "peers/"  # before the name of what is the mean over them
-# What is shown of a row, whoever wrote it: its own metrics and the peers' means, or what earlier versions let in.
+# How much of a row is shown, whatever version wrote it.
 SHOWN_MAX = 1024
 SHOWN_NAME_CHARACTERS_MAX = len(PEERS) + NAME_CHARACTERS_MAX
 EXAMPLES_MAX = 2**53  # what a float64 weight still counts exactly

@@ -31,7 +31,7 @@ def source_digest(reference: str, folders: Iterable[Path | str] = ()) -> str:
 
 
 def checked_digest(text: str) -> str:
-    """A digest that somebody else has sent, or "" if it is none."""
+    """A digest that came from outside, or "" if it is not one."""
     return text if DIGEST.fullmatch(text) else ""
 
 

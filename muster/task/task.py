@@ -85,7 +85,7 @@ class Task(ABC):
     `options` is the run spec's `[task_options]`, set before anything else is asked (also found as `site.options`).
 
     A peer needs `model`, `train_data` and, unless `loss` suits, nothing else. The coordinator needs `model` for the
-    initial version and, if it is to score rounds on a hold-out of its own, `test_data` or `evaluate`.
+    initial version and, if it is to score rounds on its own hold-out, `test_data` or `evaluate`.
     """
 
     options: Mapping[str, Any] = MappingProxyType({})

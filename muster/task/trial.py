@@ -45,13 +45,13 @@ def _asks_gradient(algorithm: str) -> bool | None:
     """What the algorithm says that it asks of a task's loss: a gradient, the loss alone, or (None) maybe nothing."""
     try:
         found: bool | None = getattr(plugins.find(ALGORITHMS, algorithm), "asks_gradient", None)
-    except ConfigError:  # it is told of where it is to be used
+    except ConfigError:  # reported where it is used
         return None
     return found
 
 
 def tries_loss(task: Task, algorithm: str) -> bool:
-    """The same of this task, which may train by a loop of its own."""
+    """The same for this task, which may have its own training loop."""
     return type(task).fit is Task.fit and asks_loss(algorithm)
 
 

@@ -85,7 +85,7 @@ async def read_chunks(
     finally:
         if reading is None:
             os.close(fd)
-        else:  # a read that nobody waits for any more may still be under way
+        else:  # an abandoned read may still be under way
             reading.add_done_callback(lambda _: os.close(fd))
 
 

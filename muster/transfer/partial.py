@@ -8,7 +8,7 @@ it is removed, so that the next attempt starts from nothing.
 The event loop checks each chunk (order, size, CRC-32C: 40 us for 1 MiB) and hands it to a thread, which
 writes and hashes while the next ones arrive. At most `BACKLOG_BYTES` wait to be written; beyond that `write`
 waits for the disk, flow control holds the sender, and memory stays bounded. Every `SYNC_BYTES` a sync is
-started; it runs beside the writing, and the writing waits for it only when it falls a whole `SYNC_BYTES`
+started; it runs in parallel with the writing, and the writing waits for it only when it falls a whole `SYNC_BYTES`
 behind.
 """
 

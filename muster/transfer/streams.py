@@ -53,7 +53,7 @@ _TRANSIENT = frozenset({
     "transfer.offset", "transfer.checksum", "transfer.truncated", "transfer.stalled", "transfer.nothing_held",
     "transfer.digest", "transfer.unanswered", "transfer.crowded", "transport.silent",
 })  # fmt: skip
-# The other side's disk or spool; a full one here is told at once.
+# The other side's disk or spool; a full one here is reported at once.
 _TRANSIENT_THERE = _TRANSIENT | {"storage.disk_full", "storage.spool_full"}
 
 

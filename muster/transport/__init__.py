@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from muster.transport.grpc_ import GrpcTransport
     from muster.transport.memory import MemoryTransport
 
-# gRPC reads this when it is imported. Unset, it writes lines of its own about every server that stops to
+# gRPC reads this when it is imported. Unset, it writes its own lines about every server that stops to
 # standard error, between ours; what matters in them reaches the caller as an error anyway.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 

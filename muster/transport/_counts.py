@@ -143,10 +143,10 @@ class Counts:
                 del self._streams[kind]
 
     def _makes_room(self, kind: str, connection: str) -> bool:
-        """Whether somebody has given up a place to a call of this connection."""
+        """Whether another connection has given up a place to a call of this one."""
         held = [place for place in self._streams.get(kind, ()) if not place.lost]
         if len(held) < self._strange_max(streams=True):
-            return True  # somebody is leaving
+            return True  # one is leaving
         counts = Counter(place.connection for place in held)
         most = max(counts.values(), default=0)
         own = counts[connection] + 1

@@ -25,7 +25,7 @@ class ServerCall(Protocol):
     """One call as a transport carries it."""
 
     context: CallContext
-    bodies: AsyncGenerator[bytes, None]  # nothing is read ahead of who asks for it
+    bodies: AsyncGenerator[bytes, None]  # nothing is read before it is asked for
 
     async def write(self, body: bytes) -> bool:
         """Returns when flow control has let it out; False if the caller has gone."""

@@ -1,4 +1,4 @@
-"""Where calls wait until their first message is here: before it nobody knows who calls, or what for."""
+"""Where calls wait until their first message has arrived: before it, caller and purpose are unknown."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ async def _received(bodies: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]
     read = aiter(bodies).__anext__
     with contextlib.suppress(StopAsyncIteration):
         while True:
-            yield await read()  # kept by nobody here, while the caller is answered
+            yield await read()  # not kept here while the caller is answered
     # A caller that was killed looks like one that is done: the cancellation comes only at the next await.
     # This is that await, so most handlers never see the false end; none may rely on it.
     await asyncio.sleep(0)

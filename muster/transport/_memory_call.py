@@ -76,7 +76,7 @@ class MemoryCall:
             self.break_off("its requests failed")
         finally:
             if close := getattr(requests, "aclose", None):
-                with contextlib.suppress(RuntimeError):  # it is running: somebody else closes it
+                with contextlib.suppress(RuntimeError):  # it is running: another task closes it
                     await close()
 
     async def receive(self) -> bytes | None:

@@ -22,7 +22,7 @@ class Passage:
     index: int  # 0 is the first message of the call in this direction
 
     def between(self, one: str, other: str) -> bool:
-        """Whether it goes from one of the two to the other, whoever calls."""
+        """Whether the message passes between the two, in either direction."""
         return {self.caller, self.callee} == {one, other}
 
 

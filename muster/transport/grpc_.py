@@ -199,7 +199,7 @@ async def _send(call: Any, requests: AsyncIterator[Message | Encoded]) -> None:
         raise
     finally:
         if close := getattr(requests, "aclose", None):
-            with contextlib.suppress(RuntimeError):  # it is running: somebody else closes it
+            with contextlib.suppress(RuntimeError):  # it is running: another task closes it
                 await close()
 
 

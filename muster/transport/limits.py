@@ -1,4 +1,4 @@
-"""What one server bears of its callers, whoever they are."""
+"""What one server accepts from its callers, known or not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Limits:
     are not known (`Route.caller`) have half of them, and an eighth for each method that streams, which may last for
     ever; where those are taken, the connection with the most makes room for others. `strange_calls_of_connection_max`:
     theirs over one connection, of each such method and of all others. `strange_bytes_max`: of their requests that are
-    being answered. `probes_max`: health checks, beside all these.
+    being answered. `probes_max`: health checks, besides all these.
 
     `bulk_calls_max`: bulk calls at once, of known callers, and a quarter as many of strangers; more wait, unread, so
     that flow control holds them. Each costs some MiB. A known caller that is not at work (`Route.present`) is a

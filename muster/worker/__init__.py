@@ -1,2 +1,2 @@
-"""Code that may crash, hang or eat the memory runs in a process of its own:
+"""Code that may crash, hang or eat the memory runs in its own process:
 `muster.worker.host.WorkerHost`."""

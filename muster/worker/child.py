@@ -56,7 +56,7 @@ class Child:
                 # What was imported stays. Left to the collector, it would be walked at every collection: with torch,
                 # 0.2 s each.
                 gc.freeze()
-            except BaseException as error:  # told to whoever asks for the first job
+            except BaseException as error:  # reported with the first job
                 broken = error
         while (message := self._inbox.get()) is not None:
             with self._busy:
@@ -97,7 +97,7 @@ class Child:
     def _listen(self) -> None:
         for line in self._commands:
             self._inbox.put(json.loads(line))
-        # The parent is gone, or wants no more: a job under way is for nobody and ends here, with its processes.
+        # The parent is gone, or wants no more results: a job under way ends here, with its processes.
         self._orphaned = True
         if not self._busy.acquire(blocking=False):
             end_group()

@@ -1,6 +1,6 @@
 """What a worker process finds in its environment: what Python, torch and data loaders need, and no secrets.
 
-A task's code is somebody else's. It gets the variables below; whatever else it needs the owner of the machine names in
+A task's code is not Muster's. It gets the variables below; the owner of the machine names what else it needs in
 `worker_environment`. Names that sound like a secret do not pass unless they are named there in full.
 """
 

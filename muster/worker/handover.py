@@ -68,8 +68,8 @@ class Exchange:
                 _remove(path, found)
                 raise TaskError(
                     "worker.bad_file",
-                    f"the job left something else than a file of its own for {path.name}",
-                    cause="the task's code has put a link, a folder or somebody else's file in its place",
+                    f"the job left no plain file of its own for {path.name}",
+                    cause="the task's code has put a link, a folder or another user's file in its place",
                     fix="look at what the task does with files; it was not followed",
                 )
             os.chown(path, os.geteuid(), os.getegid(), follow_symlinks=False)

@@ -263,7 +263,7 @@ class WorkerHost:
         if status < 0:
             name = _SIGNAL_NAMES.get(-status, f"signal {-status}")
             how = f"was ended by {name}"
-            cause = _CAUSES.get(-status, "the task or somebody on this machine sent it")
+            cause = _CAUSES.get(-status, "the task or a user of this machine sent it")
             known = {"signal": name}
         else:
             how = f"ended itself with exit status {status}"

@@ -30,7 +30,7 @@ POLL_SECONDS = 0.02
 
 
 class WorkerProcess:
-    """Made by `start_process`. It leads a process group of its own, to which all that it starts belongs."""
+    """Made by `start_process`. It leads its own process group, to which all its children belong."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class WorkerProcess:
         try:
             line: bytes = finished.result()
             event: Any = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError as error:  # too long, or not JSON: somebody else writes into the pipe
+        except ValueError as error:  # too long, or not JSON: something else writes into the pipe
             raise TaskError(
                 "worker.malformed", "a worker process sent what is not a message", cause=str(error)
             ) from error

@@ -70,7 +70,7 @@ def find_user(wanted: str | int, setting: str) -> WorkerUser:
         raise ConfigError(
             "worker.user_is_root",
             f"{setting} is {said!r}, which is root or of root's group: that keeps tasks from nothing",
-            fix="name a user without rights of its own, and with a group of its own",
+            fix="name a user that has no rights besides, and a group that has no other member",
         )
     if os.geteuid() != 0:
         raise ConfigError(
