@@ -123,6 +123,8 @@ def make(
     """
     for wrong in wrong_names(plugin, name, values, group):
         raise MethodError(wrong.message)
+    types = {option.name: option.type for option in options_of(plugin, group)}
+    values = {key: _floated(value, types[key]) for key, value in values.items()}
     mistyped = [f"{name}: {wrong.option} {wrong.message}" for wrong in wrong_types(plugin, values, group)]
     try:
         if (source := options_class(plugin)) is not plugin:
@@ -149,6 +151,12 @@ def schema(plugin: type[Any], group: str = "") -> dict[str, Any]:
         "required": [option.name for option in options if option.required],
         "additionalProperties": False,
     }
+
+
+def _floated(value: Any, wanted: Any) -> Any:
+    """A whole number as a float, where the option is one, as a float's spelling has a point."""
+    plain = float in _alternatives(wanted) and int not in _alternatives(wanted) and type(value) is int
+    return float(value) if plain and abs(value) <= sys.float_info.max else value
 
 
 def _hints(source: type[Any]) -> Mapping[str, Any]:

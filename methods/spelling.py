@@ -57,8 +57,24 @@ def spell(name: str, options: Mapping[str, Any]) -> str:
 
     >>> spell("randk", {"fraction": 0.1, "common": True})
     'randk:fraction=0.1:common=true'
+
+    Raises `MethodError` of a value that holds a sign with a meaning of its own.
     """
-    return ":".join((name, *(f"{key}={json.dumps(value)}" for key, value in options.items())))
+    told = [name]
+    for key, value in options.items():
+        text = json.dumps(value).replace("e+", "e")  # 1e+20
+        if any(sign in key + text for sign in (":", CHAIN, CHOICE)):
+            raise MethodError(f"the option {key!r} of {name} cannot be spelled: its value holds one of : + |")
+        told.append(f"{key}={text}")
+    return ":".join(told)
+
+
+def spell_table(table: Mapping[str, Any]) -> str:
+    """The spelling that `{name = "topk", options = {fraction = 0.01}}` stands for. Raises `MethodError`."""
+    name, options = table.get("name"), table.get("options", {})
+    if not isinstance(name, str) or not isinstance(options, Mapping) or table.keys() - {"name", "options"}:
+        raise MethodError("should be a name, or a table of name and options")
+    return spell(name, options)
 
 
 def is_named(argument: str | None) -> bool:

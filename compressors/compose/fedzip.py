@@ -8,19 +8,31 @@ of zero, so two centroids are left for what is kept and nothing that was kept be
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
 from compressors.compose.composed import Composed, Parts
 from compressors.core.entropy import Zstd
 from compressors.quantizers.kmeans import KMeans
-from compressors.sparsifiers.sparsifier import fraction_of
+from compressors.sparsifiers.sparsifier import check_fraction, fraction_of
 from compressors.sparsifiers.topk import TopK
 
 
 class FedZip(Composed):
     example = "fedzip:0.01"
     source = "Malekijoo et al. 2021"
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "fraction": "share of coordinates to keep, above 0 and up to 1",
+    }
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        fraction: float
+
+        def __post_init__(self) -> None:
+            check_fraction("fedzip", self.fraction)
 
     def __init__(self, fraction: float) -> None:
         """The fraction of coordinates to keep, above 0 and up to 1."""

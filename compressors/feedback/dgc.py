@@ -16,6 +16,8 @@ The paper's warm-up begins with a larger share: `warm_up`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import inf, isfinite, sqrt
 from typing import ClassVar, Self
 
@@ -36,6 +38,18 @@ SHARE_LENGTH_MAX = 10  # so no share is spelled longer: 1.234e-100
 class Dgc(Feedback):
     source = "Lin et al. 2018"
     state_names: ClassVar[tuple[str, ...]] = ("velocity", "residual")
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "momentum": "from 0 (EF14) to below 1",
+        "nesterov": "looks ahead",
+        "clip": "clips the update of each of n senders to the norm clip / sqrt(n)",
+    }
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        momentum: float = 0.9
+        nesterov: bool = False
+        clip: float | None = None
 
     def __init__(self, momentum: float = 0.9, *, nesterov: bool = False, clip: float | None = None) -> None:
         """momentum from 0 (EF14) to below 1, the paper's 0.9 if not said; then "nesterov", which looks

@@ -13,6 +13,8 @@ eta would be 0 in all but name.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
@@ -29,6 +31,17 @@ DIVERGES = 6  # times delta
 class EControl(Ef21):
     source = "Gao, Islamov, Stich 2024"
     state_names: ClassVar[tuple[str, ...]] = ("estimate", "error")
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "eta": (
+            "share of what was never sent that goes up again, from 0 to 1; "
+            "None: the codec's usual delta for the chunk's size"
+        ),
+    }
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        eta: float | None = None
 
     def __init__(self, eta: float | None = None) -> None:
         """eta; if not said the codec's usual delta for the chunk's size, the largest seen to be safe."""

@@ -18,7 +18,8 @@ from round to round, so what e holds back is soon sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
@@ -34,6 +35,14 @@ from methods import Requirement, SpecValues, demand
 class LocalMomentum(Feedback):
     source = "Tang et al. 2021"
     state_names: ClassVar[tuple[str, ...]] = ("momentum", "residual")
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "beta": "momentum, above 0 and below 1: the server's beta1",
+    }
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        beta: float = 0.9
 
     def __init__(self, beta: float = 0.9) -> None:
         """beta is the receiver's beta1, 0.9 if not said: "momentum:0.9"."""

@@ -20,7 +20,8 @@ and with what the codec loses: sqrt(1 - tau) / (L sqrt(1 + omega / senders)) and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
@@ -44,6 +45,14 @@ class Masha(Feedback):
     whole_batches: ClassVar[bool] = True
     receiver_follows = False
     needs_mean = True
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "tau": "chance that an anchor stays, above 0 and below 1",
+    }
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        tau: float
 
     def __init__(self, tau: float) -> None:
         """tau, between 0 and 1: the chance that an anchor stays."""

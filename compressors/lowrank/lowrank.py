@@ -27,8 +27,10 @@ spanned. Body: what is sent as it is; then the factors; float32.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import frexp, isqrt
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -51,6 +53,16 @@ class LowRank(Codec):
     source = "Vogels, Karimireddy, Jaggi 2019, 2020"
     unbiased = False
     contractive = True
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "rank": "rank of each matrix, from 1 to 128. Higher is truer and larger",
+        "common": "one factor that all senders of a round share and that is not sent",
+    }
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        rank: int
+        common: bool = False
 
     def __init__(self, rank: int, *, common: bool = False, place: ChunkContext = NO_CONTEXT) -> None:
         """The rank; then "common", for one factor that all senders of a round share and that is not sent."""

@@ -11,7 +11,9 @@ Body: the scales, float32; then the levels, int8.
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -34,6 +36,14 @@ class Int8(DeviceCodec):
     usual = True
     contractive = True
     linear = False
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "stochastic": "rounds at random, without a bias",
+    }
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        stochastic: bool = False
 
     def __init__(self, *, stochastic: bool = False) -> None:
         """None, or "stochastic" to round at random, without a bias."""

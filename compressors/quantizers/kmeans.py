@@ -11,8 +11,10 @@ C^j times the number of its j-th value.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,14 @@ class KMeans(Codec):
     unbiased = False
     contractive = True
     linear = False
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "centroids": "number of centroids, from 2 to 16. More are truer and larger",
+    }
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        centroids: int
 
     def __init__(self, centroids: int) -> None:
         """The number of centroids, from 2 to 16."""

@@ -12,8 +12,10 @@ bits of no coordinate are 0.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import sqrt
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -42,6 +44,14 @@ class Qsgd(DeviceCodec):
     unbiased = True
     contractive = False
     linear = False
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "levels": "levels above zero, from 1 to 127. More are truer and larger",
+    }
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        levels: int
 
     def __init__(self, levels: int) -> None:
         """The number of levels above zero."""

@@ -24,7 +24,9 @@ v_k. A block with K_b = d is sent as it is: the values themselves.
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +52,14 @@ class Ferret(Codec):
     unbiased = True
     contractive = False
     linear = False
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "k": "inner products a chunk. More are truer and larger",
+    }
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        k: int
 
     def __init__(self, k: int, common: int = 0) -> None:
         if not LEAST <= k <= K_MAX:

@@ -21,8 +21,9 @@ coordinate by 0.119 P. An empty chunk has an empty body.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Self
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -86,6 +87,14 @@ class OneByte(Codec):
     linear = False
     example = "one-byte:16"
     source = "Zelikman et al. 2023"
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "count": "directions, a byte each; samples of a round",
+    }
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        count: int
 
     def __init__(self, count: int, own: int = 0) -> None:
         if not 1 <= count <= COUNT_MAX:

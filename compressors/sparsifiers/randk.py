@@ -13,8 +13,9 @@ Body: the values, float32. 32 bits a value sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.random import PCG64DXSM
@@ -24,12 +25,34 @@ from compressors.core.codec import CodecError, DecodeError, check_length, chunk_
 from compressors.core.context import NO_CONTEXT, ChunkContext
 from compressors.device import sparse
 from compressors.device.transfer import download, upload
-from compressors.sparsifiers.sparsifier import Floats, Indices, Sparsifier, fraction_of, kept_count
+from compressors.sparsifiers.sparsifier import (
+    Floats,
+    Indices,
+    Sparsifier,
+    check_fraction,
+    fraction_of,
+    kept_count,
+)
 
 
 class RandK(Sparsifier):
     example = "randk:0.01"
     indices_travel = False
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "fraction": "share of coordinates to keep, above 0 and up to 1",
+        "common": "one mask for all senders of a round, so that bodies add up",
+        "unscaled": "values as they are: biased, contractive",
+    }
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        fraction: float
+        common: bool = False
+        unscaled: bool = False
+
+        def __post_init__(self) -> None:
+            check_fraction("randk", self.fraction)
 
     def __init__(
         self,

@@ -87,9 +87,14 @@ def fraction_of(name: str, argument: str | None) -> float:
         raise CodecError(
             f"{name} needs the fraction to keep, such as {name}:0.01, not {argument!r}"
         ) from None
+    check_fraction(name, fraction)
+    return fraction
+
+
+def check_fraction(name: str, fraction: float) -> None:
+    """Raises `CodecError` unless it is a share of coordinates to keep."""
     if not 0 < fraction <= 1:
         raise CodecError(f"{name} keeps a fraction above 0 and up to 1, not {fraction}")
-    return fraction
 
 
 def kept_count(fraction: float, size: int) -> int:

@@ -12,9 +12,10 @@ within the segments, uint16, strictly increasing. 48 bits a value sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import ceil, isfinite, sqrt
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -24,7 +25,14 @@ from compressors.core.codec import DecodeError, chunk_array
 from compressors.core.scratch import scratch
 from compressors.device import sparse
 from compressors.device.transfer import download
-from compressors.sparsifiers.sparsifier import Floats, Indices, Sparsifier, fraction_of, kept_count
+from compressors.sparsifiers.sparsifier import (
+    Floats,
+    Indices,
+    Sparsifier,
+    check_fraction,
+    fraction_of,
+    kept_count,
+)
 
 SEGMENT = 1 << 16
 SAMPLE = 4096
@@ -39,6 +47,17 @@ class TopK(Sparsifier):
     contractive = True
     linear = False
     indices_travel = True
+
+    knobs: ClassVar[Mapping[str, str]] = {
+        "fraction": "share of coordinates to keep, above 0 and up to 1",
+    }
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        fraction: float
+
+        def __post_init__(self) -> None:
+            check_fraction("topk", self.fraction)
 
     def __init__(self, fraction: float) -> None:
         """The fraction of coordinates to keep, above 0 and up to 1."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic import BaseModel
+
 from coordinator.engine import sampling
 from exchange import algorithms, optimizers
 from methods import Requirement, SpecValues, requirements
@@ -16,7 +18,9 @@ def spec_values(spec: RunSpec) -> SpecValues:
     import compressors
     from exchange import downlink
 
-    values: dict[str, Any] = spec.model_dump(mode="python")
+    values: dict[str, Any] = {
+        key: dict(value) if isinstance(value, BaseModel) else value for key, value in spec
+    }
     table = values["compression"]
     for key in ("feedback", "down_feedback"):
         table[key] = compressors.build_feedback(table[key]).spelling

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self, cast
 
 from pydantic import (
     BaseModel,
@@ -16,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from methods.spelling import spell_table
 from muster import plugins
 from muster.files.digests import digest_bytes
 
@@ -36,6 +38,11 @@ def share(fraction: float, total: int) -> int:
 
 class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _spelled(value: Any) -> Any:
+    """A plug-in that carries its options in one string, "topk:0.01", may also be a table of name and options."""
+    return spell_table(cast(Mapping[str, Any], value)) if isinstance(value, Mapping) else value
 
 
 class OptionsTable(Table):
@@ -153,6 +160,11 @@ class AggregationTable(Table):
                     )  # the model is frozen, and this is part of its making
         return self
 
+    @field_validator("pre", mode="before")
+    @classmethod
+    def _spelled(cls, value: Any) -> Any:
+        return tuple(map(_spelled, value)) if isinstance(value, list | tuple) else value
+
     @field_validator("rule")
     @classmethod
     def _name_here(cls, value: str) -> str:
@@ -218,6 +230,11 @@ class CompressionTable(Table):
         "the sum",
     )
     down_feedback: str = Field("ef14", description="error feedback kept on the coordinator: none, ef14")
+
+    @field_validator("up", "feedback", "down", "down_feedback", mode="before")
+    @classmethod
+    def _spelled(cls, value: Any) -> Any:
+        return _spelled(value)
 
     @property
     def common_factor(self) -> bool:
@@ -374,6 +391,14 @@ class RunSpec(Table):
         wanted = math.floor((cohort - 1) / self.sampling.over_select) + 1
         quorum: float | None = self.round.quorum
         return wanted if quorum is None else math.ceil(quorum * wanted - 1e-9)
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Tables that came later are written where they say something, so that older specs keep their digests."""
+        data: dict[str, Any] = handler(self)
+        if self.exchange == ExchangeTable():  # type: ignore[call-arg]
+            data.pop("exchange", None)
+        return data
 
     def canonical_json(self) -> str:
         """Defaults filled in, keys sorted: equal specs give equal text."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from methods import kinds, options, registry
+from methods import kinds, options, registry, spelling
 from methods.registry import MethodError
 from methods.spelling import split
 from muster.errors import ConfigError
@@ -26,6 +26,15 @@ TABLES: Mapping[str, tuple[str, str]] = {
 }
 
 
+# Keys of [compression] whose one string names a plug-in and carries its options.
+SPELLED: Mapping[str, str] = {
+    "up": kinds.CODECS,
+    "feedback": kinds.FEEDBACKS,
+    "down": kinds.CODECS,
+    "down_feedback": kinds.FEEDBACKS,
+}
+
+
 def wrong_options(spec: RunSpec, *, given_only: bool = False) -> Iterator[Problem]:
     """Options that their plug-in has not, of which a needed one is missing, or that are of a wrong type.
 
@@ -39,6 +48,34 @@ def wrong_options(spec: RunSpec, *, given_only: bool = False) -> Iterator[Proble
         plugin = _loaded(group, getattr(table, key))
         if plugin is not None:
             yield from _wrong(name, table, plugin, getattr(table, key), group)
+
+    for place, spelled, group in _spellings(spec):
+        for called, part in spelling.parts(spelled):
+            argument = split(part)[1]
+            if argument is not None and spelling.is_named(argument):
+                yield from (Problem(place, said) for said in _wrong_part(group, called, argument))
+
+
+def _spellings(spec: RunSpec) -> Iterator[tuple[KeyPath, str, str]]:
+    """Where a string names plug-ins and carries their options."""
+    for key, group in SPELLED.items():
+        yield ("compression", key), getattr(spec.compression, key), group
+    for number, each in enumerate(spec.aggregation.pre):
+        yield ("aggregation", "pre", number), each, kinds.PRE_RULES
+
+
+def _wrong_part(group: str, name: str, argument: str) -> Iterator[str]:
+    plugin = _loaded(group, name)
+    if plugin is None:
+        return
+    try:
+        values = spelling.read_named(plugin, name, argument, group)
+    except MethodError as error:
+        yield str(error)
+        return
+    yield from (wrong.message for wrong in options.wrong_names(plugin, name, values, group))
+    for wrong in options.wrong_types(plugin, values, group):
+        yield f"{name}: {wrong.option} {wrong.message}"
 
 
 def _wrong(name: str, table: Any, plugin: type[Any], called: str, group: str) -> Iterator[Problem]:
@@ -97,12 +134,35 @@ def with_option_schemas(schema: dict[str, Any]) -> dict[str, Any]:
             }
             for each in registry.names(group)
         ]
+    compression = schema["$defs"]["CompressionTable"]["properties"]
+    for key, group in SPELLED.items():
+        compression[key] = _or_table(compression[key], group)
+    pre = schema["$defs"]["AggregationTable"]["properties"]["pre"]
+    pre["items"] = _or_table(pre["items"], kinds.PRE_RULES)
     schedule = schema["properties"]["schedule"]
     schema["properties"]["schedule"] = {
         "anyOf": [{"type": "string"}, {"$ref": schedule.pop("$ref")}],
         **schedule,
     }
     return schema
+
+
+def _or_table(field: dict[str, Any], group: str) -> dict[str, Any]:
+    """A spelling, or a table of name and options."""
+    tables = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": each},
+                "options": options.schema(registry.find(group, each), group),
+            },
+            "required": ["name"],
+            "additionalProperties": False,
+        }
+        for each in registry.names(group)
+    ]
+    kind = field.pop("type")
+    return {**field, "anyOf": [{"type": kind}, *tables]}
 
 
 def _option_schema(group: str, name: str, own: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,8 +42,10 @@ def unknown_names(data: Mapping[str, Any]) -> Iterator[Problem]:
         listed = (
             [((*path, i), v) for i, v in enumerate(value)] if isinstance(value, list) else [(path, value)]
         )
-        for place, name in listed:
+        for place, each in listed:
             own = OWN_NAMES.get(path, frozenset())
+            # A spelled one may be a table of name and options.
+            name = each.get("name") if isinstance(each, Mapping) and group in SPELLED else each
             if not isinstance(name, str) or name in own:
                 continue
             for part in spelling.spelled_names(name) if group in SPELLED else (name,):

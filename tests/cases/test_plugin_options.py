@@ -7,13 +7,15 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
+from hypothesis import given, strategies
 
+import compressors
 from coordinator.engine import sampling
 from coordinator.engine.sampling import Draw
 from coordinator.submission.checks import check_spec
-from exchange import optimizers
+from exchange import optimizers, recipe
 from exchange.optimizers import ServerOptimizer
-from methods import kinds
+from methods import MethodError, kinds, make, options_of, registry, spelling
 from muster.errors import ConfigError
 from muster.spec.load import parse_spec, spec_schema
 from muster.spec.model import RunSpec
@@ -180,6 +182,90 @@ def test_specs_without_options_have_the_digest_that_they_had() -> None:
     assert spec.digest == "4609433c5ef585a6f8a1ab9ceb3ad12d3015f9946d765245b09bab8a9d8e324a"
     table = RunSpec.model_validate({"task": "a:B", "rounds": 1, "schedule": {"name": "synchronous"}})
     assert table.digest == spec.digest
+
+
+def test_a_spelled_plug_in_may_be_a_table_of_name_and_options() -> None:
+    spec = parse_spec(
+        GOOD + "[compression]\nfeedback = { name = 'dgc', options = { momentum = 0.5, nesterov = true } }\n"
+        "[compression.up]\nname = 'topk'\n[compression.up.options]\nfraction = 0.25\n"
+        "[aggregation]\nrule = 'median'\nfaults = 0\npre = [{ name = 'bucketing', options = { s = 3 } }, 'nnm']\n",
+        "run.toml",
+    )
+    assert spec.compression.up == "topk:fraction=0.25"
+    check_spec(spec)
+    built = compressors.build(spec.compression.up)
+    assert built.spelling == "topk:0.25"
+    assert compressors.build_feedback(spec.compression.feedback).spelling == "dgc:0.5:nesterov"
+    assert recipe.pipeline(spec, 5).pre[0].rows(7) == 3
+    assert RunSpec.model_validate_json(spec.canonical_json()) == spec
+
+
+def test_wrong_options_of_spelled_plug_ins_are_told_with_their_lines() -> None:
+    assert mistakes(
+        "[compression]\nup = { name = 'topk', options = { fracton = 0.5 } }\n"
+        "down = 'topk:fraction=often+int8:stochastic=true'\nfeedback = 'dgc:momentum=0.5:clip=high'\n"
+        "[aggregation]\nrule = 'median'\nfaults = 0\npre = ['nnm', 'bucketing:t=3']\n"
+    ) == [
+        "run.toml:4: compression.up: topk has no option 'fracton' (did you mean 'fraction'?)",
+        "run.toml:5: compression.down: topk: fraction should be a number, but is 'often'",
+        "run.toml:6: compression.feedback: dgc: clip should be a number, but is 'high'",
+        "run.toml:10: aggregation.pre[1]: bucketing has no option 't' (known: s)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("up = { nam = 'topk' }", "compression.up: should be a name, or a table of name and options"),
+        ("up = { name = 'topkk' }", "there is no codec 'topkk' (did you mean 'topk'?)"),
+        ("up = { name = 'topk', options = { fraction = 'a:b' } }", "cannot be spelled"),
+    ],
+)
+def test_a_table_that_is_none_is_told(table: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_spec(GOOD + "[compression]\n" + table, "run.toml")
+    assert said in caught.value.message
+
+
+@pytest.mark.parametrize("group", [kinds.CODECS, kinds.FEEDBACKS])
+def test_every_shipped_codec_and_feedback_is_made_of_its_options_as_of_its_spelling(group: str) -> None:
+    build = compressors.build if group == kinds.CODECS else compressors.build_feedback
+    for name in registry.names(group):
+        plugin = registry.find(group, name)
+        found = options_of(plugin, group)
+        assert all(option.text for option in found), name
+        made = build("int8:stochastic" if name == "int8" else plugin.example or name)
+        values = {option.name: getattr(made, option.name, True) for option in found}
+        assert make(plugin, name, values, group).spelling == made.spelling
+        if values:
+            assert build(spelling.spell(name, values)).spelling == made.spelling
+
+
+@given(
+    fraction=strategies.floats(min_value=1e-300, max_value=1.0),
+    common=strategies.booleans(),
+    unscaled=strategies.booleans(),
+)
+def test_what_is_spelled_by_name_is_read_again(fraction: float, common: bool, unscaled: bool) -> None:
+    values = {"fraction": fraction, "common": common, "unscaled": unscaled}
+    built = compressors.build(spelling.spell("randk", values))
+    assert built.spelling == f"randk:{fraction!r}" + ":common" * common + ":unscaled" * unscaled
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"fraction": 2}, "above 0 and up to 1, not 2"),
+        ({"fraction": "0.1"}, "topk: fraction should be a number, but is '0.1'"),
+        ({}, "topk needs the option 'fraction'"),
+        ({"fraction": 0.1, "k": 3}, "topk has no option 'k' (known: fraction)"),
+    ],
+)
+def test_options_that_a_codec_refuses(values: dict[str, Any], said: str) -> None:
+    plugin = registry.find(kinds.CODECS, "topk")
+    with pytest.raises(MethodError) as caught:
+        make(plugin, "topk", values, kinds.CODECS)
+    assert said in str(caught.value)
 
 
 def test_the_schema_has_the_options_of_each_plug_in() -> None:
