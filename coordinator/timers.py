@@ -34,7 +34,7 @@ class RunTimers:
             due: set[str] = set()
             while self._wakes and self._wakes[0][0] <= now:
                 due.add(heapq.heappop(self._wakes)[1])
-            for run_id in due:
+            for run_id in sorted(due):
                 await self._runs.post_surely(Tick(run_id=run_id))
             timeout = max(0.0, self._wakes[0][0] - clock.now()) if self._wakes else None
             try:

@@ -6,7 +6,6 @@ pure function of its inputs with a fixed order of reduction: run again after a c
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -21,7 +20,6 @@ from muster.spec.model import RunSpec
 
 def aggregate(job: AggregationJob) -> AggregationResult:
     """Runs in a thread of its own, off the event loop. Raises `AggregationRefused`, `StorageError`."""
-    began = time.perf_counter()
     spec, updates = job.spec, job.updates
     refuse(spec, updates, job.cohort)
     with ExitStack() as stack:
@@ -42,7 +40,6 @@ def aggregate(job: AggregationJob) -> AggregationResult:
         state_digests=states,
         treatments=decision.treatments,
         reason=decision.reason,
-        seconds=time.perf_counter() - began,
         warnings=decision.warnings,
     )
 

@@ -71,5 +71,4 @@ class AggregationResult:
     state_digests: Mapping[str, str]
     treatments: tuple[Treated, ...]
     reason: str
-    seconds: float
     warnings: tuple[tuple[str, str], ...] = ()  # cause and sentence

@@ -5,7 +5,9 @@
         weights = await federation.model(run.run_id)
 
 The coordinator and the peers are those that `muster serve` and `muster join` run; they talk protobuf over the
-in-memory transport and train in worker processes.
+in-memory transport. On asyncio's own loop they train in worker processes and store on the disk. On a
+`simulator.virtual_loop.VirtualLoop` they train in this process, and the coordinator stores in memory: the same seed
+and the same network then give the same events to the byte.
 """
 
 from __future__ import annotations
@@ -14,100 +16,35 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from random import Random
+from typing import Any
 
 import structlog
 
-from coordinator.engine.standings import is_aside, is_present
-from coordinator.engine.state import ResumeRequested, RunStatus, RunSubmitted
 from coordinator.server import RunningCoordinator
-from coordinator.store import RoundRow, RunRow, WarningRow
+from coordinator.store import MemoryStore
 from muster.config.settings import CoordinatorConfig, LogLevel, PeerConfig
-from muster.errors import NotFoundError
+from muster.files.blobs import MemoryBlobStore
 from muster.files.folders import write_private
-from muster.model.modelfile import ModelFile, export_state
 from muster.runtime.cores import said_threads, share, usable_cores
-from muster.spec.model import RunSpec
+from muster.runtime.randomness import MACHINE
+from muster.seeds import derive_random
 from muster.transport import MemoryTransport
+from muster.transport.faults import FaultHook
+from muster.transport.memory import MemoryHub
+from muster.worker.base import Worker
 from muster.worker.environment import worker_environment
 from muster.worker.host import WorkerHost
-from peer.daemon import run_peer
+from peer.daemon import Peer
 from peer.work.devices import JOBS_MODULE, REST_JOB, WorkerPool
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from simulator.federation import COORDINATOR, LocalFederation
+from simulator.inline_worker import InlineWorker, inline_jobs
+from simulator.virtual_loop import VirtualLoop
 
 WORKERS_MIN = 4  # so that one slow peer of a few does not hold up the others
-SETTLED = ("FINISHED", "FAILED", "CANCELLED", "PAUSED")
-
-
-class LocalFederation:
-    def __init__(self, running: RunningCoordinator) -> None:
-        self._running = running
-        self._store = running.coordinator.store
-        self._submitted = 0
-
-    async def submit(self, spec: RunSpec) -> str:
-        """Gives the run id. Raises `ConfigError` if the spec names what is not installed."""
-        self._submitted += 1
-        run_id = f"local-{self._submitted}"
-        event = RunSubmitted(run_id=run_id, spec=spec, spec_toml="", request_id=run_id)
-        await self._running.coordinator.submissions.submit(event)
-        return run_id
-
-    async def run_to_end(self, spec: RunSpec) -> RunRow:
-        """Submits and waits as `settled` does; `state` and `reason` tell."""
-        return await self.settled(await self.submit(spec))
-
-    async def settled(self, run_id: str) -> RunRow:
-        """Waits until the run has ended, has paused itself after too many skipped rounds, or waits for peers since
-        some of those that are here are set aside."""
-        seen = 0
-        while True:
-            row = await self._store.run(run_id)
-            if row is not None and (row.state in SETTLED or self._starves(run_id)):
-                return row
-            seen = await self._store.wait_for_events(seen)
-
-    async def round(self, run_id: str, number: int) -> RoundRow:
-        """A round with its assignments, as far as it has come."""
-        row = await self._store.round(run_id, number)
-        if row is None:
-            raise NotFoundError("round.not_found", f"run {run_id!r} has no round {number}")
-        return row
-
-    def _starves(self, run_id: str) -> bool:
-        """Whether it waits for peers, with some here that are set aside: nobody else will come."""
-        run = self._running.coordinator.runs.get(run_id)
-        if run is None or run.status is not RunStatus.RUNNING:  # what is decided may not be stored yet
-            return False
-        if run.rounds or run.evaluations or run.rest is not None:
-            return False
-        here = filter(is_present, self._running.coordinator.members.views().values())
-        return any(is_aside(run, peer.peer_id) for peer in here)
-
-    async def resume(self, run_id: str) -> None:
-        """Resumes a paused run, and asks the peers that were set aside again. Raises `NotFoundError` for a run that has
-        ended."""
-        await self._running.coordinator.runs.post(ResumeRequested(run_id=run_id))
-
-    async def warnings(self, run_id: str) -> list[WarningRow]:
-        """What must not be silent of the run, newest last."""
-        return await self._store.warnings(run_id)
-
-    async def model(self, run_id: str) -> dict[str, Tensor]:
-        """The newest model version, as a state dict for the plain PyTorch model."""
-        row = await self._store.model(run_id)
-        if row is None:
-            raise NotFoundError("model.not_found", f"run {run_id!r} has no model yet")
-        file = ModelFile(self._running.coordinator.blobs.path(row.digest))
-        try:
-            return export_state(file)
-        finally:
-            file.close()
 
 
 @asynccontextmanager
@@ -122,17 +59,23 @@ async def start_local(
     coordinator: Mapping[str, Any] | None = None,
     workers: int | None = None,
     log_level: LogLevel | None = None,
+    network: FaultHook | None = None,
+    seed: int | None = None,
+    work_seconds_max: float = 0.0,
 ) -> AsyncGenerator[LocalFederation]:
-    """A coordinator and `peers` peers, named peer-0, peer-1, ..., with their state in `folder`.
+    """A coordinator and `peers` peers, named peer-0, peer-1, ..., with their state in `folder`, on the running loop.
 
     `data[i]` is peer i's `site.data` (default: its index and the count); `attacks` makes some of them lie, e.g.
-    `{0: {"name": "sign-flip"}}`; `coordinator` has more of its settings.
+    `{0: {"name": "sign-flip"}}`; `coordinator` has more of its settings. `network` says what befalls messages, as a
+    `simulator.network.Network` does. From `seed` come ids, secrets and waits (default: the virtual loop's seed, or the
+    machine's randomness).
 
     At most `workers` processes train (default: one for each core, but no fewer than `WORKERS_MIN`); more peers than
     that share them, which costs time and makes the same bytes. What a task keeps in its module, peers that share a
-    process share too. Nothing is logged unless `log_level` is given, or the program has configured structlog itself.
+    process share too. On a `VirtualLoop` there are no processes: every peer trains by itself here, and each of its jobs
+    takes up to `work_seconds_max` of the loop's time. Nothing is logged unless `log_level` is given, or the program has
+    configured structlog itself.
     """
-    transport = MemoryTransport()
     policy = folder / "policy.toml"
     write_private(policy, "".join(f'[[allow]]\ntask = "{task}"\n' for task in allow).encode())
     config = CoordinatorConfig.model_validate(
@@ -144,34 +87,94 @@ async def start_local(
             **(coordinator or {}),
         }
     )
+    settings = [
+        {
+            "name": f"peer-{index}",
+            "data_dir": folder / f"peer-{index}",
+            "policy": policy,
+            "device": "cpu",
+            "data": dict(data[index]) if data else {"index": index, "count": peers},
+            "task_folders": tuple(task_folders),
+            "attack": (attacks or {}).get(index),
+        }
+        for index in range(peers)
+    ]
     async with AsyncExitStack() as stack:
         stack.enter_context(_logging(log_level))
-        running = await RunningCoordinator.start(config, transport)
-        stack.push_async_callback(running.stop)
-        pool = await _shared(folder, peers, workers, stack)
-        daemons: list[asyncio.Task[None]] = []
-        stack.push_async_callback(_end, daemons)
+        parts = _Parts(network, seed, work_seconds_max)
+        if parts.inline:
+            stack.enter_context(inline_jobs(peers))
+            if parts.blobs is not None:
+                stack.callback(parts.blobs.close)
+            pool = None
+        else:
+            pool = await _shared(folder, peers, workers, stack)
+        address = config.address
+
+        async def start_coordinator() -> RunningCoordinator:
+            nonlocal address
+            running = await parts.start_coordinator(config.model_copy(update={"address": address}))
+            address = running.address
+            return running
+
+        async def run_peer(index: int) -> None:
+            values = {**settings[index], "coordinator": address}
+            await parts.run_peer(PeerConfig.model_validate(values), pool)
+
+        federation = LocalFederation(parts.hub, start_coordinator, run_peer)
+        await federation.start_coordinator()
+        stack.push_async_callback(federation.stop_coordinator)
+        stack.push_async_callback(federation.stop_peers)
         for index in range(peers):
-            settings = PeerConfig.model_validate(
-                {
-                    "name": f"peer-{index}",
-                    "coordinator": running.address,
-                    "data_dir": folder / f"peer-{index}",
-                    "policy": policy,
-                    "device": "cpu",
-                    "data": dict(data[index]) if data else {"index": index, "count": peers},
-                    "task_folders": tuple(task_folders),
-                    "attack": (attacks or {}).get(index),
-                }
-            )
-            daemons.append(asyncio.create_task(run_peer(settings, transport, workers=pool)))
-        yield LocalFederation(running)
+            federation.start_peer(index)
+        yield federation
 
 
-async def _end(daemons: Sequence[asyncio.Task[None]]) -> None:
-    for daemon in daemons:
-        daemon.cancel()
-    await asyncio.gather(*daemons, return_exceptions=True)
+class _Parts:
+    """What a federation on the running loop is made of."""
+
+    def __init__(self, network: FaultHook | None, seed: int | None, work_seconds_max: float) -> None:
+        loop = asyncio.get_running_loop()
+        self.inline = isinstance(loop, VirtualLoop)
+        self._seed = loop.seed if seed is None and isinstance(loop, VirtualLoop) else seed
+        self._work_seconds_max = work_seconds_max
+        self._starts = itertools.count()  # no two daemons draw alike, not even those of one peer
+        self.hub = MemoryHub(faults=network)
+        self._store = MemoryStore() if self.inline else None
+        self.blobs = MemoryBlobStore() if self.inline else None
+
+    async def start_coordinator(self, config: CoordinatorConfig) -> RunningCoordinator:
+        from coordinator.workers.jobs import JOBS
+
+        random = self._random(COORDINATOR)
+        return await RunningCoordinator.start(
+            config,
+            MemoryTransport(self.hub, name=COORDINATOR),
+            store=self._store,
+            blobs=self.blobs,
+            make_worker=self._maker(JOBS, COORDINATOR, random),
+            random=random,
+        )
+
+    async def run_peer(self, config: PeerConfig, pool: WorkerPool | None) -> None:
+        from peer.work.jobs import JOBS
+
+        random = self._random(config.name)
+        make = self._maker(JOBS, config.name, random)
+        if make is not None:
+            pool = WorkerPool(["cpu"], lambda _: make())
+        transport = MemoryTransport(self.hub, name=config.name)
+        await Peer(config, transport, workers=pool, random=random).run()
+
+    def _random(self, name: str) -> Random:
+        return MACHINE if self._seed is None else derive_random(self._seed, name, next(self._starts))
+
+    def _maker(self, jobs: Any, label: str, random: Random) -> Callable[[], Worker] | None:
+        if not self.inline:
+            return None
+        return lambda: InlineWorker(
+            jobs, label=label, seconds=lambda: random.uniform(0.0, self._work_seconds_max)
+        )
 
 
 async def _shared(folder: Path, peers: int, workers: int | None, stack: AsyncExitStack) -> WorkerPool | None:

@@ -38,6 +38,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def __init__(self, seed: int = 0, *, epoch_seconds: float = EPOCH_SECONDS) -> None:
         super().__init__()
+        self.seed = seed
         self._time = 0.0
         self._clock_resolution = _RESOLUTION_SECONDS
         self._selector = self  # the base class waits by `select`

@@ -120,7 +120,10 @@ class RoundAggregation:
         cohort = len(run.rounds[effect.round].cohort)
         names = aggregation.state_names(run.spec, updates, cohort=cohort, base_version=effect.base.version)
         await self._repairs.model(run.run_id, effect.base.digest, effect.base.size_bytes, afresh=True)
-        beside = [*kept_beside(updates).union(states.values()), *(update.path.name for update in updates)]
+        beside = [
+            *sorted(kept_beside(updates).union(states.values())),
+            *(update.path.name for update in updates),
+        ]
         await asyncio.gather(*(blobs.verified(digest, afresh=True) for digest in beside))
         model_out = blobs.temporary()
         states_out = {name: blobs.temporary() for name in names}
@@ -138,18 +141,25 @@ class RoundAggregation:
         )
         try:
             loop = asyncio.get_running_loop()
-            result = await loop.run_in_executor(self._executor, aggregation.aggregate, job)
+
+            def timed() -> tuple[AggregationResult, float]:
+                began = loop.time()
+                return aggregation.aggregate(job), loop.time() - began
+
+            result, seconds = await loop.run_in_executor(self._executor, timed)
             async with self._files:
                 await blobs.adopt(model_out, result.model_digest)
                 for name, digest in result.state_digests.items():
                     await blobs.adopt(states_out[name], digest)
-                await self._runs.post_surely(_aggregated(effect, result, states))
+                await self._runs.post_surely(_aggregated(effect, result, seconds, states))
         finally:
             for path in (model_out, *states_out.values()):
                 path.unlink(missing_ok=True)
 
 
-def _aggregated(effect: Aggregate, result: AggregationResult, before: Mapping[str, str]) -> Aggregated:
+def _aggregated(
+    effect: Aggregate, result: AggregationResult, seconds: float, before: Mapping[str, str]
+) -> Aggregated:
     """`before` are the states at the base version: those that the round did not touch stay as they are."""
     return Aggregated(
         run_id=effect.run_id,
@@ -171,7 +181,7 @@ def _aggregated(effect: Aggregate, result: AggregationResult, before: Mapping[st
             )
             for treated in result.treatments
         ),
-        seconds=result.seconds,
+        seconds=seconds,
         how=one_line(result.reason),
         warnings=result.warnings,
         states={**before, **result.state_digests},

@@ -38,6 +38,12 @@ _modules: dict[str, nn.Module] = {}  # of the task that was at work last
 _drawn: dict[str, nn.Module] = {}  # of the run that was submitted last, as drawn
 
 
+def start_over() -> None:
+    """As in a process that has just started."""
+    for held in (_tasks, _ready, _modules, _drawn):
+        held.clear()
+
+
 def _site(args: dict[str, Any]) -> Site:
     return Site(name="coordinator", options=args["options"], seed=args["seed"], coordinator=True)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator
-from concurrent.futures import Future
 from pathlib import Path
 
 from muster.errors import OffsetError, StorageError
@@ -62,7 +61,8 @@ async def read_chunks(
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise storage_error(path, error) from error
-    reading: Future[list[EncodedChunk]] | None = None
+    loop = asyncio.get_running_loop()
+    reading: asyncio.Future[list[EncodedChunk]] | None = None
     chunk_bytes = max(CHUNK_BYTES_MIN, min(chunk_bytes or CHUNK_BYTES, CHUNK_BYTES))
     try:
         size = os.fstat(fd).st_size
@@ -75,18 +75,25 @@ async def read_chunks(
         while offset < size:
             end = min(size, offset + step)
             if reading is None:
-                reading = disk_threads().submit(_read, path, fd, offset, end)
-            chunks = await asyncio.wrap_future(reading)
+                reading = loop.run_in_executor(disk_threads(), _read, path, fd, offset, end)
+            chunks = await asyncio.shield(reading)
             offset = end
             if offset < size:
-                reading = disk_threads().submit(_read, path, fd, offset, min(size, offset + step))
+                end = min(size, offset + step)
+                reading = loop.run_in_executor(disk_threads(), _read, path, fd, offset, end)
             for chunk in chunks:
                 yield chunk
     finally:
         if reading is None:
             os.close(fd)
         else:  # an abandoned read may still be under way
-            reading.add_done_callback(lambda _: os.close(fd))
+            reading.add_done_callback(lambda read: _close(fd, read))
+
+
+def _close(fd: int, read: asyncio.Future[list[EncodedChunk]]) -> None:
+    os.close(fd)
+    if not read.cancelled():
+        read.exception()  # nobody else asks for it
 
 
 def _read(path: Path, fd: int, offset: int, end: int) -> list[EncodedChunk]:

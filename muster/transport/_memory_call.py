@@ -22,7 +22,7 @@ _PIPE_MESSAGES = 2  # in flight each way; enough that both sides work at once, f
 
 
 class MemoryCall:
-    """`members` are the calls under way (of a connection, of a server) that it enters and leaves. The
+    """`members` are the calls under way (of a connection, of a server...) that it enters and leaves. The
     first is its connection: a fault that drops it breaks off all of its calls."""
 
     def __init__(
@@ -36,13 +36,13 @@ class MemoryCall:
         dispatcher: Dispatcher,
         headers: dict[str, str],
         faults: FaultHook,
-        members: tuple[Calls, Calls],
+        members: tuple[Calls, ...],
     ) -> None:
         self.requests = Pipe(_PIPE_MESSAGES)
         self._responses = Pipe(_PIPE_MESSAGES)
         self.bodies = self.requests.messages()
         self._address = address
-        self._caller, self._callee = caller, callee
+        self.caller, self.callee = caller, callee
         self._route = route
         self._dispatcher = dispatcher
         self.context = CallContext(address=connection, headers=headers)
@@ -111,8 +111,8 @@ class MemoryCall:
     async def _carry(self, body: bytes, *, to_server: bool, index: int) -> None:
         passage = Passage(
             address=self._address,
-            caller=self._caller,
-            callee=self._callee,
+            caller=self.caller,
+            callee=self.callee,
             method=self._route.method,
             to_server=to_server,
             index=index,

@@ -71,7 +71,7 @@ class Turns:
     def __init__(self, count: int, limits: Limits) -> None:
         self._limits = limits
         self._free = asyncio.Semaphore(count)
-        self._held: set[Turn] = set()
+        self._held: dict[Turn, None] = {}  # in the order in which they came
         self._waiting = 0
         self._watch: asyncio.Task[None] | None = None
 
@@ -79,11 +79,11 @@ class Turns:
     async def one(self) -> AsyncGenerator[Turn, None]:
         await self._take()
         turn = Turn()
-        self._held.add(turn)
+        self._held[turn] = None
         try:
             yield turn
         finally:
-            self._held.discard(turn)
+            self._held.pop(turn, None)
             self._free.release()
 
     async def _take(self) -> None:

@@ -37,8 +37,15 @@ class MemoryHub:
     def __init__(self, *, faults: FaultHook | None = None) -> None:
         self.faults = faults
         self.servers: dict[str, MemoryServer] = {}
+        self.calls: Calls = {}  # all that are under way
         self.ports = itertools.count(1)
         self.channels = itertools.count(1)
+
+    def cut(self, name: str) -> None:
+        """Breaks every connection of the transport of that name, as when its process dies."""
+        for call in list(self.calls):
+            if name in (call.caller, call.callee):
+                call.break_off("the connection was lost")
 
 
 class MemoryTransport:
@@ -192,7 +199,7 @@ class MemoryChannel:
             dispatcher=server.dispatcher,
             headers=self._headers,
             faults=lambda passage: self._hub.faults(passage) if self._hub.faults else None,
-            members=(self._calls[method.bulk], server.calls),
+            members=(self._calls[method.bulk], server.calls, self._hub.calls),
         )
 
     def _late(self, method: Method[Any, Any], timeout_seconds: float | None) -> DeadlineError:

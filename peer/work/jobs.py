@@ -54,6 +54,7 @@ from peer.training.contributing import STATE, RunAlgorithm, as_contribution
 from peer.work.orders import DrawOrder, Evaluated, EvaluateOrder, Order, PrepareOrder, Trained, TrainOrder
 
 PLACES_MAX = 64  # sites whose datasets are kept in memory at once
+_places_max = PLACES_MAX
 MODULES_BYTES_MAX = 256 << 20  # of modules that other sites on the CPU keep while one works
 LOCAL_STATE = "local"  # the state array that holds what of the model is this peer's own
 ENCODING_SHARE = 0.1  # of a training job's progress
@@ -129,6 +130,13 @@ def _require_sources(order: Order, found: str) -> None:
 _places: OrderedDict[tuple[str, str], Place] = OrderedDict()
 
 
+def start_over(places_max: int = PLACES_MAX) -> None:
+    """As in a process that has just started. It keeps what so many sites load."""
+    global _places_max  # noqa: PLW0603  # jobs are functions, and this is what their process is like
+    _places.clear()
+    _places_max = places_max
+
+
 def _key(order: Order) -> tuple[str, str]:
     return (
         order.run_id,
@@ -141,7 +149,7 @@ def _place(order: Order) -> Place:
     place = _places.pop(key, None) or Place(order)
     _trim_modules(order.device)
     _places[key] = place
-    while len(_places) > PLACES_MAX:
+    while len(_places) > _places_max:
         _places.popitem(last=False)
     return place
 

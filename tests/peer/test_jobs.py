@@ -466,7 +466,7 @@ def test_modules_of_sites_that_share_a_process_stay_while_they_are_small(
     limit: int,
     kept: int,
 ) -> None:
-    monkeypatch.setattr(jobs, "PLACES_MAX", 4)
+    monkeypatch.setattr(jobs, "_places_max", 4)
     monkeypatch.setattr(jobs, "MODULES_BYTES_MAX", limit)
     jobs._places.clear()
     for width in range(4, 4 + jobs.PLACES_MAX + 2):
