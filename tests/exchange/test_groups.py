@@ -138,7 +138,7 @@ def folded(tmp_path: Path, sender: Sender) -> Callable[..., list[float]]:
             coders=[GroupCoder(group, vector, CONTEXTS) for _ in readers],
             readers=readers,
         )
-        given = {"shares": [1.0 / len(rows)] * len(rows), "faults": 0, "seed": 0, **more}
+        given: dict[str, Any] = {"shares": [1.0 / len(rows)] * len(rows), "faults": 0, "seed": 0, **more}
         advance(updates, before, tmp_path / "kept", **given)
         found = read_kept(vector, tmp_path / "kept")["value"].tolist()
         assert len(found) == 2
