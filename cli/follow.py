@@ -9,8 +9,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cli.client import Client
+from cli.json_output import emit_json
 from cli.lines import Lines, why
-from cli.output import WARNED, console, emit_json, note, warn
+from cli.output import WARNED, console, note, warn
 from cli.settings import Settings
 from muster.errors import DeadlineError, RunUnsuccessful, UnreachableError
 from protos.v1 import admin_pb2 as pb

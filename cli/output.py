@@ -6,16 +6,16 @@ error is a document too, `{"error": {...}}`, so that a script has one place to r
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from cli.json_output import emit_json
 from cli.settings import Settings
 from muster.errors import MusterError, UsageError
-from muster.texts import escaped_json, shown
+from muster.texts import shown
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -57,14 +57,6 @@ def print_human(settings: Settings, made: RenderableType) -> None:
     with out.capture() as captured:
         out.print(made)
     sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
-
-
-def emit_json(data: Any, *, line: bool = False) -> None:
-    """One document; with `line` on one line, written through at once."""
-    text = escaped_json(json.dumps(data, allow_nan=False, indent=None if line else 2, ensure_ascii=False))
-    sys.stdout.write(text + "\n")
-    if line:
-        sys.stdout.flush()
 
 
 def note(settings: Settings, text: str) -> None:

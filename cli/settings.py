@@ -146,7 +146,7 @@ def show_version(settings: Settings) -> None:
     from muster.runtime.version import muster_version
 
     if settings.json:
-        from cli.output import emit_json
+        from cli.json_output import emit_json
         from muster.wire import PROTOCOL_VERSION
 
         emit_json({"version": muster_version(), "protocol": PROTOCOL_VERSION})

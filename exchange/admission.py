@@ -19,9 +19,9 @@ from aggregators.core.gram import LONGEST_KEPT
 from compressors.core import integers
 from exchange import group_files, links
 from exchange.contexts import ChunkContexts
+from exchange.declared_groups import groups_of_run
 from exchange.factors import CommonFactor
 from exchange.facts import UpdateFacts
-from exchange.groups import groups_of_run
 from exchange.payload import BESIDE, GroupSpec, PayloadReader, groups_of
 from muster.errors import UpdateRejected
 from muster.model.integers import bounds

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 
 from exchange import downlink, folds, groups, kept, optimizers, recipe, step
 from exchange.decision import decide, refuse
+from exchange.declared_groups import groups_of_roles
 from exchange.decoded import decoded, kept_names
 from exchange.job import AggregationJob, AggregationResult, UpdateInput
 from exchange.names import DELTA, FACTOR
@@ -54,5 +55,5 @@ def state_names(
         *((DELTA,) if downlink.compresses(spec) else ()),
         *((FACTOR,) if spec.compression.common_factor else ()),
         *kept.state_names(spec, recipe.pipeline(spec, cohort), updates),
-        *groups.kept_names(groups.groups_of_roles(spec, [update.role for update in updates])),
+        *groups.kept_names(groups_of_roles(spec, [update.role for update in updates])),
     )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import aggregators
+from exchange.declared_groups import groups_of_roles
 from exchange.decoded import Decoded
 from exchange.groups import (
     ADD,
@@ -30,7 +31,6 @@ from exchange.groups import (
     SHARES,
     Group,
     GroupCoder,
-    groups_of_roles,
 )
 from exchange.job import AggregationJob
 from exchange.payload import PayloadReader

@@ -9,9 +9,8 @@ under "group/" and its name, and peers fetch it with their base.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,7 +20,6 @@ from compressors.compose.planned import Planned
 from compressors.core import integers
 from compressors.feedback.feedback import LOSSLESS
 from compressors.lowrank.lowrank import LowRank
-from exchange import algorithms
 from exchange.contexts import ChunkContexts, pieces
 from exchange.names import KEPT
 from muster.errors import ConfigError, TaskError
@@ -36,10 +34,6 @@ from muster.model.layout import (
 )
 from muster.plugins import names as plugin_names
 from muster.seeds import derive_seed
-from muster.work import TRAIN, algorithm_of
-
-if TYPE_CHECKING:
-    from muster.spec.model import RunSpec
 
 GROUPS_MAX = 16  # of one algorithm
 NAME_CHARACTERS_MAX = 64
@@ -160,49 +154,6 @@ def _wrong_codec(group: Group) -> str | None:
     if feedback.receiver_state_names or feedback.has_momentum or feedback.whole_batches:
         return f"the feedback {group.feedback} is for the parameters alone: ef14 or none"
     return feedback.refuse(codec, CHUNK_COORDINATES)
-
-
-def declared(algorithm: object, name: str) -> tuple[Group, ...]:
-    """What an algorithm declares as its `groups`. Raises `ConfigError` "train.bad_group"."""
-    groups: Sequence[Group] = tuple(getattr(algorithm, "groups", ()))
-    wrong = (
-        f"has {len(groups)} groups, more than {GROUPS_MAX}"
-        if len(groups) > GROUPS_MAX
-        else "has two groups of one name"
-        if len({group.name for group in groups}) < len(groups)
-        else ""
-    )
-    if wrong:
-        raise ConfigError("train.bad_group", f"the algorithm {name!r} {wrong}", fix="correct its `groups`")
-    return tuple(groups)
-
-
-def groups_of_run(spec: RunSpec, role: str = TRAIN) -> tuple[Group, ...]:
-    """What the algorithm of a role's training declares; nothing where it is not installed here or refuses its options,
-    of which peers tell. Raises `ConfigError` "train.bad_group"."""
-    name = algorithm_of(role, spec.train.algorithm)
-    options = spec.train.options if name == spec.train.algorithm else {}
-    try:
-        algorithm = algorithms.build(name, options)
-    except ConfigError as error:
-        if error.id == "train.bad_group":
-            raise
-        return ()
-    return declared(algorithm, name)
-
-
-def groups_of_roles(spec: RunSpec, roles: Iterable[str]) -> tuple[Group, ...]:
-    """Those of all these roles. Raises `ConfigError` "train.bad_group" where two mean different groups by one name."""
-    found: dict[str, Group] = {}
-    for role in sorted(set(roles)):
-        for group in groups_of_run(spec, role):
-            if found.setdefault(group.name, group) != group:
-                raise ConfigError(
-                    "train.bad_group",
-                    f"two algorithms of the run have a group {group.name!r}, and not the same",
-                    fix="name them apart",
-                )
-    return tuple(found.values())
 
 
 def kept_names(groups: Sequence[Group]) -> tuple[str, ...]:

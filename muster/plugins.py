@@ -5,8 +5,8 @@ Looking a name up imports nothing, so that a run spec is checked without torch; 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 from methods import options, registry
 from methods.kinds import ALIASES, KINDS
@@ -21,8 +21,14 @@ from methods.registry import (
 )
 from muster.errors import ConfigError
 
-if TYPE_CHECKING:
-    from muster.spec.model import OptionsTable
+
+class HasOptions(Protocol):
+    """A table of a run spec: its keys with their values, and the options of its plug-in."""
+
+    @property
+    def options(self) -> Mapping[str, Any]: ...
+    def __iter__(self) -> Iterator[tuple[str, Any]]: ...
+
 
 GROUPS = {group: kind.word for group, kind in KINDS.items()}
 
@@ -54,7 +60,7 @@ def find(group: str, name: str) -> Any:
         ) from error
 
 
-def values(group: str, name: str, table: OptionsTable) -> dict[str, Any]:
+def values(group: str, name: str, table: HasOptions) -> dict[str, Any]:
     """The options that a table of a run spec gives to its plug-in: what stands in `options`, and of the table's own
     keys those that the plug-in has an option for. Raises `ConfigError` as `find`."""
     known = {option.name for option in options.options_of(find(group, name), group)}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Container, Iterable
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -27,14 +30,18 @@ def modules_after(code: str) -> set[str]:
     return {name.partition(".")[0] for name in done.stderr.splitlines()}
 
 
+def wheel_packages() -> list[str]:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    return list(pyproject["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"])
+
+
 def test_imports_only_go_down() -> None:
     done = run(SCRIPTS / "lint-imports", "--no-cache")
     assert done.returncode == 0, done.stdout
 
 
 def test_the_import_rules_name_every_package_of_the_wheel() -> None:
-    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    packages = pyproject["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    packages = wheel_packages()
     rules = (ROOT / ".importlinter").read_text()
     named = rules.split("root_packages =")[1].split("include_external")[0].split()
     assert sorted(named) == sorted(packages)
@@ -53,6 +60,49 @@ def test_a_package_that_looks_up_is_found_out(tmp_path: Path) -> None:
     done = run(SCRIPTS / "lint-imports", "--no-cache", "--config", tmp_path / "rules", cwd=tmp_path)
     assert done.returncode != 0
     assert "low is not allowed to import high" in done.stdout
+
+
+def circles(packages: Iterable[Path]) -> list[list[str]]:
+    """Files that import each other, however far round: also under TYPE_CHECKING and inside functions."""
+    files: dict[str, Path] = {}
+    for package in packages:
+        for path in package.rglob("*.py"):
+            parts = path.relative_to(package.parent).with_suffix("").parts
+            files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    sorter: TopologicalSorter[str] = TopologicalSorter()
+    for name, path in files.items():
+        sorter.add(name, *(imported(path, files) - {name}))
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        return [list(error.args[1])]
+    return []
+
+
+def imported(path: Path, files: Container[str]) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(each.name for each in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = (f"{node.module}.{each.name}" for each in node.names)
+            found.update(name if name in files else node.module for name in names)
+    return {name for name in found if name in files}
+
+
+def test_no_import_circle_between_files() -> None:
+    assert circles(ROOT / name for name in (*wheel_packages(), "benchmarks", "examples", "tools")) == []
+
+
+def test_an_import_circle_is_found_out(tmp_path: Path) -> None:
+    package = tmp_path / "ring"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "one.py").write_text("from ring import two\n")
+    (package / "two.py").write_text("def late():\n    from ring.three import name\n")
+    hint = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import ring.one\n"
+    (package / "three.py").write_text(hint)
+    assert set(circles([package])[0]) == {"ring.one", "ring.two", "ring.three"}
 
 
 def test_generated_protobuf_code_is_that_of_the_proto_files(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.json_output import emit_json
 from cli.node import node_config
-from cli.output import emit, emit_json, warn
+from cli.output import emit, warn
 from cli.settings import Settings, command
 
 

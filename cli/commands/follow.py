@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.commands.runs import RunName
-from cli.output import WARNED, console, emit, emit_json, note, print_human
+from cli.json_output import emit_json
+from cli.output import WARNED, console, emit, note, print_human
 from cli.settings import Settings, command
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.json_output import emit_json
 from cli.node import node_config, pairs, sections
-from cli.output import emit, emit_json
+from cli.output import emit
 from cli.settings import Settings, command, show_version
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from muster.task.task import Task
+
+class HasLoss(Protocol):
+    """A task, as far as evaluating a classifier goes."""
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor: ...
 
 
 def evaluate_classifier(
-    task: Task, model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 256
+    task: HasLoss, model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 256
 ) -> dict[str, float]:
     """`loss` (mean of the task's own loss over the examples), `accuracy` and `examples`.
 

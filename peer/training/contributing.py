@@ -11,8 +11,9 @@ import torch
 
 from exchange import algorithms
 from exchange.contribution import Contribution, RoundContext
+from exchange.declared_groups import declared
 from exchange.folds import read_kept
-from exchange.groups import Group, declared
+from exchange.groups import Group
 from exchange.tensorfile import read_tensors
 from muster.errors import TaskError
 from muster.model.layout import ParameterLayout

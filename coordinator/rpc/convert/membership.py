@@ -151,6 +151,6 @@ def _groups(run: RunState, work: Work) -> tuple[str, ...]:
     has the coordinator keep."""
     if work.groups or evaluates(work.role) or not work.base:
         return work.groups
-    from exchange.groups import groups_of_run
+    from exchange.declared_groups import groups_of_run
 
     return tuple(group.name for group in groups_of_run(run.spec, work.role) if group.keep)
