@@ -19,7 +19,7 @@ import typer
 
 from cli.commands import aggregators as aggregator
 from cli.commands import compressors as compressor
-from cli.commands import configs, federation, follow, machine, models, peers, rounds, runs, tasks
+from cli.commands import configs, federation, follow, machine, models, peers, plugins, rounds, runs, tasks
 from cli.output import print_error
 from cli.settings import group, root
 from muster.errors import InternalError, MusterError, UsageError
@@ -57,6 +57,7 @@ def build() -> typer.Typer:
     compressor.register(
         group(app, "compressor", help="Codecs and feedbacks: how small, how true, what is kept.")
     )
+    plugins.register(group(app, "plugin", help="Plug-ins of every kind: what is installed, and its options."))
     configs.register(group(app, "config", help="Settings of this machine, and run specs: show, check."))
     return app
 

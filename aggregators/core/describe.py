@@ -13,6 +13,7 @@ from aggregators.core.options import RuleError
 from aggregators.core.rule import Needs
 from methods import spelling as spellings
 from methods.options import options_of
+from methods.options import schema as option_schema
 
 NEEDS = {
     Needs.GRAM: "the inner products of all updates: one more pass over them",
@@ -42,6 +43,9 @@ class Description:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
     knobs: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
     text: str = ""  # its equation, bound and cost, as the class tells them
+    schema: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict[str, Any]
+    )  # JSON Schema of its options
 
 
 def describe(spelling: str) -> Description:
@@ -84,6 +88,7 @@ def _describe(group: str, name: str) -> Description:
         options=options,
         knobs={option: told.get(option, "") for option in options},
         text=text,
+        schema=option_schema(plugin, group),
     )
 
 

@@ -20,6 +20,7 @@ from compressors.core.registry import (
     feedback_names,
 )
 from compressors.feedback.feedback import Feedback
+from methods.options import schema
 from methods.registry import nearest
 from methods.spelling import CHAIN, CHOICE, split
 
@@ -42,6 +43,9 @@ class Description:
     source: str = ""
     argument: str = ""  # what may stand after the colon, where the class tells
     text: str = ""  # its equations, bounds and bytes, as class or module tell them
+    schema: Mapping[str, Any] = field(
+        default_factory=dict[str, Any]
+    )  # JSON Schema of its options; {} of several
     lacking: str = ""  # why there is no spelling, in one sentence
 
 
@@ -177,4 +181,5 @@ def _told(plugin: type[Codec] | type[Feedback]) -> dict[str, Any]:
         "source": plugin.source,
         "argument": inspect.cleandoc(getattr(plugin.__dict__.get("__init__"), "__doc__", None) or ""),
         "text": text,
+        "schema": schema(plugin),
     }
