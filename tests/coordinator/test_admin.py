@@ -257,7 +257,7 @@ async def test_a_coordinator_whose_loop_has_ended_says_so(
 
     monkeypatch.setattr("coordinator.membership.detector.decide", broken)
     told = await asyncio.wait_for(asyncio.shield(coordinator.failed), 20)
-    assert "a defect" in told
+    assert "a defect" in told.message
 
 
 async def test_while_the_store_refuses_nothing_is_lost(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -263,6 +263,8 @@ class World:
         before = self.state
         decision = decide(before, event, self.now, self.peers, self.schedule)
         assert decision.reason, f"{event} is answered with no reason"
+        if not decision.accepted:
+            assert (decision.state, decision.transitions, decision.effects) == (before, (), ())
         return self._take(decision)
 
     def _take(self, decision: Decision) -> Decision:
