@@ -102,10 +102,13 @@ class Replays:
             raise StateError(
                 "replay.no_model", f"round {number} is {row.state}: it made no model to compare with"
             )
-        delivered = [a for a in row.assignments if a.digest and a.state == "DELIVERED"]
-        states = await store.optimizer_states(run_id, row.base_version)
+        delivered = await store.folded(run_id, number)
+        base = await store.model(run_id, version=(row.model_version or 0) - 1)  # the newest when it closed
+        if base is None:
+            raise AssertionError(f"round {number} of run {run_id} is committed and has moved no version")
+        states = await store.optimizer_states(run_id, base.version)
         digests = {
-            "its base version": [row.base_digest],
+            "its base version": [base.digest],
             "the version it made": [row.model_digest],
             "its updates": [a.digest for a in delivered],
             "the server's state before it": list(states.values()),
@@ -122,9 +125,12 @@ class Replays:
                 )
         spec = RunSpec.model_validate_json(run.spec_json)
         bases = UpdateBases(store, blobs, run_id, spec)
+        weights: dict[str, float] = {}
+        if row.fold is not None and row.fold.weights is not None:
+            weights = dict(zip(row.fold.updates, row.fold.weights, strict=True))
         job = AggregationJob(
             spec=spec,
-            base=blobs.path(row.base_digest),
+            base=blobs.path(base.digest),
             updates=[
                 UpdateInput(
                     assignment_id=a.assignment_id,
@@ -133,12 +139,13 @@ class Replays:
                     examples=a.examples,
                     base=await bases.of(a.peer_id, version=a.work.base, round=a.round),
                     role=a.work.role,
+                    weight=weights.get(a.assignment_id),
                 )
-                for a in sorted(delivered, key=lambda a: a.peer_id)
+                for a in sorted(delivered, key=lambda a: (a.peer_id, a.round))
             ],
             states={name: blobs.path(digest) for name, digest in states.items()},
-            base_version=row.base_version,
-            base_digest=row.base_digest,
+            base_version=base.version,
+            base_digest=base.digest,
             round=number,
             cohort=len(row.cohort),
             model_out=Path(),

@@ -167,6 +167,7 @@ def _contexts(expected: Expected) -> ChunkContexts:
         base_digest=expected.base_digest,
         round=expected.round,
         peer_id=expected.peer_id,
+        role=expected.role,
     )
 
 

@@ -40,6 +40,9 @@ def decide(
 ) -> Decision:
     """Sweeps the columns once, if the rule needs to know them. Raises `AggregationRefused`."""
     pipeline = recipe.pipeline(spec, cohort)
+    given = [0.0 if update.weight is None else update.weight for update in updates]
+    if any(update.weight is not None for update in updates):
+        return _told(spec, updates, _sum(given, pipeline), cohort=cohort)
     trusted = spec.aggregation.trusted_peer
     survey = aggregators.Survey(
         pipeline,
@@ -58,7 +61,17 @@ def decide(
         )
     except aggregators.RuleError as error:
         raise AggregationRefused(str(error)) from error
-    capped = _capped(spec, updates, pipeline)
+    return _told(spec, updates, plan, cohort=cohort, capped=_capped(spec, updates, pipeline))
+
+
+def _told(
+    spec: RunSpec,
+    updates: Sequence[UpdateInput],
+    plan: aggregators.Plan,
+    *,
+    cohort: int,
+    capped: Sequence[str] = (),
+) -> Decision:
     return Decision(
         plan=plan,
         treatments=tuple(
@@ -76,13 +89,27 @@ def decide(
     )
 
 
-def _weights(spec: RunSpec, updates: Sequence[UpdateInput]) -> Tensor | None:
-    """Shares of a weighted mean: what the updates were given, else declared example counts, which the spec may cap,
-    since they are only the peers' word."""
-    if any(update.weight is not None for update in updates):
-        return torch.tensor(
-            [1.0 if update.weight is None else update.weight for update in updates], dtype=torch.float64
+def _sum(weights: Sequence[float], pipeline: aggregators.Pipeline) -> aggregators.Plan:
+    """The sum by weights that were given, as they are. Raises `AggregationRefused` where the rule is no mean."""
+    if not pipeline.uses_weights:
+        raise AggregationRefused(
+            "the updates were given weights, which only a mean without a pre-rule takes: "
+            'set aggregation.rule = "mean", or a schedule that gives none'
         )
+    given = torch.tensor(weights, dtype=torch.float64)
+    return aggregators.Plan(
+        n=len(weights),
+        matrix=given[None, :],
+        reducer=None,
+        scores=given,
+        treatment=tuple(f"weighs {weight:.4g} in the sum" for weight in weights),
+        reason=f"sum of {len(weights)} updates by weights that are {float(given.sum()):.4g} in all",
+    )
+
+
+def _weights(spec: RunSpec, updates: Sequence[UpdateInput]) -> Tensor | None:
+    """Shares of a weighted mean: declared example counts, which the spec may cap, since they are only the peers'
+    word."""
     table = spec.aggregation
     if table.weights == "uniform":
         return None

@@ -178,7 +178,12 @@ def decoded(
             stack.callback(reader.close)
             readers.append(reader)
             contexts = links.contexts(
-                spec, layout, base_digest=base.digest, round=base.round, peer_id=update.peer_id
+                spec,
+                layout,
+                base_digest=base.digest,
+                round=base.round,
+                peer_id=update.peer_id,
+                role=update.role,
             )
             spelling = reader.manifest.codec_of(PARAMS)
             link = links.Link(spec, spelling, contexts, estimate=base.estimate, factor=factors[base.digest])

@@ -22,6 +22,7 @@ from exchange.statefile import StateReader
 from muster.model.layout import BUFFERS, PARAMS, Column, ParameterLayout
 from muster.seeds import assignment_seed
 from muster.spec.model import RunSpec
+from muster.work import TRAIN
 
 RESET = "identity"
 
@@ -43,10 +44,10 @@ def codecs(spec: RunSpec, version: int) -> tuple[str, ...]:
 
 
 def contexts(
-    spec: RunSpec, layout: ParameterLayout, *, base_digest: str, round: int, peer_id: str
+    spec: RunSpec, layout: ParameterLayout, *, base_digest: str, round: int, peer_id: str, role: str = TRAIN
 ) -> ChunkContexts:
-    """Of the chunks of this peer's update."""
-    sender = assignment_seed(spec.seed, "train", round, peer_id)
+    """Of the chunks of this peer's update, made in this role."""
+    sender = assignment_seed(spec.seed, role, round, peer_id)
     return ChunkContexts(layout=layout, base_digest=base_digest, round=round, sender=sender)
 
 

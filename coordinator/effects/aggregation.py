@@ -104,6 +104,7 @@ class RoundAggregation:
         if run is None:
             return
         states = await self._store.optimizer_states(effect.run_id, effect.base.version)
+        weights = effect.weights or (None,) * len(effect.updates)
         bases = UpdateBases(self._store, blobs, run.run_id, run.spec)
         updates = [
             UpdateInput(
@@ -113,8 +114,9 @@ class RoundAggregation:
                 examples=assignment.update.examples,
                 base=await bases.of(assignment.peer_id, version=assignment.work.base, round=assignment.round),
                 role=assignment.work.role,
+                weight=weight,
             )
-            for assignment in effect.updates
+            for assignment, weight in zip(effect.updates, weights, strict=True)
             if assignment.update is not None
         ]
         cohort = len(run.rounds[effect.round].cohort)

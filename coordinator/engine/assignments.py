@@ -20,11 +20,11 @@ from coordinator.engine.state import (
     Offer,
     PeerStatus,
     PeerView,
-    RoundStatus,
     RunState,
     UpdateAdmitted,
     UpdateRefused,
 )
+from coordinator.engine.works import Works
 from muster.task import metrics
 from muster.work import evaluates
 
@@ -55,24 +55,24 @@ def live_offers(state: RunState, peer_id: str | None = None) -> tuple[Offer, ...
     """The offers that stand, of one peer or of all: what to send again after a restart or a reconnect."""
     offers: list[Offer] = []
     for round_ in state.rounds.values():
-        if round_.status is RoundStatus.OPEN and round_.deadline_at is not None:
+        if round_.takes_updates and round_.deadline_at is not None:
             offers += _standing(state, round_.assignments, round_.deadline_at, peer_id)
+    offers += _standing(state, state.carried, math.inf, peer_id)
     for evaluation in state.evaluations.values():
         offers += _standing(state, evaluation.assignments, evaluation.deadline_at, peer_id)
     return tuple(offers)
 
 
-def _standing(
-    state: RunState, held: Mapping[str, AssignmentState], deadline_at: float, peer_id: str | None
-) -> list[Offer]:
+def _standing(state: RunState, held: Works, deadline_at: float, peer_id: str | None) -> list[Offer]:
+    works = [held[name] for name in held.live] if peer_id is None else held.of_peer(peer_id)
     return [
         Offer(
             run_id=state.run_id,
             assignment=assignment,
             deadline_at=preparing.work_due(assignment, deadline_at, state.spec.round),
         )
-        for assignment in held.values()
-        if not assignment.status.ended and peer_id in (None, assignment.peer_id)
+        for assignment in works
+        if not assignment.status.ended
     ]
 
 
@@ -119,13 +119,34 @@ def expire(draft: DecisionBuilder, assignment: AssignmentState, reason: str) -> 
     )
 
 
+def expire_overdue(draft: DecisionBuilder) -> None:
+    """Of the work that has outlived its round: whose time is over."""
+    while (first := draft.state.carried.due_first) is not None and draft.now >= first[0]:
+        assignment = draft.state.carried[first[1]]
+        expire(
+            draft, assignment, f"{assignment.peer_id} was not done with its {_work(assignment)} in its time"
+        )
+
+
+def settled_round(state: RunState, peer_id: str, role: str) -> int:
+    """The newest round in which a peer was asked in this role for an update that a version has in it or may yet have;
+    0 if there is none. What the peer keeps from update to update is what it was after that one."""
+    waiting = [
+        assignment.round
+        for held in _held(state)
+        for assignment in held.of_peer(peer_id)
+        if assignment.counts and assignment.work.role == role
+    ]
+    return max(state.counted.get((peer_id, role), 0), *waiting, 0)
+
+
 def lose(draft: DecisionBuilder, peer_id: str, reason: str) -> str | None:
     """Its peer is gone. A training assignment may be offered again if the peer comes back in time."""
     live = [
         assignment
         for held in _held(draft.state)
-        for assignment in held.values()
-        if assignment.peer_id == peer_id and not assignment.status.ended
+        for assignment in held.of_peer(peer_id)
+        if not assignment.status.ended
     ]
     if not live:
         return f"{peer_id} holds no work of this run"
@@ -150,22 +171,36 @@ def progress(draft: DecisionBuilder, event: AssignmentProgressed) -> str | None:
     _warn_of_metrics(draft, assignment, event.warnings)
     reason = f"{assignment.peer_id} {_STEPS[event.status]} its {_work(assignment)}"
     times: dict[str, Any] = {}
+    table = draft.state.spec.round
+    has_own = assignment.deadline_at is not None
     if event.status is AssignmentStatus.PREPARING:
         times["preparing_at"] = draft.now
+        times |= {"deadline_at": draft.now + table.prepare_seconds} if has_own else {}
     elif assignment.status is AssignmentStatus.PREPARING:
         times["prepared_at"] = draft.now
+        times |= {"deadline_at": draft.now + table.deadline_seconds} if has_own else {}
+    if event.status is AssignmentStatus.TRAINING:
+        times["training_at"] = draft.now
+    elif event.status is AssignmentStatus.UPLOADING:
+        times["uploading_at"] = draft.now
     draft.put_assignment(replace(assignment, status=event.status, reason=reason, **times))
     kind = f"assignment.{event.status.lower()}"
     _record(draft, kind, assignment, event.status, reason=reason, values=times)
     return None
 
 
-def restore(draft: DecisionBuilder, held: Mapping[str, AssignmentState]) -> None:
-    """The time that the coordinator was away is given back to those who prepare."""
-    for assignment in held.values():
-        if assignment.status is AssignmentStatus.PREPARING:
-            draft.put_assignment(replace(assignment, preparing_at=draft.now))
-            times = {"preparing_at": draft.now}
+def restore(draft: DecisionBuilder, held: Works) -> None:
+    """The time that the coordinator was away is given back to those who prepare, and to what has its own deadline."""
+    table = draft.state.spec.round
+    for assignment in [held[name] for name in held.live]:
+        times: dict[str, Any] = {}
+        prepares = assignment.status is AssignmentStatus.PREPARING
+        if prepares:
+            times["preparing_at"] = draft.now
+        if assignment.deadline_at is not None:
+            times["deadline_at"] = draft.now + (table.prepare_seconds if prepares else table.deadline_seconds)
+        if times:
+            draft.put_assignment(replace(assignment, **times))
             _record(draft, "", assignment, assignment.status, reason=assignment.reason, values=times)
 
 
@@ -177,8 +212,8 @@ def deliver(draft: DecisionBuilder, event: UpdateAdmitted, peers: Mapping[str, P
         return ignored
     if evaluates(assignment.work.role):
         return f"{assignment.assignment_id} evaluates and has no update to deliver"
-    round_ = draft.state.rounds[assignment.round]
-    if round_.status is not RoundStatus.OPEN:
+    round_ = draft.state.rounds.get(assignment.round)
+    if round_ is not None and not round_.takes_updates:
         return f"round {round_.number} is {round_.status}: what it aggregates is settled"
     peer = peers.get(assignment.peer_id)
     if peer is not None and peer.status in (PeerStatus.QUARANTINED, PeerStatus.REVOKED):
@@ -319,9 +354,10 @@ def _accept_metrics(
 # -- inside ----------------------------------------------------------------------------------------------
 
 
-def _held(state: RunState) -> Iterator[Mapping[str, AssignmentState]]:
+def _held(state: RunState) -> Iterator[Works]:
     for round_ in state.rounds.values():
         yield round_.assignments
+    yield state.carried
     for evaluation in state.evaluations.values():
         yield evaluation.assignments
 
@@ -353,6 +389,8 @@ def _compare_sources(draft: DecisionBuilder, assignment: AssignmentState, found:
 def due(state: RunState, assignment: AssignmentState) -> float:
     """Until when it has time."""
     table = state.spec.round
+    if assignment.deadline_at is not None:
+        return assignment.deadline_at
     if assignment.evaluation:
         return preparing.work_due(assignment, state.evaluations[assignment.work.base].deadline_at, table)
     round_ = state.rounds[assignment.round]
@@ -392,6 +430,8 @@ def _end(
     ended = replace(assignment, status=status, reason=reason, **fields)
     draft.put_assignment(ended)
     row = {"ended_at": draft.now, "retry": ended.retry, **(values or {})}
+    if assignment.deadline_at is not None and not ended.counts:
+        row["carried"] = False
     _record(draft, kind, assignment, status, reason=reason, values=row, data=data)
 
 

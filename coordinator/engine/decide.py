@@ -73,6 +73,7 @@ def decide(
     if isinstance(event, AssignmentProgressed):
         return draft.decision()  # tells of work under way and changes nothing that a schedule looks at
     run.pause_exhausted(draft)
+    assignments.expire_overdue(draft)
     evaluations.finish_complete(draft)
     waiting = ""
     if draft.state.status in (RunStatus.RUNNING, RunStatus.PAUSED):
@@ -105,6 +106,7 @@ def _restore(draft: DecisionBuilder) -> str | None:
         draft.order(PrepareModel(run_id=draft.state.run_id))
     for number in tuple(draft.state.rounds):
         rounds.restore(draft, number)
+    assignments.restore(draft, draft.state.carried)
     for version in tuple(draft.state.evaluations):
         evaluations.restore(draft, version)
     for offer in assignments.live_offers(draft.state):

@@ -40,6 +40,8 @@ def deadlines(state: RunState) -> frozenset[float]:
             times.update(at for at in (round_.grace_until,) if at is not None)
     if state.rest is not None:
         times.add(state.rest.until)
+    if state.carried.due_first is not None:
+        times.add(state.carried.due_first[0])
     return frozenset(times)
 
 
@@ -94,14 +96,17 @@ class DecisionBuilder:
         self.change(evaluations=dict(sorted(rest.items())))
 
     def put_assignment(self, assignment: AssignmentState) -> None:
+        """Where it lives: with its evaluation, with its round, or with what has outlived its round, of which one
+        that has ended without an update is let go."""
         if assignment.evaluation:
             evaluation = self.state.evaluations[assignment.work.base]
-            held = {**evaluation.assignments, assignment.assignment_id: assignment}
-            self.put_evaluation(replace(evaluation, assignments=held))
+            self.put_evaluation(replace(evaluation, assignments=evaluation.assignments.put(assignment)))
+        elif (round_ := self.state.rounds.get(assignment.round)) is not None:
+            self.put_round(replace(round_, assignments=round_.assignments.put(assignment)))
+        elif assignment.status.ended and not assignment.counts:
+            self.change(carried=self.state.carried.without(assignment.assignment_id))
         else:
-            round_ = self.state.rounds[assignment.round]
-            held = {**round_.assignments, assignment.assignment_id: assignment}
-            self.put_round(replace(round_, assignments=held))
+            self.change(carried=self.state.carried.put(assignment))
 
     # -- what is recorded --------------------------------------------------------------------------------
 
@@ -238,5 +243,5 @@ class DecisionBuilder:
         state = self.state
         if state.model is None or tuple(state.models) == (state.model.version,):
             return
-        used = versions_in_use(state.model, state.rounds, state.evaluations)
+        used = versions_in_use(state.model, state.rounds, state.evaluations, state.carried)
         self.change(models={version: state.models[version] for version in sorted(used)})

@@ -157,7 +157,7 @@ def own_preparing(draft: DecisionBuilder, event: OwnPreparing) -> str | None:
 def finish_complete(draft: DecisionBuilder) -> None:
     """Ends those that everybody has answered, and those whose time is over."""
     for version, evaluation in tuple(draft.state.evaluations.items()):
-        waits = evaluation.own_pending or any(not a.status.ended for a in evaluation.assignments.values())
+        waits = evaluation.own_pending or evaluation.assignments.live_count > 0
         if not waits:
             finish(draft, version, f"the evaluation of version {version} is complete")
         elif draft.now >= preparing.evaluation_due(evaluation, draft.state.spec.round):

@@ -59,6 +59,7 @@ def explain(
         sentences.append(_round(round_state, run.spec.round, now))
         for assignment in round_state.assignments.values():
             details.append(_assignment(assignment, peers, now, bytes_held))
+    details += [_assignment(assignment, peers, now, bytes_held) for assignment in run.carried.values()]
     details += evaluating
     return Explanation(sentence="; ".join(sentences), details=[*details, *_aside(run), *_absent(run, peers)])
 
@@ -70,17 +71,15 @@ def _ago(now: float, at: float) -> str:
 def _round(state: RoundState, table: RoundTable, now: float) -> str:
     if state.status is RoundStatus.AGGREGATING:
         return f"round {state.number} is aggregating {len(state.delivered)} updates"
-    waiting = sum(not assignment.status.ended for assignment in state.assignments.values())
+    waiting = state.assignments.live_count
     text = (
         f"round {state.number} has {len(state.delivered)} of the {state.quorum} updates that its quorum needs"
     )
     text += f" and waits for {waiting} peer{'s' * (waiting != 1)}"
-    limits = preparing.limits(state.assignments.values(), table)
-    if limits and len(state.delivered) < state.quorum:
-        those = "1 of them is" if len(limits) == 1 else f"{len(limits)} of them are"
-        return (
-            f"{text}; {those} preparing (loading data), for {max(0.0, limits[-1] - now):.0f} s more at most"
-        )
+    limit, count = preparing.last_limit(state.assignments, table), state.assignments.preparing_count
+    if limit is not None and state.assignments.delivered_count < state.quorum:
+        those = "1 of them is" if count == 1 else f"{count} of them are"
+        return f"{text}; {those} preparing (loading data), for {max(0.0, limit - now):.0f} s more at most"
     until = state.grace_until if state.grace_until is not None else preparing.round_due(state, table)
     if until < math.inf:
         what = "grace ends" if state.grace_until is not None else "deadline"

@@ -4,7 +4,8 @@
 * What was aggregated is what was admitted: nothing else, and no acknowledged update is left out.
 * Nothing leaves an ended state; every step is one that its entity may take.
 * A peer has one live assignment in a round at most, attempts count up, and at most one update counts.
-* Nothing outlives its round, nothing outlives its run; a finished run has committed what it wanted.
+* Nothing outlives its round but what its schedule has let go on; nothing outlives its run; a finished run has committed
+  what it wanted.
 * The epochs of a name's sessions only grow, and after a peer was removed its name begins with an enrolment.
 * A peer that is set aside in a run is offered nothing of it until it is taken back.
 """
@@ -91,6 +92,7 @@ class _Round:
     state: str = ""
     work: dict[str, _Work] = field(default_factory=dict[str, _Work])
     aggregated: list[str] = field(default_factory=list[str])
+    goes_on: bool | None = None  # whether its work outlives it; None: it aggregates all that is delivered
 
     def live(self, *, evaluation: bool) -> list[str]:
         return [e for e, work in self.work.items() if work.evaluation is evaluation and work.state in _LIVE]
@@ -106,6 +108,8 @@ class _Run:
     evaluations: dict[int, str] = field(default_factory=dict[int, str])
     digests: list[str] = field(default_factory=list[str])  # of versions 0, 1, ...
     version_rounds: dict[int, int] = field(default_factory=dict[int, int])  # version -> the round it is of
+    waiting: set[str] = field(default_factory=set[str])  # updates of ended rounds that no version has in it
+    carried: set[str] = field(default_factory=set[str])  # work of ended rounds that goes on
     planned: int = 0
     committed: int = 0
     aside: set[str] = field(default_factory=set[str])  # peers
@@ -199,22 +203,36 @@ class _Checker:
         if event.kind == "round.planned" and not 0 <= event.data["base_version"] < len(run.digests):
             self._broken(f"version {event.data['base_version']}, its base, does not exist")
         if event.kind == "round.aggregating":
-            self._freeze(event, round_)
+            self._freeze(event, run, round_)
         if event.kind == "round.committed":
             self._commit(event, run, round_)
         if round_.state not in _OPEN:
-            for assignment_id in round_.live(evaluation=False):
+            self._carry(event, run, round_)
+            for assignment_id in set(round_.live(evaluation=False)) - run.carried:
                 self._broken(f"{assignment_id} outlives round {number}")
 
-    def _freeze(self, event: EventLike, round_: _Round) -> None:
+    def _freeze(self, event: EventLike, run: _Run, round_: _Round) -> None:
         round_.aggregated = sorted(event.data["updates"])
+        round_.goes_on = event.data.get("work_goes_on")
         delivered = set(round_.delivered())
-        for assignment_id in sorted(set(round_.aggregated) - delivered):
+        for assignment_id in sorted(set(round_.aggregated) - delivered - run.waiting):
             self._broken(f"{assignment_id} is aggregated and was not admitted to round {event.round}")
-        for assignment_id in sorted(delivered - set(round_.aggregated)):
+        for assignment_id in sorted(delivered - set(round_.aggregated)) if round_.goes_on is None else ():
             self._broken(f"{assignment_id} was admitted to round {event.round} and is lost")
         if len(round_.aggregated) != len(set(round_.aggregated)):
             self._broken(f"round {event.round} aggregates an update twice")
+
+    def _carry(self, event: EventLike, run: _Run, round_: _Round) -> None:
+        """What a round leaves behind at its end is what it says that it leaves."""
+        run.waiting -= set(round_.aggregated)
+        left = set(event.data.get("carried", ()))
+        waiting = (
+            set(round_.delivered()) - set(round_.aggregated) if round_.goes_on is not None else set[str]()
+        )
+        for assignment_id in sorted(waiting - left):
+            self._broken(f"{assignment_id} was admitted to round {event.round} and is lost")
+        run.waiting |= waiting & left
+        run.carried |= left - waiting
 
     def _commit(self, event: EventLike, run: _Run, round_: _Round) -> None:
         version = event.data["version"]
@@ -241,10 +259,14 @@ class _Checker:
         if work.peer_id != event.peer_id:
             self._broken(f"{event.assignment_id} was offered to {work.peer_id or 'nobody'}")
         if event.kind == "assignment.delivered" and not evaluates(work.role):
-            if round_.state != "OPEN":
+            if event.assignment_id in run.carried:
+                run.waiting.add(event.assignment_id)
+            elif round_.state != "OPEN" and not (round_.goes_on and round_.state == "AGGREGATING"):
                 self._broken(f"round {event.round} was {round_.state} when {event.assignment_id} delivered")
             if [round_.work[other].peer_id for other in round_.delivered()].count(event.peer_id) > 1:
                 self._broken(f"{event.peer_id} delivered twice for round {event.round}")
+        if work.state not in _LIVE:
+            run.carried.discard(event.assignment_id)
 
     def _feed_standing(self, event: EventLike, run: _Run) -> None:
         aside = event.peer_id in run.aside

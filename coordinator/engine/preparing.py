@@ -8,7 +8,6 @@ a round closes as always; one of few peers has the patience to wait for the last
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 from coordinator.engine.state import (
     AssignmentState,
@@ -18,6 +17,7 @@ from coordinator.engine.state import (
     RoundStatus,
     RunState,
 )
+from coordinator.engine.works import Works
 from muster.spec.model import RoundTable
 
 _AT_WORK = (AssignmentStatus.TRAINING, AssignmentStatus.UPLOADING)
@@ -30,28 +30,42 @@ def limit(assignment: AssignmentState, table: RoundTable) -> float | None:
     return assignment.preparing_at + table.prepare_seconds
 
 
-def limits(assignments: Iterable[AssignmentState], table: RoundTable) -> list[float]:
-    """Of those that prepare, soonest first."""
-    return sorted(at for each in assignments if (at := limit(each, table)) is not None)
+def first_limit(works: Works, table: RoundTable) -> float | None:
+    """Until when the first of those that prepare may do so."""
+    since = works.preparing_since
+    return None if since is None else since + table.prepare_seconds
+
+
+def last_limit(works: Works, table: RoundTable) -> float | None:
+    """Until when the last of them may."""
+    since = works.preparing_last
+    return None if since is None else since + table.prepare_seconds
 
 
 def round_due(round_: RoundState, table: RoundTable) -> float:
     """When a round in which nobody prepares ends: `deadline_seconds` after the last of those at work had prepared."""
     if round_.deadline_at is None:
         return math.inf
-    return max(round_.deadline_at, *_starts(round_.assignments.values(), table))
+    return max(round_.deadline_at, _starts(round_.assignments, table))
 
 
 def evaluation_due(evaluation: EvaluationState, table: RoundTable) -> float:
     """When an evaluation ends, whoever has not answered: no round waits for one, so it waits for all who prepare."""
-    held = evaluation.assignments.values()
-    return max(evaluation.deadline_at, *_starts(held, table), *limits(held, table))
+    held = evaluation.assignments
+    preparing = last_limit(held, table)
+    return max(evaluation.deadline_at, _starts(held, table), -math.inf if preparing is None else preparing)
 
 
 def work_due(assignment: AssignmentState, deadline_at: float, table: RoundTable) -> float:
     """Until when one assignment of a round or an evaluation has time, as its peer is told."""
+    if assignment.deadline_at is not None:
+        return assignment.deadline_at
     at = limit(assignment, table)
-    return at if at is not None else max(deadline_at, *_starts([assignment], table))
+    if at is not None:
+        return at
+    if assignment.prepared_at is None or assignment.status not in _AT_WORK:
+        return deadline_at
+    return max(deadline_at, assignment.prepared_at + table.deadline_seconds)
 
 
 def times(state: RunState) -> set[float]:
@@ -61,14 +75,12 @@ def times(state: RunState) -> set[float]:
     for round_ in state.rounds.values():
         if round_.status is RoundStatus.OPEN and round_.deadline_at is not None:
             found.add(round_due(round_, table))
-            found.update(limits(round_.assignments.values(), table))
+            first = first_limit(round_.assignments, table)
+            found.update(() if first is None else (first,))
     return found
 
 
-def _starts(assignments: Iterable[AssignmentState], table: RoundTable) -> list[float]:
-    """How long those that had to prepare and are at work have time."""
-    return [-math.inf] + [
-        each.prepared_at + table.deadline_seconds
-        for each in assignments
-        if each.prepared_at is not None and each.status in _AT_WORK
-    ]
+def _starts(works: Works, table: RoundTable) -> float:
+    """How long the last of those that had to prepare and are at work has time."""
+    last = works.prepared_last
+    return -math.inf if last is None else last + table.deadline_seconds

@@ -15,11 +15,13 @@ from coordinator.engine.state import (
     AggregationSkipped,
     AssignmentState,
     AssignmentStatus,
+    Fold,
     ModelVersion,
     RoundState,
     RoundStatus,
     RunState,
 )
+from coordinator.engine.works import Works
 
 
 def open_round(draft: DecisionBuilder, action: schedule.OpenRound) -> None:
@@ -74,12 +76,12 @@ def offer_work(draft: DecisionBuilder, action: schedule.OfferWork) -> None:
     deadline_at = round_.deadline_at
     if deadline_at is None:
         raise AssertionError(f"round {round_.number} has no deadline and offers no work")
-    attempts: dict[str, int] = {}
-    for held in round_.assignments.values():
-        attempts[held.peer_id] = max(attempts.get(held.peer_id, 0), held.attempt)
     run_id = draft.state.run_id
     for peer_id in action.peer_ids:
-        attempt = attempts.get(peer_id, 0) + 1
+        held = round_.assignments.newest(peer_id)
+        if held is not None and (held.counts or not held.status.ended):
+            raise AssertionError(f"a schedule asks {peer_id} a second time in round {round_.number}")
+        attempt = 1 if held is None else held.attempt + 1
         again = f", attempt {attempt}" if attempt > 1 else ""
         assignment = AssignmentState(
             assignment_id=f"{run_id}.{round_.number}.{peer_id}.{attempt}",
@@ -107,10 +109,54 @@ def expire_work(draft: DecisionBuilder, action: schedule.ExpireWork) -> None:
 def close(draft: DecisionBuilder, action: schedule.CloseRound) -> None:
     if any(r.status is RoundStatus.AGGREGATING for r in draft.state.rounds.values()):
         raise AssertionError("a schedule closed a round while another one is aggregating")
-    round_ = draft.state.rounds[action.round]
-    data = {"updates": [a.assignment_id for a in round_.delivered]}
-    _move(draft, "round.aggregating", round_, action.reason, status=RoundStatus.AGGREGATING, data=data)
+    fold = _fold(draft.state, action)
+    round_ = replace(draft.state.rounds[action.round], fold=fold)
+    _move(
+        draft,
+        "round.aggregating",
+        round_,
+        action.reason,
+        status=RoundStatus.AGGREGATING,
+        values={} if fold is None else {"fold_json": fold.to_json()},
+        data={
+            "updates": [a.assignment_id for a in folded(draft.state, round_)],
+            **({} if fold is None else {"work_goes_on": fold.work_goes_on}),
+        },
+    )
     aggregate(draft, round_.number)
+
+
+def _fold(state: RunState, action: schedule.CloseRound) -> Fold | None:
+    if action.weights is None and not action.work_goes_on:
+        return None
+    round_ = state.rounds[action.round]
+    if action.weights is None:
+        return Fold(updates=tuple(a.assignment_id for a in round_.delivered), work_goes_on=True)
+    unknown = [name for name in action.weights if not _has_update(state, round_, name)]
+    if unknown:
+        raise AssertionError(f"a schedule folds what is no update that waits: {', '.join(unknown[:3])}")
+    updates = tuple(action.weights)
+    return Fold(
+        updates=updates,
+        weights=tuple(float(action.weights[name]) for name in updates),
+        work_goes_on=action.work_goes_on,
+    )
+
+
+def _has_update(state: RunState, round_: RoundState, assignment_id: str) -> bool:
+    held = round_.assignments.get(assignment_id) or state.carried.get(assignment_id)
+    return held is not None and held.counts
+
+
+def folded(state: RunState, round_: RoundState) -> tuple[AssignmentState, ...]:
+    """What a round that was closed aggregates, by peer id."""
+    if round_.fold is None:
+        return round_.delivered
+    found = [
+        round_.assignments.get(name) or state.carried[name]  # nothing else drops an update that waits
+        for name in round_.fold.updates
+    ]
+    return tuple(sorted(found, key=lambda each: (each.peer_id, each.round)))
 
 
 def aggregate(draft: DecisionBuilder, number: int) -> None:
@@ -118,8 +164,13 @@ def aggregate(draft: DecisionBuilder, number: int) -> None:
     newest = draft.state.model
     if newest is None:
         raise AssertionError(f"round {number} is open though there is no model")
-    updates = draft.state.rounds[number].delivered
-    draft.order(Aggregate(run_id=draft.state.run_id, round=number, base=newest, updates=updates))
+    round_ = draft.state.rounds[number]
+    updates, weights = folded(draft.state, round_), None
+    if round_.fold is not None and round_.fold.weights is not None:
+        by_id = dict(zip(round_.fold.updates, round_.fold.weights, strict=True))
+        weights = tuple(by_id[each.assignment_id] for each in updates)
+    order = Aggregate(run_id=draft.state.run_id, round=number, base=newest, updates=updates, weights=weights)
+    draft.order(order)
 
 
 def commit(draft: DecisionBuilder, event: Aggregated) -> str | None:
@@ -134,15 +185,17 @@ def commit(draft: DecisionBuilder, event: Aggregated) -> str | None:
             f"the result of round {round_.number} is version {event.model.version} of round "
             f"{event.model.round}; version {newest + 1} of round {round_.number} comes next"
         )
-    _treat(draft, round_, event)
-    standings.settle(draft, round_)
+    updates = folded(state, round_)
+    _treat(draft, updates, event)
+    standings.settle(draft, round_, updates)
     standings.pardon_late(draft)
     for cause, sentence in event.warnings:
         draft.warn(cause, sentence, round=round_.number)
+    carried = _carry(draft, round_, updates)
     _expire_rest(draft, round_.number, f"round {round_.number} is committed")
     version = event.model.version
     reason = (
-        f"round {round_.number} made version {version} from {_updates(len(round_.delivered))} "
+        f"round {round_.number} made version {version} from {_updates(len(updates))} "
         f"in {event.seconds:.2f} s" + (f": {event.how}" if event.how else "")
     )
     _record_model(draft, event.model, f"version {version} is the result of round {round_.number}")
@@ -166,13 +219,15 @@ def commit(draft: DecisionBuilder, event: Aggregated) -> str | None:
             "version": version,
             "base_version": round_.base_version,
             "digest": event.model.digest,
-            "updates": [a.assignment_id for a in round_.delivered],
+            "updates": [a.assignment_id for a in updates],
+            **({"carried": list(carried)} if round_.fold is not None else {}),
         },
     )
     draft.change(
         model=event.model,
         models={**draft.state.models, version: event.model},
-        counted={**draft.state.counted, **{a.peer_id: round_.number for a in round_.delivered}},
+        counted=_counted(draft.state, updates),
+        carried=_carried(draft.state, carried, updates),
         committed=state.committed + 1,
         skipped_in_row=0,
         reason=reason,
@@ -194,11 +249,18 @@ def skip(draft: DecisionBuilder, number: int, reason: str) -> None:
         for each in round_.assignments.values()
         if not each.status.ended and draft.now >= assignments.due(draft.state, each)
     ]
+    dropped = () if round_.fold is None else folded(draft.state, round_)
+    carried = _carry(draft, round_, dropped)
     _expire_rest(draft, number, f"round {number} is skipped")
-    _move(draft, "round.skipped", draft.state.rounds[number], reason, status=RoundStatus.SKIPPED)
+    data = {} if round_.fold is None else {"carried": list(carried)}
+    _move(draft, "round.skipped", draft.state.rounds[number], reason, status=RoundStatus.SKIPPED, data=data)
+    for assignment in dropped:
+        if assignment.assignment_id in draft.state.carried:
+            _put_carried(draft, assignment, {"carried": False})
+    draft.change(carried=_carried(draft.state, carried, dropped))
     state = draft.state
     draft.change(skipped=state.skipped + 1, skipped_in_row=state.skipped_in_row + 1, reason=reason)
-    standings.settle(draft, round_)
+    standings.settle(draft, round_, round_.delivered)
     standings.settle_late(draft, round_, late)
     standings.rest(draft, round_)
 
@@ -220,11 +282,14 @@ def fail(draft: DecisionBuilder, number: int, reason: str) -> None:
 def restore(draft: DecisionBuilder, number: int) -> None:
     """The time that the coordinator was away is given back; an aggregation is ordered again."""
     round_ = draft.state.rounds[number]
-    if round_.status is RoundStatus.AGGREGATING:
-        aggregate(draft, number)
-        return
     table = draft.state.spec.round
     deadline_at = draft.now + table.deadline_seconds
+    if round_.status is RoundStatus.AGGREGATING:
+        if round_.takes_updates:
+            assignments.restore(draft, round_.assignments)
+            _move(draft, "", draft.state.rounds[number], round_.reason, deadline_at=deadline_at)
+        aggregate(draft, number)
+        return
     grace_until = round_.grace_until
     if grace_until is not None:
         grace_until = min(deadline_at, draft.now + table.grace_seconds)
@@ -272,29 +337,85 @@ def _move(
 
 
 def _expire_rest(draft: DecisionBuilder, number: int, reason: str) -> None:
-    """No work outlives its round."""
-    for assignment in draft.state.rounds[number].assignments.values():
-        if not assignment.status.ended:
-            assignments.expire(draft, assignment, reason)
+    """No work outlives its round, but for what its schedule lets go on."""
+    works = draft.state.rounds[number].assignments
+    for assignment_id in tuple(works.live):
+        if works[assignment_id].deadline_at is None:
+            assignments.expire(draft, works[assignment_id], reason)
 
 
-def _treat(draft: DecisionBuilder, round_: RoundState, event: Aggregated) -> None:
-    updates = {a.assignment_id for a in round_.delivered}
-    for treatment in event.treatments:
-        if treatment.assignment_id not in updates:
-            continue
-        draft.record(
-            "",
-            "assignment",
-            {"assignment_id": treatment.assignment_id},
-            before=str(AssignmentStatus.DELIVERED),
-            values={
+def _carry(
+    draft: DecisionBuilder, round_: RoundState, updates: Sequence[AssignmentState]
+) -> dict[str, AssignmentState]:
+    """Gives what outlives the round a deadline of its own: its updates but for these, and its work if that goes on."""
+    fold = round_.fold
+    if fold is None:
+        return {}
+    gone = {each.assignment_id for each in updates}
+    works = round_.assignments
+    left = [each for each in works.delivered if each.assignment_id not in gone]
+    left += [works[name] for name in works.live] if fold.work_goes_on else []
+    carried: dict[str, AssignmentState] = {}
+    for each in left:
+        due = assignments.due(draft.state, each)
+        moved = replace(each, deadline_at=due)
+        _put_carried(draft, moved, {"carried": True, "deadline_at": due})
+        carried[each.assignment_id] = moved
+        draft.put_assignment(moved)
+    return carried
+
+
+def _carried(state: RunState, more: Mapping[str, AssignmentState], gone: Sequence[AssignmentState]) -> Works:
+    held = state.carried
+    for each in gone:
+        if each.assignment_id in held:
+            held = held.without(each.assignment_id)
+    for each in more.values():
+        held = held.put(each)
+    return held
+
+
+def _put_carried(draft: DecisionBuilder, assignment: AssignmentState, values: Mapping[str, Any]) -> None:
+    draft.record(
+        "",
+        "assignment",
+        {"assignment_id": assignment.assignment_id},
+        before=str(assignment.status),
+        values=values,
+        reason=assignment.reason,
+    )
+
+
+def _counted(state: RunState, updates: Sequence[AssignmentState]) -> dict[tuple[str, str], int]:
+    counted = dict(state.counted)
+    for each in updates:
+        lineage = (each.peer_id, each.work.role)
+        counted[lineage] = max(each.round, counted.get(lineage, 0))
+    return counted
+
+
+def _treat(draft: DecisionBuilder, folded: Sequence[AssignmentState], event: Aggregated) -> None:
+    treatments = {each.assignment_id: each for each in event.treatments}
+    for update in folded:
+        treatment = treatments.get(update.assignment_id)
+        told = (
+            {}
+            if treatment is None
+            else {
                 "weight": treatment.weight,
                 "score": treatment.score,
                 "selected": treatment.selected,
                 "treatment": treatment.sentence,
-            },
-            reason=treatment.sentence,
+            }
+        )
+        reason = update.reason if treatment is None else treatment.sentence
+        draft.record(
+            "",
+            "assignment",
+            {"assignment_id": update.assignment_id},
+            before=str(AssignmentStatus.DELIVERED),
+            values={**told, "folded_in": event.round, "carried": False},
+            reason=reason,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coordinator.engine import evaluations, rounds, standings
+from coordinator.engine import assignments, evaluations, rounds, standings
 from coordinator.engine.decision_builder import DecisionBuilder
 from coordinator.engine.state import (
     AlreadySo,
@@ -15,6 +15,7 @@ from coordinator.engine.state import (
     RunSubmitted,
     RunWarned,
 )
+from coordinator.engine.works import Works
 
 
 def new_run(event: RunSubmitted, run_id: str, now: float) -> Decision:
@@ -151,6 +152,9 @@ def _end(draft: DecisionBuilder, kind: str, status: RunStatus, reason: str, **da
     """Nothing outlives its run: live rounds fail, evaluations end with what they have."""
     for number in tuple(draft.state.rounds):
         rounds.fail(draft, number, f"round {number} ends with its run: {reason}")
+    for assignment_id in tuple(draft.state.carried.live):
+        assignments.expire(draft, draft.state.carried[assignment_id], f"the run has ended: {reason}")
+    draft.change(carried=Works())
     for version in tuple(draft.state.evaluations):
         evaluations.finish(draft, version, f"the evaluation of version {version} ends with its run")
     draft.change(status=status, reason=reason)

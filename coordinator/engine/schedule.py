@@ -68,10 +68,17 @@ class ExpireWork:
 
 @dataclass(frozen=True, kw_only=True)
 class CloseRound:
-    """Freezes what is delivered and aggregates it."""
+    """Aggregates what the round's peers have delivered, or the updates of `weights`.
+
+    With `weights` (by assignment, of this round or carried on from earlier ones; signed, and not divided by their sum)
+    updates that are not among them wait for a later round, as do those that come meanwhile if `work_goes_on`: then the
+    round's work under way outlives it, with its own deadline, in `RunState.carried`. Otherwise a commit expires it.
+    """
 
     round: int
     reason: str
+    weights: Mapping[str, float] | None = None
+    work_goes_on: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,7 +107,7 @@ def format_causes(state: RunState) -> str:
 def unclear(state: RunState, round_: RoundState) -> bool:
     """Whether more failed than delivered so far by what may be everybody's fault: the rest will tell."""
     failed = [s for s in _failed(state, round_) if s.error_id not in OWN_FAULTS]
-    return len(failed) > len(round_.delivered)
+    return len(failed) > round_.assignments.delivered_count
 
 
 def hopeless(state: RunState, round_: RoundState) -> bool:
@@ -154,9 +154,9 @@ def set_aside(draft: DecisionBuilder, standing: PeerStanding) -> None:
     draft.warn(f"set_aside:{standing.peer_id}", reason, round=standing.round, peer_id=standing.peer_id)
 
 
-def settle(draft: DecisionBuilder, round_: RoundState) -> None:
+def settle(draft: DecisionBuilder, round_: RoundState, updates: Sequence[AssignmentState]) -> None:
     """At a round's end: whose updates came is well again, and whose failure was the last of a row is set aside."""
-    for assignment in round_.delivered:
+    for assignment in updates:
         _forget(draft, assignment.peer_id)
     counts = not unclear(draft.state, round_)
     for standing in _failed(draft.state, round_):
@@ -281,15 +281,12 @@ def _forget(draft: DecisionBuilder, peer_id: str) -> None:
 
 def _failed(state: RunState, round_: RoundState) -> list[PeerStanding]:
     """Of the round's cohort: those that failed in it for good."""
-    newest: dict[str, AssignmentState] = {}
-    for each in round_.assignments.values():
-        held = newest.setdefault(each.peer_id, each)
-        if held.attempt < each.attempt:
-            newest[each.peer_id] = each
     found: list[PeerStanding] = []
-    for peer_id, assignment in newest.items():
-        standing = state.standings.get(peer_id)
+    for assignment in round_.assignments.failed:
+        standing = state.standings.get(assignment.peer_id)
         if standing is None or standing.round != round_.number:
+            continue
+        if round_.assignments.newest(assignment.peer_id) is not assignment:
             continue
         last = not assignment.retry or assignment.attempt >= state.spec.round.attempts_max
         if assignment.status in (AssignmentStatus.REJECTED, AssignmentStatus.LOST) and last:

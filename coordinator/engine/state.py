@@ -10,15 +10,22 @@ carries out `effects`, which are idempotent, so that a restart may issue them ag
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
+from coordinator.engine.works import (
+    AssignmentState as AssignmentState,  # noqa: PLC0414  # part of this vocabulary, and told so to type checkers
+)
+from coordinator.engine.works import (
+    AssignmentStatus as AssignmentStatus,  # noqa: PLC0414  # the same
+)
+from coordinator.engine.works import Works
 from exchange.facts import UpdateFacts
 from muster.spec.model import RunSpec
-from muster.work import Work
 
 
 def _empty() -> Mapping[Any, Any]:
@@ -51,27 +58,6 @@ class RoundStatus(StrEnum):
         return self in (RoundStatus.COMMITTED, RoundStatus.SKIPPED, RoundStatus.FAILED)
 
 
-class AssignmentStatus(StrEnum):
-    OFFERED = "OFFERED"
-    ACCEPTED = "ACCEPTED"
-    PREPARING = "PREPARING"
-    TRAINING = "TRAINING"
-    UPLOADING = "UPLOADING"
-    DELIVERED = "DELIVERED"
-    REJECTED = "REJECTED"
-    EXPIRED = "EXPIRED"
-    LOST = "LOST"
-
-    @property
-    def ended(self) -> bool:
-        return self in (
-            AssignmentStatus.DELIVERED,
-            AssignmentStatus.REJECTED,
-            AssignmentStatus.EXPIRED,
-            AssignmentStatus.LOST,
-        )
-
-
 class PeerStatus(StrEnum):
     PENDING = "PENDING"
     ACTIVE = "ACTIVE"
@@ -91,23 +77,30 @@ class EvaluationStatus(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AssignmentState:
-    assignment_id: str  # "RUN.ROUND.PEER.ATTEMPT"; of an evaluation: "RUN.eVERSION.PEER.1"
-    run_id: str
-    round: int
-    peer_id: str
-    work: Work
-    attempt: int  # 1, 2, ... within the round, for this peer
-    status: AssignmentStatus
-    reason: str
-    offered_at: float
-    preparing_at: float | None = None  # since when, or when, its peer loaded its data
-    prepared_at: float | None = None  # when it was done with that
-    update: UpdateFacts | None = None
-    metrics: Mapping[str, float] = field(default_factory=_empty)  # of an evaluation
-    examples: int = 0  # of an evaluation
-    evaluation: bool = False  # of the version that the work starts from; else of the round
-    retry: bool = False  # a failure after which the same peer may be asked again
+class Fold:
+    """What a round aggregates, where its schedule has said it."""
+
+    updates: tuple[str, ...]  # assignment ids, of this round or carried on from earlier ones
+    weights: tuple[float, ...] | None = (
+        None  # of each, as it is: signed, not divided by their sum; None: the spec's
+    )
+    work_goes_on: bool = False  # the round's work under way outlives it
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Fold | None:
+        """None of an empty text: the round has none."""
+        if not text:
+            return None
+        found = json.loads(text)
+        weights = found["weights"]
+        return cls(
+            updates=tuple(found["updates"]),
+            weights=None if weights is None else tuple(weights),
+            work_goes_on=found["work_goes_on"],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,13 +116,23 @@ class RoundState:
     opened_at: float | None = None
     deadline_at: float | None = None
     grace_until: float | None = None  # set when the quorum is reached
-    assignments: Mapping[str, AssignmentState] = field(default_factory=_empty)  # by assignment id
+    fold: Fold | None = None  # None: what is delivered when it closes, and nothing outlives it
+    assignments: Works = field(default_factory=Works)
+
+    def __post_init__(self) -> None:
+        if self.assignments.cohort is not self.cohort:
+            object.__setattr__(self, "assignments", Works(self.cohort, self.assignments.values()))
 
     @property
     def delivered(self) -> tuple[AssignmentState, ...]:
-        """In the order in which they are aggregated: by peer id, whoever came first."""
-        found = (a for a in self.assignments.values() if a.status is AssignmentStatus.DELIVERED)
-        return tuple(sorted(found, key=lambda a: a.peer_id))
+        """The round's own updates."""
+        return self.assignments.delivered
+
+    @property
+    def takes_updates(self) -> bool:
+        """Whether an update of its work may still be delivered."""
+        goes_on = self.fold is not None and self.fold.work_goes_on
+        return self.status is RoundStatus.OPEN or (goes_on and self.status is RoundStatus.AGGREGATING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +151,7 @@ class EvaluationState:
     version: int
     round: int
     deadline_at: float
-    assignments: Mapping[str, AssignmentState] = field(default_factory=_empty)
+    assignments: Works = field(default_factory=Works)
     own_pending: bool = False
     own_metrics: Mapping[str, float] = field(default_factory=_empty)
 
@@ -201,10 +204,13 @@ class RunState:
     evaluations: Mapping[int, EvaluationState] = field(
         default_factory=_empty
     )  # those that have not ended, by version
+    carried: Works = field(
+        default_factory=Works
+    )  # of ended rounds: work that goes on, updates that no round has
     models: Mapping[int, ModelVersion] = field(default_factory=_empty)  # those of `versions_in_use`
-    counted: Mapping[str, int] = field(
+    counted: Mapping[tuple[str, str], int] = field(
         default_factory=_empty
-    )  # the last committed round, by peer, that has an update of its in it
+    )  # by peer and role: the newest round in which it was asked for an update that a version has in it
     standings: Mapping[str, PeerStanding] = field(
         default_factory=_empty
     )  # of peers at which something failed
@@ -220,12 +226,13 @@ def versions_in_use(
     model: ModelVersion | None,
     rounds: Mapping[int, RoundState],
     evaluations: Mapping[int, EvaluationState],
+    carried: Works,
 ) -> frozenset[int]:
     """What a run still needs: the newest version, those under evaluation, what live work starts from."""
-    versions = set(evaluations)
+    versions = {*evaluations, *carried.bases}
     for round_ in rounds.values():
         versions.add(round_.base_version)
-        versions.update(a.work.base for a in round_.assignments.values() if not a.status.ended)
+        versions.update(round_.assignments.bases)
     if model is not None:
         versions.add(model.version)
     return frozenset(versions)
@@ -472,6 +479,7 @@ class Aggregate(Effect):
     round: int
     base: ModelVersion  # the newest version: the one that the result moves
     updates: tuple[AssignmentState, ...]  # sorted by peer id
+    weights: tuple[float, ...] | None = None  # the schedule's
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from coordinator.engine import preparing, sampling, standings
 from coordinator.engine.sampling import Draw
@@ -48,13 +49,13 @@ from coordinator.engine.state import (
     RoundStatus,
     RunState,
 )
+from coordinator.engine.works import Works
 from muster.seeds import derive_random
 from muster.spec.model import RunSpec, share
 from muster.work import TRAIN, Work
 
 CAUSES_TOLD = 3
 _NEVER_AGAIN = (PeerStatus.DRAINING, PeerStatus.QUARANTINED, PeerStatus.REVOKED)
-_LIVE = tuple(status for status in AssignmentStatus if not status.ended)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +63,16 @@ class _Standing:
     """Where a round's cohort stands."""
 
     delivered: int
-    live: tuple[str, ...]  # assignment ids
+    live: int
     ready: tuple[str, ...]  # peers that may be asked (again) now
     away: tuple[str, ...]  # peers that may be asked again once they are back
-    preparing: tuple[float, ...]  # until when those of the live ones that prepare may do so, soonest first
+    preparing: int  # of the live ones
+    prepared_by: float  # until when the first of those may prepare
     trusted: bool | None  # whether the trusted peer's update is there; None: it cannot come any more
 
     @property
     def outstanding(self) -> int:
-        return len(self.live) + len(self.ready) + len(self.away)
+        return self.live + len(self.ready) + len(self.away)
 
 
 class Synchronous:
@@ -181,7 +183,7 @@ class Synchronous:
         reachable = standing.delivered + standing.outstanding >= round_.quorum
         # For those who prepare it waits below its quorum; and of a few peers also above, where it has the patience.
         patient = not enough or self._patient(round_, standing)
-        waits = bool(standing.preparing) and reachable and patient
+        waits = standing.preparing > 0 and reachable and patient
         due = math.inf if waits else preparing.round_due(round_, self._spec.round)
         missing = self._trusted_missing(round_, standing, is_due=now >= due)
         if missing is not None:
@@ -216,23 +218,20 @@ class Synchronous:
                     reason=again,
                 ),
             )
-        until = min((due, *standing.preparing)) if round_.grace_until is None else round_.grace_until
+        until = min(due, standing.prepared_by) if round_.grace_until is None else round_.grace_until
         if standing.delivered >= round_.quorum and not enough:
             have += f", and the trusted peer {self._trusted!r} is waited for"
         elif unclear:
             have += ", and the rest will tell whether all fail or some"
         if waits:
-            have += f", and {_peers_prepare(len(standing.preparing))}"
+            have += f", and {_peers_prepare(standing.preparing)}"
         return (Wait(until=until, reason=f"round {number} is open: {have}"),)
 
     def _overdue(self, round_: RoundState, now: float) -> ExpireWork | None:
         """Ends the work of those who have not prepared in their time."""
-        table = self._spec.round
-        late = [
-            each
-            for each in round_.assignments.values()
-            if (at := preparing.limit(each, table)) is not None and now >= at
-        ]
+        table, works = self._spec.round, round_.assignments
+        began = takewhile(lambda since: now >= since[0] + table.prepare_seconds, works.preparing)
+        late = [works[assignment_id] for _, assignment_id in began]
         if not late:
             return None
         who = ", ".join(sorted(each.peer_id for each in late))
@@ -280,39 +279,29 @@ class Synchronous:
         return few and round_.grace_until is None and bool(standing.live or standing.ready)
 
     def _standing(self, state: RunState, round_: RoundState, peers: Mapping[str, PeerView]) -> _Standing:
-        # Runs for every delivery over the whole cohort: it does little for those that need nothing.
-        newest: dict[str, AssignmentState] = {}
-        for each in round_.assignments.values():
-            held = newest.setdefault(each.peer_id, each)
-            if held.attempt < each.attempt:
-                newest[each.peer_id] = each
-        live: list[str] = []
+        works = round_.assignments
         ready: list[str] = []
         away: list[str] = []
-        delivered = 0
-        for peer_id in round_.cohort:
-            assignment = newest.get(peer_id)
-            if assignment is not None and assignment.status is AssignmentStatus.DELIVERED:
-                delivered += 1
-            elif assignment is not None and assignment.status in _LIVE:
-                live.append(assignment.assignment_id)
-            elif self._may_ask(assignment) and not standings.is_aside(state, peer_id):
+        for peer_id in works.idle:
+            if self._may_ask(works.newest(peer_id)) and not standings.is_aside(state, peer_id):
                 peer = peers.get(peer_id)
                 if peer is not None and peer.status not in _NEVER_AGAIN:
                     (ready if standings.is_present(peer) else away).append(peer_id)
+        limit = preparing.first_limit(works, self._spec.round)
         return _Standing(
-            delivered=delivered,
-            live=tuple(live),
+            delivered=works.delivered_count,
+            live=works.live_count,
             ready=tuple(ready),
             away=tuple(away),
-            preparing=tuple(preparing.limits(newest.values(), self._spec.round)),
-            trusted=self._trusted_stands(newest, (*ready, *away)),
+            preparing=works.preparing_count,
+            prepared_by=math.inf if limit is None else limit,
+            trusted=self._trusted_stands(works, (*ready, *away)),
         )
 
-    def _trusted_stands(self, newest: Mapping[str, AssignmentState], askable: Sequence[str]) -> bool | None:
+    def _trusted_stands(self, works: Works, askable: Sequence[str]) -> bool | None:
         if self._trusted is None:
             return True
-        assignment = newest.get(self._trusted)
+        assignment = works.newest(self._trusted)
         if assignment is not None and not assignment.status.ended:
             return False
         if assignment is not None and assignment.status is AssignmentStatus.DELIVERED:
@@ -327,14 +316,14 @@ def _close(round_: RoundState, standing: _Standing, reason: str) -> Sequence[Act
     closing = CloseRound(round=round_.number, reason=reason)
     if not standing.live:
         return (closing,)
-    rest = ExpireWork(round=round_.number, assignment_ids=standing.live, reason=reason)
+    rest = ExpireWork(round=round_.number, assignment_ids=tuple(round_.assignments.live), reason=reason)
     return (rest, closing)
 
 
 def _causes(round_: RoundState) -> str:
     """What cost the round its updates, for whoever asks why it was skipped."""
-    failed = (AssignmentStatus.REJECTED, AssignmentStatus.LOST)
-    reasons = [each.reason for each in round_.assignments.values() if each.status in failed]
+    expired = AssignmentStatus.EXPIRED
+    reasons = [each.reason for each in round_.assignments.failed if each.status is not expired]
     more = f" (and {len(reasons) - CAUSES_TOLD} more)" if len(reasons) > CAUSES_TOLD else ""
     return f"; {'; '.join(reasons[:CAUSES_TOLD])}{more}" if reasons else ""
 

@@ -102,7 +102,12 @@ def _needed_updates(keep_rounds: int) -> Select[str]:
         )
         .where(
             tables.HOLDS_BLOB.self_group(),
-            or_(not_ended(ROUNDS, RoundStatus), ROUNDS.c.number > RUNS.c.last_round - keep_rounds),
+            or_(
+                not_ended(ROUNDS, RoundStatus),
+                ROUNDS.c.number > RUNS.c.last_round - keep_rounds,
+                ASSIGNMENTS.c.folded_in > RUNS.c.last_round - keep_rounds,
+                and_(ASSIGNMENTS.c.carried, not_ended(RUNS, RunStatus)),
+            ),
         )
     )
 
@@ -123,12 +128,13 @@ def _needed_models(keep: int | None, keep_rounds: int, whole: ColumnElement[bool
 
 
 def _needed_bases(connection: Connection) -> list[Select[str]]:
-    """What work under way starts from."""
-    live = select(ASSIGNMENTS.c.run_id, ASSIGNMENTS.c.work_json).where(
-        not_ended(ASSIGNMENTS, AssignmentStatus)
-    )
+    """What work under way starts from, and updates that wait for a round."""
+    columns = (ASSIGNMENTS.c.run_id, ASSIGNMENTS.c.work_json)
+    live = select(*columns).where(not_ended(ASSIGNMENTS, AssignmentStatus))
+    going_on = select(RUNS.c.run_id).where(not_ended(RUNS, RunStatus))
+    waiting = select(*columns).where(ASSIGNMENTS.c.run_id.in_(going_on), tables.CARRIED)
     bases: set[tuple[str, int]] = set()
-    for run_id, text in connection.execute(live.distinct()):
+    for run_id, text in connection.execute(union(live, waiting)):
         with suppress(*UNREADABLE):  # of a run that cannot be read, and goes nowhere
             bases.add((run_id, Work.from_json(text).base))
     wanted = tuple_(MODELS.c.run_id, MODELS.c.version).in_(sorted(bases))

@@ -14,6 +14,7 @@ from coordinator.engine.state import (
     AssignmentStatus,
     EvaluationState,
     EvaluationStatus,
+    Fold,
     ModelVersion,
     PeerStanding,
     Rest,
@@ -24,6 +25,7 @@ from coordinator.engine.state import (
     WarningState,
     versions_in_use,
 )
+from coordinator.engine.works import Works
 from coordinator.store import tables
 from coordinator.store.rows import Row
 from exchange.facts import UpdateFacts
@@ -45,8 +47,8 @@ class RowsOfRun(Protocol):
         """In order."""
         ...
 
-    def counted(self) -> Mapping[str, int]:
-        """The last committed round, by peer, that has an update of its in it."""
+    def folded(self) -> Iterable[tuple[str, str, int]]:
+        """Peer, work and newest round of the updates that a version has in it."""
         ...
 
     def standings(self) -> Iterable[Row]:
@@ -121,7 +123,7 @@ def _of_live_runs(connection: Connection, table: Table, *where: ColumnElement[bo
 
 
 def _live_assignments(connection: Connection) -> Groups:
-    """Of live rounds and of live evaluations, those that have ended among them."""
+    """Of live rounds and of live evaluations, those that have ended among them; and what has outlived its round."""
     assignments, rounds, evaluations = tables.ASSIGNMENTS, tables.ROUNDS, tables.EVALUATIONS
     of_round = (
         rounds,
@@ -136,9 +138,14 @@ def _live_assignments(connection: Connection) -> Groups:
         ),
         (evaluations.c.state == EvaluationStatus.RUNNING.value, assignments.c.evaluation),
     )
+    outlived = (
+        tables.RUNS,
+        tables.RUNS.c.run_id == assignments.c.run_id,
+        (not_ended(tables.RUNS, RunStatus), tables.CARRIED),
+    )
     groups: dict[str, list[Row]] = defaultdict(list)
-    for table, joined, where in (of_round, of_evaluation):
-        found = select(assignments).join(table, joined).where(*where).order_by(assignments.c.assignment_id)
+    for table, joined, where in (of_round, of_evaluation, outlived):
+        found = select(assignments).join(table, joined).where(*where)
         for row in connection.execute(found).mappings():
             groups[row["run_id"]].append(row)
     return groups
@@ -164,21 +171,14 @@ class _SqlRows:
         found = select(table).where(table.c.run_id == self._run_id, *where).order_by(*order)
         return self._connection.execute(found).mappings()
 
-    def counted(self) -> Mapping[str, int]:
-        assignments, rounds = tables.ASSIGNMENTS, tables.ROUNDS
-        of_round = and_(rounds.c.run_id == assignments.c.run_id, rounds.c.number == assignments.c.round)
+    def folded(self) -> Iterable[tuple[str, str, int]]:
+        assignments = tables.ASSIGNMENTS
         found = self._connection.execute(
-            select(assignments.c.peer_id, func.max(assignments.c.round).label("last"))
-            .join(rounds, of_round)
-            .where(
-                assignments.c.run_id == self._run_id,
-                assignments.c.digest != "",
-                assignments.c.state == AssignmentStatus.DELIVERED.value,
-                rounds.c.state == RoundStatus.COMMITTED.value,
-            )
-            .group_by(assignments.c.peer_id)
+            select(assignments.c.peer_id, assignments.c.work_json, func.max(assignments.c.round))
+            .where(assignments.c.run_id == self._run_id, assignments.c.folded_in > 0)
+            .group_by(assignments.c.peer_id, assignments.c.work_json)
         )
-        return {row.peer_id: row.last for row in found}
+        return ((peer_id, work, last) for peer_id, work, last in found)
 
 
 def run_state(
@@ -192,8 +192,12 @@ def run_state(
     their assignments. Raises one of `UNREADABLE`."""
     by_round: dict[int, dict[str, AssignmentState]] = defaultdict(dict)
     by_version: dict[int, dict[str, AssignmentState]] = defaultdict(dict)
-    for assignment in map(_assignment, assignment_rows):
-        if assignment.evaluation:
+    carried: list[AssignmentState] = []
+    for each in assignment_rows:
+        assignment = _assignment(each)
+        if each["carried"]:
+            carried.append(assignment)
+        elif assignment.evaluation:
             by_version[assignment.work.base][assignment.assignment_id] = assignment
         else:
             by_round[assignment.round][assignment.assignment_id] = assignment
@@ -201,6 +205,7 @@ def run_state(
     evaluations = {e["version"]: _evaluation(e, by_version[e["version"]]) for e in evaluation_rows}
     newest = _models(beside, {row["model_version"]} - {None})
     model = newest.get(row["model_version"])
+    outlived = Works((), carried)
     return RunState(
         run_id=row["run_id"],
         spec=RunSpec.model_validate_json(row["spec_json"]),
@@ -211,8 +216,9 @@ def run_state(
         model=model,
         rounds=rounds,
         evaluations=evaluations,
-        models=_models(beside, versions_in_use(model, rounds, evaluations)),
-        counted=dict(beside.counted()),
+        carried=outlived,
+        models=_models(beside, versions_in_use(model, rounds, evaluations, outlived)),
+        counted=_counted(beside.folded()),
         standings=_standings(beside.standings()),
         rest=_rest(row),
         last_round=row["last_round"],
@@ -221,6 +227,16 @@ def run_state(
         skipped_in_row=row["skipped_in_row"],
         warnings=_warnings(beside.warnings()),
     )
+
+
+def _counted(folded: Iterable[tuple[str, str, int]]) -> dict[tuple[str, str], int]:
+    roles: dict[str, str] = {}  # the works of a round are alike
+    counted: dict[tuple[str, str], int] = {}
+    for peer_id, work, last in folded:
+        role = roles.setdefault(work, "") or Work.from_json(work).role
+        roles[work] = role
+        counted[peer_id, role] = max(last, counted.get((peer_id, role), 0))
+    return counted
 
 
 def _warnings(rows: Iterable[Row]) -> dict[str, WarningState]:
@@ -272,19 +288,21 @@ def _rest(row: Row) -> Rest | None:
 
 
 def _round(row: Row, assignments: Mapping[str, AssignmentState]) -> RoundState:
+    cohort = tuple(json.loads(row["cohort_json"]))
     return RoundState(
         number=row["number"],
         status=RoundStatus(row["state"]),
         reason=row["reason"],
         base_version=row["base_version"],
-        cohort=tuple(json.loads(row["cohort_json"])),
+        cohort=cohort,
         needed=row["needed"],
         quorum=row["quorum"],
         planned_at=row["planned_at"],
         opened_at=row["opened_at"],
         deadline_at=row["deadline_at"],
         grace_until=row["grace_until"],
-        assignments=assignments,
+        fold=Fold.from_json(row["fold_json"]),
+        assignments=Works(cohort, assignments.values()),
     )
 
 
@@ -293,7 +311,7 @@ def _evaluation(row: Row, assignments: Mapping[str, AssignmentState]) -> Evaluat
         version=row["version"],
         round=row["round"],
         deadline_at=row["deadline_at"],
-        assignments=assignments,
+        assignments=Works((), assignments.values()),
         own_pending=row["own_pending"],
         own_metrics=from_json(row["own_metrics_json"]),
     )
@@ -327,6 +345,9 @@ def _assignment(row: Row) -> AssignmentState:
         offered_at=row["offered_at"],
         preparing_at=row["preparing_at"],
         prepared_at=row["prepared_at"],
+        training_at=row["training_at"],
+        uploading_at=row["uploading_at"],
+        deadline_at=row["deadline_at"],
         update=update,
         metrics=metrics if answers else {},
         examples=row["examples"] if answers else 0,

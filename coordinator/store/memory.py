@@ -280,6 +280,9 @@ class MemoryStore(Store):
             rows = [row for row in rows if memory_queries.is_behind(row, *after)]
         return rows[:limit]
 
+    async def folded(self, run_id: str, number: int) -> list[AssignmentRow]:
+        return memory_queries.assignment_rows(self._held[ASSIGNMENTS].where(run_id=run_id, folded_in=number))
+
     async def round(self, run_id: str, number: int) -> RoundRow | None:
         row = self._held[ROUNDS].rows.get((run_id, number))
         if row is None:

@@ -63,7 +63,9 @@ def _needed_updates(held: MemoryTables, keep_rounds: int, whole: Mapping[str, bo
         round_ = rounds.get((row["run_id"], row["round"]))
         if round_ is None or not whole[row["run_id"]]:
             continue
-        if round_["state"] in LIVE_ROUNDS or row["round"] > run["last_round"] - keep_rounds:
+        recent = max(row["round"], row["folded_in"]) > run["last_round"] - keep_rounds
+        waits = row["carried"] and run["state"] not in ENDED_RUNS
+        if round_["state"] in LIVE_ROUNDS or recent or waits:
             yield row["digest"]
 
 
@@ -86,7 +88,9 @@ def _in_use(held: MemoryTables) -> Iterator[Row]:
     live_rounds = (row for state in LIVE_ROUNDS for row in held[ROUNDS].where(state=state))
     live_work = (row for state in _LIVE_ASSIGNMENTS for row in held[ASSIGNMENTS].where(state=state))
     keys = {(row["run_id"], row["base_version"]) for row in live_rounds}
-    for row in live_work:
+    going_on = {row["run_id"] for row in held[RUNS].rows.values() if row["state"] not in ENDED_RUNS}
+    waiting = [row for run_id in going_on for row in held[ASSIGNMENTS].where(run_id=run_id) if row["carried"]]
+    for row in (*live_work, *waiting):
         with suppress(*UNREADABLE):  # of a run that cannot be read, and goes nowhere
             keys.add((row["run_id"], Work.from_json(row["work_json"]).base))
     running = held[tables.EVALUATIONS].where(state=EvaluationStatus.RUNNING.value)

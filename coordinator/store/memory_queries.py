@@ -8,7 +8,6 @@ from typing import Any
 
 from coordinator.engine.standings import LATE
 from coordinator.engine.state import (
-    AssignmentStatus,
     EvaluationStatus,
     RoundStatus,
     RunState,
@@ -141,6 +140,7 @@ def live_run(held: MemoryTables, row: Row) -> RunState:
         for each in held[ASSIGNMENTS].where(run_id=run_id, round=evaluation["round"])
         if each["evaluation"]
     ]
+    work += [each for each in held[ASSIGNMENTS].where(run_id=run_id) if each["carried"]]
     return run_state(
         row,
         sorted(rounds, key=lambda each: each["number"]),
@@ -162,18 +162,9 @@ class _RowsOfRun:
         keys = ((self._run_id, version) for version in sorted(versions))
         return [rows[key] for key in keys if key in rows]
 
-    def counted(self) -> Mapping[str, int]:
-        last: dict[str, int] = {}
-        committed = {
-            row["number"]
-            for row in self._held[ROUNDS].where(run_id=self._run_id)
-            if row["state"] == RoundStatus.COMMITTED.value
-        }
-        for row in self._held[ASSIGNMENTS].where(run_id=self._run_id):
-            delivered = row["digest"] and row["state"] == AssignmentStatus.DELIVERED.value
-            if delivered and row["round"] in committed:
-                last[row["peer_id"]] = max(row["round"], last.get(row["peer_id"], 0))
-        return last
+    def folded(self) -> Iterable[tuple[str, str, int]]:
+        rows = self._held[ASSIGNMENTS].where(run_id=self._run_id)
+        return ((row["peer_id"], row["work_json"], row["round"]) for row in rows if row["folded_in"])
 
     def standings(self) -> list[Row]:
         return sorted(self._held[tables.STANDINGS].where(run_id=self._run_id), key=lambda row: row["peer_id"])

@@ -198,6 +198,10 @@ class Questions(Protocol):
         """Of a round, then of the evaluation of its version, by peer and attempt; those behind the one of `after`."""
         ...
 
+    async def folded(self, run_id: str, number: int) -> list[AssignmentRow]:
+        """The updates that a committed round has in its version, its own or not; by peer."""
+        ...
+
     async def round(self, run_id: str, number: int) -> RoundRow | None:
         """With its assignments, those of its model's evaluation after those that trained."""
         ...

@@ -26,6 +26,7 @@ from sqlalchemy import (
 )
 
 from coordinator.engine.standings import LATE
+from coordinator.engine.state import Fold
 from coordinator.store import tables
 from coordinator.store.rows import (
     AssignmentRow,
@@ -62,6 +63,8 @@ def as_row(kind: Callable[..., Answer], row: Row, **more: object) -> Answer:
             values[name] = row[name]
         elif name == "metrics" and "metrics_json" in row:
             values[name] = metrics.from_json(row["metrics_json"])
+        elif name == "fold":
+            values[name] = _fold(row["fold_json"])
         elif name == "work":
             values[name] = _work(row["work_json"])
         elif f"{name}_json" in row:
@@ -184,6 +187,14 @@ def assignments(
     chosen = where if limit is None else (ASSIGNMENTS.c.assignment_id.in_(keys),)
     found = connection.execute(select(ASSIGNMENTS).where(*chosen).order_by(*order))
     return [as_row(AssignmentRow, row) for row in found.mappings()]
+
+
+def _fold(text: str) -> Fold | None:
+    """What cannot be read is shown as nothing."""
+    try:
+        return Fold.from_json(text)
+    except UNREADABLE:
+        return None
 
 
 def _work(text: str) -> Work:

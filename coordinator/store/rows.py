@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from coordinator.engine.state import Fold
 from muster.work import Work
 
 
@@ -157,6 +158,7 @@ class RoundRow:
     bytes_up: int
     bytes_down: int
     metrics: Mapping[str, float]
+    fold: Fold | None  # what it aggregates, where its schedule has said it
     assignments: tuple[AssignmentRow, ...] = ()  # filled by `Store.round` only; by peer, then attempt
 
 

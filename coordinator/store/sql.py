@@ -260,6 +260,10 @@ class SqlStore(Store):
             where.append(queries.behind_assignment(*after))
         return await self._database.read(lambda c: queries.assignments(c, *where, limit=limit))
 
+    async def folded(self, run_id: str, number: int) -> list[AssignmentRow]:
+        where = (tables.ASSIGNMENTS.c.run_id == run_id, tables.ASSIGNMENTS.c.folded_in == number)
+        return await self._database.read(lambda c: queries.assignments(c, *where))
+
     async def round(self, run_id: str, number: int) -> RoundRow | None:
         return await self._database.read(lambda c: queries.round_(c, run_id, number))
 

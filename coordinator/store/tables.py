@@ -117,6 +117,7 @@ ROUNDS = Table(
     _number("opened_at"),
     _number("deadline_at"),
     _number("grace_until"),
+    _text("fold_json", ""),  # what it aggregates, where its schedule has said it
     _number("ended_at"),
     Column("model_version", BigInteger),
     _number("aggregate_seconds"),
@@ -171,6 +172,9 @@ ASSIGNMENTS = Table(
     _number("offered_at", optional=False),
     _number("preparing_at"),
     _number("prepared_at"),
+    _number("training_at"),
+    _number("uploading_at"),
+    _number("deadline_at"),
     _number("ended_at"),
     _flag("retry"),
     _text("digest", ""),
@@ -185,6 +189,8 @@ ASSIGNMENTS = Table(
     _number("score"),
     _flag("selected"),
     _text("treatment", ""),
+    _count("folded_in"),  # the committed round whose version has this update in it
+    _flag("carried"),  # goes on after its round, or waits for a later one
     _text("source_digest", ""),
     _flag("blob_gone"),
     _refers(["run_id"], "runs", ["run_id"]),
@@ -203,6 +209,15 @@ Index(
     sqlite_where=text("state = 'DELIVERED'"),
     postgresql_where=text("state = 'DELIVERED'"),
 )
+CARRIED = text("carried")
+Index(
+    "ix_assignments_carried",
+    ASSIGNMENTS.c.run_id,
+    ASSIGNMENTS.c.state,
+    sqlite_where=CARRIED,
+    postgresql_where=CARRIED,
+)
+Index("ix_assignments_folded", ASSIGNMENTS.c.run_id, ASSIGNMENTS.c.folded_in)
 _index_blobs(ASSIGNMENTS)
 
 MODELS = Table(

@@ -255,13 +255,7 @@ class PeerStore:
         """
         with self._transaction():
             self._db.execute("DELETE FROM state WHERE run_id = ? AND round <> ?", (run_id, counted_round))
-        return self.state_after(run_id, counted_round)
-
-    def state_after(self, run_id: str, round: int) -> dict[str, Path]:
-        """The state arrays of a run as they were after a round, and nothing goes; empty if none are here."""
-        rows = self._db.execute(
-            "SELECT key, file FROM state WHERE run_id = ? AND round = ?", (run_id, round)
-        ).fetchall()
+        rows = self._db.execute("SELECT key, file FROM state WHERE run_id = ?", (run_id,)).fetchall()
         return {row["key"]: self._files / row["file"] for row in rows}
 
     def runs(self) -> list[str]:

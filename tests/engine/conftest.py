@@ -22,6 +22,7 @@ from coordinator.engine.state import (
     Effect,
     EvaluationState,
     Event,
+    Fold,
     ModelReady,
     ModelVersion,
     Offer,
@@ -45,6 +46,7 @@ from coordinator.engine.state import (
     versions_in_use,
 )
 from coordinator.engine.synchronous import Synchronous
+from coordinator.engine.works import Works
 from exchange.facts import UpdateFacts
 from muster.spec.model import RunSpec
 from muster.task.metrics import from_json
@@ -119,12 +121,13 @@ class Rows:
             for row in self.all("evaluation")
             if row["state"] == "RUNNING"
         }
-        committed = {row["number"] for row in self.all("round") if row["state"] == "COMMITTED"}
-        counted: dict[str, int] = {}
-        for one in work:
-            if one.update is not None and one.status is AssignmentStatus.DELIVERED and one.round in committed:
-                counted[one.peer_id] = max(one.round, counted.get(one.peer_id, 0))
-        used = versions_in_use(model, rounds, evaluations)
+        counted: dict[tuple[str, str], int] = {}
+        carried = Works((), [_assignment(row) for row in self.all("assignment") if row.get("carried")])
+        for row in self.all("assignment"):
+            if row.get("folded_in"):
+                lineage = (row["peer_id"], Work.from_json(row["work_json"]).role)
+                counted[lineage] = max(row["round"], counted.get(lineage, 0))
+        used = versions_in_use(model, rounds, evaluations, carried)
         return RunState(
             run_id=run_id,
             spec=RunSpec.model_validate_json(run["spec_json"]),
@@ -135,6 +138,7 @@ class Rows:
             model=model,
             rounds=rounds,
             evaluations=evaluations,
+            carried=carried,
             models={version: models[version] for version in sorted(used)},
             counted=counted,
             standings={row["peer_id"]: _standing(row) for row in self.all("standing")},
@@ -197,6 +201,9 @@ def _assignment(row: Row) -> AssignmentState:
         offered_at=row["offered_at"],
         preparing_at=row.get("preparing_at"),
         prepared_at=row.get("prepared_at"),
+        training_at=row.get("training_at"),
+        uploading_at=row.get("uploading_at"),
+        deadline_at=row.get("deadline_at"),
         update=update,
         metrics=metrics if answers else {},
         examples=row.get("examples", 0) if answers else 0,
@@ -217,7 +224,8 @@ def _round(row: Row, work: list[AssignmentState]) -> RoundState:
         opened_at=row["opened_at"],
         deadline_at=row["deadline_at"],
         grace_until=row.get("grace_until"),
-        assignments={a.assignment_id: a for a in work if not a.evaluation and a.round == row["number"]},
+        fold=Fold.from_json(row.get("fold_json", "")),
+        assignments=Works((), [a for a in work if not a.evaluation and a.round == row["number"]]),
     )
 
 
@@ -227,7 +235,7 @@ def _evaluation(row: Row, work: list[AssignmentState]) -> EvaluationState:
         version=version,
         round=row["round"],
         deadline_at=row["deadline_at"],
-        assignments={a.assignment_id: a for a in work if a.evaluation and a.work.base == version},
+        assignments=Works((), [a for a in work if a.evaluation and a.work.base == version]),
         own_pending=row["own_pending"],
         own_metrics=from_json(row["own_metrics_json"]),
     )

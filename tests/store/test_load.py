@@ -15,6 +15,7 @@ from coordinator.engine.state import (
     AssignmentStatus,
     EvaluationState,
     Event,
+    Fold,
     ModelReady,
     ModelVersion,
     Offer,
@@ -38,6 +39,7 @@ from coordinator.engine.state import (
     UpdateRefused,
     WarningState,
 )
+from coordinator.engine.works import Works
 from coordinator.store import Store
 from exchange.facts import UpdateFacts
 from muster.spec.model import EvaluateTable, RoundTable, RunSpec
@@ -58,7 +60,7 @@ def _full_state(spec: RunSpec) -> RunState:
     )  # fmt: skip
     lost = _assignment(
         assignment_id="r1.3.a.1", peer_id="a", status=AssignmentStatus.LOST, reason="gone", retry=True,
-        preparing_at=23.5, prepared_at=24.5,
+        preparing_at=23.5, prepared_at=24.5, training_at=25.5, uploading_at=26.5, deadline_at=27.5,
     )  # fmt: skip
     delivered = _assignment(
         assignment_id="r1.3.a.2", peer_id="a", attempt=2, status=AssignmentStatus.DELIVERED, reason="in time",
@@ -75,6 +77,10 @@ def _full_state(spec: RunSpec) -> RunState:
         assignment_id="r1.e2.b.1", peer_id="b", round=2, role="evaluate", status=AssignmentStatus.DELIVERED,
         reason="evaluated", metrics={"accuracy": 0.5}, examples=11,
     )  # fmt: skip
+    carried = _assignment(
+        assignment_id="r1.2.b.1", peer_id="b", round=2, base_version=1, status=AssignmentStatus.TRAINING,
+        reason="goes on", deadline_at=95.5,
+    )  # fmt: skip
     models = {
         version: ModelVersion(
             version=version,
@@ -88,17 +94,20 @@ def _full_state(spec: RunSpec) -> RunState:
     round_ = RoundState(
         number=3, status=RoundStatus.OPEN, reason="it is on", base_version=2, cohort=("a", "b"), needed=2,
         quorum=1, planned_at=20.1, opened_at=20.2, deadline_at=80.2, grace_until=30.3,
-        assignments={a.assignment_id: a for a in (lost, delivered, training)},
+        assignments=Works((), (lost, delivered, training)),
+        fold=Fold(updates=("r1.3.a.2",), weights=(-0.5,), work_goes_on=True),
     )  # fmt: skip
     evaluation = EvaluationState(
-        version=2, round=2, deadline_at=90.5, assignments={evaluated.assignment_id: evaluated}, own_pending=True,
+        version=2, round=2, deadline_at=90.5, assignments=Works((), (evaluated,)), own_pending=True,
         own_metrics={"loss": 2.0},
     )  # fmt: skip
     return RunState(
         run_id="r1", spec=spec, status=RunStatus.PAUSED, reason="paused by hand", created_at=1234.5,
         source_digest="5a",
         model=models[2], rounds={3: round_}, evaluations={2: evaluation}, models=models, last_round=3,
-        committed=2, skipped=1, skipped_in_row=1, counted={"a": 2, "b": 1}, rest=Rest(until=99.5, present=2),
+        committed=2, skipped=1, skipped_in_row=1,
+        counted={("a", "train"): 2, ("b", "train"): 1}, carried=Works((), (carried,)),
+        rest=Rest(until=99.5, present=2),
         warnings={
             "slow:a": WarningState(
                 cause="slow:a", reason="a is slow", peer_id="a", times=3, first_round=1, last_round=3, last_at=40.5
@@ -135,11 +144,20 @@ def _rows(state: RunState, script: Any) -> list[Any]:
         values = {name: getattr(round_, name) for name in named}
         cohort = json.dumps(round_.cohort)
         rows.append(
-            script.round(round_.number, round_.status, reason=round_.reason, cohort_json=cohort, **values)
+            script.round(
+                round_.number,
+                round_.status,
+                reason=round_.reason,
+                cohort_json=cohort,
+                fold_json="" if round_.fold is None else round_.fold.to_json(),
+                **values,
+            )
         )
         rows += [_assignment_row(a, script) for a in round_.assignments.values()]
-    for peer_id, number in state.counted.items():  # and a newer one of a round that was dropped
-        rows += [script.round(number, RoundStatus.COMMITTED), script.assignment(number, peer_id, "DELIVERED")]
+    for (peer_id, _), number in state.counted.items():  # and a newer one of a round that was dropped
+        update = script.assignment(number, peer_id, "DELIVERED", folded_in=number)
+        rows += [script.round(number, RoundStatus.COMMITTED), update]
+    rows += [_assignment_row(a, script, carried=True) for a in state.carried.values()]
     rows += [script.round(4, RoundStatus.SKIPPED), script.assignment(4, "b", "DELIVERED")]
     for evaluation in state.evaluations.values():
         rows.append(
@@ -160,7 +178,7 @@ def _rows(state: RunState, script: Any) -> list[Any]:
     return rows
 
 
-def _assignment_row(a: AssignmentState, script: Any) -> Any:
+def _assignment_row(a: AssignmentState, script: Any, *, carried: bool = False) -> Any:
     update = a.update
     measured: dict[str, Any] = {"metrics_json": json.dumps(dict(a.metrics)), "examples": a.examples}
     if update is not None:
@@ -172,7 +190,8 @@ def _assignment_row(a: AssignmentState, script: Any) -> Any:
     return script.assignment(
         a.round, a.peer_id, a.status, role=a.work.role, attempt=a.attempt, base_version=a.work.base,
         reason=a.reason, offered_at=a.offered_at, retry=a.retry, preparing_at=a.preparing_at,
-        prepared_at=a.prepared_at, **measured,
+        prepared_at=a.prepared_at, training_at=a.training_at, uploading_at=a.uploading_at,
+        deadline_at=a.deadline_at, carried=carried, **measured,
     )  # fmt: skip
 
 

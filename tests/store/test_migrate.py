@@ -93,7 +93,11 @@ async def test_the_migrations_make_the_tables_that_the_code_uses(
         where = {str(index["name"]): index["dialect_options"].get(f"{dialect}_where") for index in found}
         return sorted(name for name, condition in where.items() if condition is not None)
 
-    assert _look(database_url, filtered) == ["ix_assignments_blob", "ux_assignments_delivered"]
+    assert _look(database_url, filtered) == [
+        "ix_assignments_blob",
+        "ix_assignments_carried",
+        "ux_assignments_delivered",
+    ]
 
 
 async def test_opening_again_changes_nothing(database_url: str, script: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 
+from coordinator.engine.assignments import settled_round
 from coordinator.engine.state import (
     AssignmentEvaluated,
     AssignmentFailed,
@@ -139,7 +140,7 @@ def offer(
             spec_json=run.spec.canonical_json(),
             seed=assignment_seed(run.spec.seed, work.role, assignment.round, assignment.peer_id),
             deadline_seconds=max(0.0, seconds_left),
-            counted_round=run.counted.get(assignment.peer_id, 0),
+            counted_round=settled_round(run, assignment.peer_id, work.role),
             source_digest=run.source_digest,
             cohort_size=0 if round_ is None else len(round_.cohort),
         )
