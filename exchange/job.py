@@ -33,7 +33,9 @@ class UpdateInput:
     examples: int
     base: UpdateBase
     role: str = TRAIN  # of its work
-    weight: float | None = None  # of a sum: as it is, signed; None: a share of the mean, as the spec weighs examples
+    weight: float | None = (
+        None  # of a sum: as it is, signed; None: a share of the mean, as the spec weighs examples
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
