@@ -1,11 +1,12 @@
 """The peer store: everything of a peer that must outlive its process.
 
 One SQLite database (WAL, synchronous FULL) and a folder of files beside it. The database holds the peer's
-identity, the assignments it has taken, and which file is a state array after a round, keyed by (run, round,
-key); the files hold the arrays and the updates not yet delivered. A training job writes new files; `stage`
-ties them to its assignment, `commit`, in one transaction, makes them the state after its round once the
-coordinator has given its receipt, and `settle` keeps of all states the one after the last round that counts:
-a residual has changed exactly if the update that it belongs to is in the model.
+identity, the assignments it has taken, and which file is a state array after a round, keyed by (run, lineage,
+round, key), where a lineage is the role in which updates are made that hand the state on; the files hold the
+arrays and the updates not yet delivered. A training job writes new files; `stage` ties them to its assignment,
+`commit`, in one transaction, makes them the state after its round once the coordinator has given its receipt, and
+`settle` keeps of all states of a lineage the one after the last round that counts: a residual has changed exactly
+if the update that it belongs to is in the model.
 
 Files are written and synced before a row names them, and removed after no row names them any more; what a
 crash leaves between is removed by the sweep of the next start.
@@ -29,8 +30,9 @@ from muster.files.disk import is_full, make_folder, storage_error
 from muster.files.folderlock import FolderLock
 from muster.files.folders import private_database
 from muster.runtime.randomness import MACHINE, hex_id, secret_text
+from muster.work import TRAIN
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 LOCK_NAME = "peer.lock"
 _FIX = "stop that peer first, or join under another name (--name) or with another data_dir"
 
@@ -57,13 +59,20 @@ CREATE TABLE staged (
 _STATE = """
 CREATE TABLE state (
     run_id TEXT NOT NULL,
+    lineage TEXT NOT NULL,
     round INTEGER NOT NULL,
     key TEXT NOT NULL,
     file TEXT NOT NULL,
-    PRIMARY KEY (run_id, round, key)
+    PRIMARY KEY (run_id, lineage, round, key)
 ) STRICT;
 """
 _FROM_1 = f"DROP TABLE state; {_STATE}"  # it told no rounds, so that no state of it can be trusted to count
+_FROM_2 = f"""
+ALTER TABLE state RENAME TO older;
+{_STATE}
+INSERT INTO state (run_id, lineage, round, key, file) SELECT run_id, '{TRAIN}', round, key, file FROM older;
+DROP TABLE older;
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +89,7 @@ class Held:
     deadline_at: float
     update: Path | None = None
     update_digest: str = ""
+    stateful: bool = False  # whether the update hands on state, which only its receipt makes count
     report: bytes = b""  # a serialized muster.v1.AssignmentReport
 
 
@@ -127,8 +137,8 @@ class PeerStore:
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version in {0, 1}:
-                make = _SCHEMA + _STATE if version == 0 else _FROM_1
+            if version in {0, 1, 2}:
+                make = {0: _SCHEMA + _STATE, 1: _FROM_1, 2: _FROM_2}[version]
                 version = SCHEMA_VERSION
                 self._db.executescript(f"BEGIN IMMEDIATE; {make} PRAGMA user_version = {version}; COMMIT;")
         except sqlite3.DatabaseError as error:
@@ -183,7 +193,10 @@ class PeerStore:
 
     def held(self) -> list[Held]:
         """All assignments not yet forgotten, oldest first."""
-        rows = self._db.execute("SELECT * FROM assignments ORDER BY rowid").fetchall()
+        rows = self._db.execute(
+            "SELECT *, EXISTS (SELECT 1 FROM staged WHERE staged.assignment_id = assignments.assignment_id)"
+            " AS stateful FROM assignments ORDER BY rowid"
+        ).fetchall()
         return [
             Held(
                 assignment_id=row["assignment_id"],
@@ -192,6 +205,7 @@ class PeerStore:
                 deadline_at=row["deadline_at"],
                 update=self._files / row["update_file"] if row["update_file"] else None,
                 update_digest=row["update_digest"] or "",
+                stateful=bool(row["stateful"]),
                 report=row["report"] or b"",
             )
             for row in rows
@@ -216,17 +230,17 @@ class PeerStore:
                 [(assignment_id, row["run_id"], key, file.name) for key, file in state.items()],
             )
 
-    def commit(self, assignment_id: str, round: int) -> None:
-        """The receipt is here: staged state becomes that after the round, and the assignment is forgotten.
+    def commit(self, assignment_id: str, round: int, lineage: str = TRAIN) -> None:
+        """The receipt is here: staged state becomes the lineage's after the round, and the assignment is forgotten.
 
         The state before stays too, since the round may yet be dropped; `settle` decides.
         """
         with self._transaction():
             self._db.execute(
-                "INSERT INTO state (run_id, round, key, file)"
-                " SELECT run_id, ?, key, file FROM staged WHERE assignment_id = ?"
-                " ON CONFLICT (run_id, round, key) DO UPDATE SET file = excluded.file",
-                (round, assignment_id),
+                "INSERT INTO state (run_id, lineage, round, key, file)"
+                " SELECT run_id, ?, ?, key, file FROM staged WHERE assignment_id = ?"
+                " ON CONFLICT (run_id, lineage, round, key) DO UPDATE SET file = excluded.file",
+                (lineage, round, assignment_id),
             )
             self._db.execute("DELETE FROM assignments WHERE assignment_id = ?", (assignment_id,))
 
@@ -247,15 +261,20 @@ class PeerStore:
 
     # -- state -----------------------------------------------------------------------------------------------
 
-    def settle(self, run_id: str, counted_round: int) -> dict[str, Path]:
-        """The state arrays of a run as they were after the last round that counts; all others go.
+    def settle(self, run_id: str, counted_round: int, lineage: str = TRAIN) -> dict[str, Path]:
+        """The state arrays of a lineage as they were after the last round that counts; its others go.
 
         Rounds after it were dropped with their updates, so what they changed is rolled back. A state that is
         not here, on a new disk say, is begun anew.
         """
         with self._transaction():
-            self._db.execute("DELETE FROM state WHERE run_id = ? AND round <> ?", (run_id, counted_round))
-        rows = self._db.execute("SELECT key, file FROM state WHERE run_id = ?", (run_id,)).fetchall()
+            self._db.execute(
+                "DELETE FROM state WHERE run_id = ? AND lineage = ? AND round <> ?",
+                (run_id, lineage, counted_round),
+            )
+        rows = self._db.execute(
+            "SELECT key, file FROM state WHERE run_id = ? AND lineage = ?", (run_id, lineage)
+        ).fetchall()
         return {row["key"]: self._files / row["file"] for row in rows}
 
     def runs(self) -> list[str]:

@@ -76,7 +76,7 @@ class Assignments:
         self._courier = courier
         self._tell = tell
         self._works: dict[str, Work] = {}
-        self._moved = asyncio.Event()  # one for each time that an assignment ends
+        self._moved = asyncio.Event()  # one for each time that an assignment ends, or has its update
         self._restoring: asyncio.Task[None] | None = None
 
     # -- what the daemon asks -----------------------------------------------------------------------------
@@ -206,10 +206,10 @@ class Assignments:
         await self._commit(work)
 
     async def _turn(self, work: Work) -> None:
-        """Waits until all earlier training of the same run is settled, one way or the other.
+        """Waits until earlier training of the same run and role is done, and settled if it hands on state.
 
         The offer of the next round may well come before the receipt of this one, and only with the receipt it
-        is known which state the next update starts from.
+        is known which state the next update starts from. Without any, one is sent while the next one trains.
         """
         while self._is_behind(work):
             await self._moved.wait()
@@ -218,11 +218,9 @@ class Assignments:
         for other in self._works.values():  # in the order in which they were taken
             if other is work:
                 return False
-            if (
-                other.held.run_id == work.held.run_id
-                and not evaluates(other.offer.work.role)
-                and not other.held.report
-            ):
+            same = (other.held.run_id, other.offer.work.role) == (work.held.run_id, work.offer.work.role)
+            sent = other.held.update is not None and not other.held.stateful
+            if same and not sent and not other.held.report:
                 return True
         return False
 
@@ -235,14 +233,17 @@ class Assignments:
             update, trained = await self._bench.train(
                 work.offer,
                 stem=stem,
-                state=lambda: self._store.do(store.settle, work.held.run_id, work.offer.counted_round),
+                state=lambda: self._store.do(
+                    store.settle, work.held.run_id, work.offer.counted_round, work.offer.work.role
+                ),
                 deadline_at=lambda: work.held.deadline_at,
                 steps=self._steps(work),
             )
             staged = {key: Path(path) for key, path in trained.staged.items()}
             await self._store.do(store.stage, work.assignment_id, update, trained.digest, staged)
-            work.held = replace(work.held, update=update, update_digest=trained.digest)
+            work.held = replace(work.held, update=update, update_digest=trained.digest, stateful=bool(staged))
             work.warnings = trained.warnings
+            self._note_move()  # what hands on no state need not be delivered before the next one trains
             failpoint("peer.trained")
             log.info(
                 "update.trained",
@@ -290,7 +291,7 @@ class Assignments:
         await self._store_if_possible(self._store.store.end, work.assignment_id, body)
         work.held = replace(work.held, update=None, update_digest="", report=body)
         self._tell_phase(work)
-        self._note_end()
+        self._note_move()
 
     async def _drop(self, work: Work) -> None:
         await self._store_if_possible(self._store.store.rollback, work.assignment_id)
@@ -300,7 +301,9 @@ class Assignments:
         """Until it succeeds: with the receipt given, losing the new state would falsify every later update."""
         while True:
             try:
-                await self._store.do(self._store.store.commit, work.assignment_id, work.offer.round)
+                await self._store.do(
+                    self._store.store.commit, work.assignment_id, work.offer.round, work.offer.work.role
+                )
                 break
             except StorageError as error:
                 log.warning("store.failed", assignment_id=work.assignment_id, error=str(error))
@@ -311,9 +314,9 @@ class Assignments:
 
     def _forget(self, work: Work) -> None:
         self._works.pop(work.assignment_id, None)
-        self._note_end()
+        self._note_move()
 
-    def _note_end(self) -> None:
+    def _note_move(self) -> None:
         self._moved.set()
         self._moved = asyncio.Event()
 

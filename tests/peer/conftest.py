@@ -308,6 +308,7 @@ class FakeWorker:
         self.preparing = asyncio.Event()  # set when it begins to
         self.prepares = asyncio.Event()  # it is done with that when this is set
         self.prepares.set()
+        self.stateless = False  # whether updates hand on nothing
 
     async def start(self) -> None:
         pass
@@ -346,7 +347,7 @@ class FakeWorker:
             "size_bytes": len(body),
             "examples": 3,
             "steps": 1,
-            "staged": {"residual": str(staged)},
+            "staged": {} if self.stateless else {"residual": str(staged)},
         }
 
     def forget(self, scope: str) -> None:

@@ -127,6 +127,24 @@ async def test_a_lost_receipt_is_asked_for_again(bench: Any) -> None:
     await forgotten(bench, task, updates=1)
 
 
+@pytest.mark.parametrize(("stateless", "role"), [(True, "train"), (False, "sgd")])
+async def test_one_update_is_sent_while_the_next_is_trained_where_no_state_is_handed_on(
+    bench: Any, stateless: bool, role: str
+) -> None:
+    """Nothing at all, or nothing from one role to the other."""
+    bench.worker.stateless = stateless
+    bench.coordinator.answers.clear()
+    bench.start()
+    session = await bench.coordinator.session()
+    session.send(offer=bench.offer())
+    await delivered(bench)
+    session.send(offer=bench.offer(2, role=role, counted_round=0))
+    assert await delivered(bench, 2) == b"update 2 after 0"
+    assert "peer.committed" not in bench._reached
+    bench.coordinator.answers.set()
+    await committed(bench, 2)
+
+
 async def test_the_next_round_waits_for_the_receipt_of_this_one(bench: Any) -> None:
     """Its offer may overtake the receipt, and without the receipt it is not known which state counts."""
     bench.coordinator.answers.clear()

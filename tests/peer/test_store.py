@@ -109,6 +109,36 @@ def test_a_store_of_the_first_schema_goes_on_without_its_state(tmp_path: Path) -
         assert store.settle("r", 1)["residual"].read_text() == "one"
 
 
+def test_each_role_hands_on_a_state_of_its_own(tmp_path: Path) -> None:
+    with PeerStore(tmp_path) as store:
+        store.accept(held(), now=1.0)
+        stage(store, "one")
+        (one,) = store.held()
+        assert one.stateful
+        store.commit("r.1.p.1", 1, "anchor")
+        assert store.settle("r", 1, "miner") == {}
+        assert store.settle("r", 1, "anchor")["residual"].read_text() == "one"
+        store.forget("r")
+        assert store.settle("r", 1, "anchor") == {}
+
+
+def test_a_store_that_knew_one_state_of_a_run_goes_on_with_it(tmp_path: Path) -> None:
+    with PeerStore(tmp_path) as store:
+        store.accept(held(), now=1.0)
+        stage(store, "one")
+        store.commit("r.1.p.1", 1)
+    with sqlite3.connect(tmp_path / "peer.sqlite") as db:
+        db.executescript(
+            "ALTER TABLE state RENAME TO newer;"
+            "CREATE TABLE state (run_id TEXT NOT NULL, round INTEGER NOT NULL, key TEXT NOT NULL, file TEXT NOT NULL,"
+            " PRIMARY KEY (run_id, round, key)) STRICT;"
+            "INSERT INTO state SELECT run_id, round, key, file FROM newer; DROP TABLE newer; PRAGMA user_version = 2;"
+        )
+    db.close()
+    with PeerStore(tmp_path) as store:
+        assert store.settle("r", 1)["residual"].read_text() == "one"
+
+
 def test_rollback_keeps_the_present_state(tmp_path: Path) -> None:
     with PeerStore(tmp_path) as store:
         stage(store, "one")
