@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-from coordinator.journal import is_fenced
+from coordinator.store import Trouble, trouble
 from muster.errors import InternalError, MusterError
 
 log = structlog.get_logger()
@@ -46,7 +46,7 @@ class Background:
         if task.cancelled() or self.failed.done():
             return
         error = task.exception()
-        if isinstance(error, MusterError) and is_fenced(error):
+        if isinstance(error, MusterError) and trouble(error) is Trouble.FENCED:
             self.failed.set_result(error)
             return
         self.failed.set_result(

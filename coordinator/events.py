@@ -38,8 +38,8 @@ class Committed:
 
 @dataclass(frozen=True, kw_only=True)
 class RunLeft:
-    """A run is live here no more although no decision ended it. `ended`: an admin has ended it in the store; otherwise
-    it stands still until the next start."""
+    """A run is live here no more although no decision ended it. `ended`: an admin or another writer has ended it in the
+    store; otherwise it stands still until the next start."""
 
     run_id: str
     ended: bool

@@ -8,21 +8,26 @@ thousands of events.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
 
 from coordinator.engine.state import Effect, RunState, Transition
 from coordinator.events import Committed, Events
-from coordinator.store import Fence, Store, Transfer
-from muster.errors import StateError, StorageError
+from coordinator.store import Fence, Store, Transfer, Trouble, trouble
+from muster.errors import MusterError, StorageError
+from muster.runtime.backoff import Backoff
 
 log = structlog.get_logger()
 
 BATCH_MAX = 256
 QUEUE_MAX = 4096
-STORE_RETRY_SECONDS = 0.5  # between attempts to commit what happened inside, while the store refuses
+STORE_RETRY_SECONDS = (
+    0.5  # between the first attempts to commit what happened inside, while the store refuses
+)
+STORE_RETRY_SECONDS_MAX = 10.0  # and between later ones
+CONFLICTS_MAX = 3  # so often one decision is made anew on rows that were not as believed
 
 
 _Transfers = dict[tuple[str, int, str, str], int]  # bytes by run, round, peer and direction
@@ -30,8 +35,9 @@ _Transfers = dict[tuple[str, int, str, str], int]  # bytes by run, round, peer a
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A decision whose state is in place already: `undo` takes it back if the commit fails. The rest is what
-    subscribers and whoever asked are told once it is durable, see `Committed`."""
+    """A decision whose state is in place already: `undo` takes it back if the commit fails. `reload` puts in place what
+    the store has instead, where the decision was made on something else; without it a conflict is told to whoever
+    asked. The rest is what subscribers and whoever asked are told once it is durable, see `Committed`."""
 
     transitions: Sequence[Transition] = ()
     effects: Sequence[Effect] = ()
@@ -39,6 +45,7 @@ class Outcome:
     accepted: bool = True
     reason: str = ""
     undo: Callable[[], None] = field(default=lambda: None)
+    reload: Callable[[Store], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +70,8 @@ class Journal:
     async def submit(self, decide: Callable[[], Outcome]) -> Committed:
         """Runs `decide` at its turn and returns when what it decided is durable. Raises what `decide` raises, or with
         everything undone `StorageError` while the store takes nothing at all, or what the store says of this
-        decision, which it will never take. In that last case `decide` was called a second time."""
+        decision, which it will never take. In that last case `decide` was called a second time, and after a conflict
+        once more for each time that what the store has was read anew, `CONFLICTS_MAX` at most."""
         done: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
         await self._queue.put(_Pending(decide=decide, done=done))
         return await done
@@ -91,14 +99,15 @@ class Journal:
         try:
             sequences = await self._write(decided, transfers)
         except StorageError as error:
-            log.exception("journal.commit_failed", error_id=error.id, reason=error.message)
+            log.error("journal.commit_failed", error_id=error.id, reason=error.message)
             self._take_back(decided, error)
             self._recount(transfers)
         except Exception as error:  # about what was to be written, not about the disk
-            self._take_back(decided, error if is_fenced(error) else None)
-            if is_fenced(error):
+            if trouble(error) is Trouble.FENCED:
+                self._take_back(decided, error)
                 raise
             log.warning("journal.commit_refused", decisions=len(decided), reason=repr(error))
+            self._take_back(decided)
             for pending, _ in decided:  # whose it was is found out
                 await self._commit_alone(pending)
             await self._write_transfers(transfers)
@@ -106,17 +115,36 @@ class Journal:
             self._take_effect(decided, sequences)
 
     async def _commit_alone(self, pending: _Pending) -> None:
-        """So that a decision which cannot be stored costs nobody but who asked for it."""
-        decided = self._decide([pending])
+        """So that a decision which cannot be stored costs nobody but who asked for it. Nothing else is decided
+        meanwhile, so what is read anew after a conflict is what the next attempt starts from."""
+        for conflicts in range(CONFLICTS_MAX + 1):
+            decided = self._decide([pending])
+            try:
+                sequences = await self._write(decided, {})
+            except Exception as error:  # handed to whoever asked for the decision
+                self._take_back(decided)
+                reload = decided[0][1].reload
+                if trouble(error) is Trouble.CONFLICT and reload is not None and conflicts < CONFLICTS_MAX:
+                    log.warning("journal.conflict", reason=str(error), conflicts=conflicts + 1)
+                    if await self._reloaded(pending, reload):
+                        continue
+                    return
+                log.error("journal.decision_refused", reason=repr(error), exc_info=is_defect(error))
+                _fail(pending, error)
+                if trouble(error) is Trouble.FENCED:
+                    raise
+            else:
+                self._take_effect(decided, sequences)
+            return
+
+    async def _reloaded(self, pending: _Pending, reload: Callable[[Store], Awaitable[None]]) -> bool:
         try:
-            sequences = await self._write(decided, {})
+            await reload(self._store)
         except Exception as error:  # handed to whoever asked for the decision
-            log.exception("journal.decision_refused", reason=repr(error))
-            self._take_back(decided, error)
-            if is_fenced(error):
-                raise
-        else:
-            self._take_effect(decided, sequences)
+            log.exception("journal.reload_failed", reason=repr(error))
+            _fail(pending, error)
+            return False
+        return True
 
     def _decide(self, batch: Sequence[_Pending]) -> list[tuple[_Pending, Outcome]]:
         decided: list[tuple[_Pending, Outcome]] = []
@@ -171,16 +199,21 @@ class Journal:
             self.count_bytes(run_id, round, peer_id, direction, size)
 
 
-def is_fenced(error: BaseException | None) -> bool:
-    """Whether another coordinator has taken over the store: nothing that is decided here counts any more."""
-    return isinstance(error, StateError) and error.id == "store.fenced"
-
-
 def _rows(transfers: _Transfers) -> list[Transfer]:
     return [
         Transfer(run_id=run_id, round=round, peer_id=peer_id, direction=direction, bytes=size)
         for (run_id, round, peer_id, direction), size in transfers.items()
     ]
+
+
+def store_backoff() -> Backoff:
+    """Between attempts to commit what cannot be asked again, while the store refuses everything."""
+    return Backoff(delay_seconds_min=STORE_RETRY_SECONDS, delay_seconds_max=STORE_RETRY_SECONDS_MAX)
+
+
+def is_defect(error: BaseException) -> bool:
+    """Whether a log of it needs the traceback: what Muster raises itself says all that there is to know."""
+    return not isinstance(error, MusterError)
 
 
 def _fail(pending: _Pending, error: Exception) -> None:

@@ -7,16 +7,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import structlog
 
 from coordinator.engine import decide as engine
 from coordinator.engine.schedule import Schedule
-from coordinator.engine.state import Decision, Event, PeerView, RunBroken, RunState, RunSubmitted, Tick
+from coordinator.engine.state import (
+    Decision,
+    Event,
+    PeerView,
+    Restored,
+    RunBroken,
+    RunState,
+    RunSubmitted,
+    Tick,
+)
 from coordinator.events import Committed, Events, RunLeft
-from coordinator.journal import STORE_RETRY_SECONDS, Journal, Outcome
+from coordinator.journal import Journal, Outcome, is_defect, store_backoff
+from coordinator.store import Store, Trouble, trouble
 from coordinator.submission.checks import check_spec
-from muster.errors import MusterError, NotFoundError, StorageError
+from muster.errors import MusterError, NotFoundError
 from muster.runtime import clock
 from muster.spec.model import RunSpec
 from muster.texts import one_line
@@ -39,6 +50,9 @@ class Runs(Mapping[str, RunState]):
         self._peers = peers
         self._live: dict[str, RunState] = {}
         self._schedules: dict[str, Schedule] = {}
+        self._reread: set[str] = (
+            set()
+        )  # taken from the store again; what is under way in them is not ordered yet
         self.unreadable: dict[str, str] = {}
 
     def __getitem__(self, run_id: str) -> RunState:
@@ -73,21 +87,33 @@ class Runs(Mapping[str, RunState]):
         return await self._journal.submit(lambda: self._decide(event))
 
     async def post_surely(self, event: Event) -> None:
-        """For what happened inside and cannot be asked again: tries until the store takes it."""
+        """For what happened inside and cannot be asked again: while the store takes nothing it is tried again, ever
+        more seldom. What can never be stored costs the run, with a sentence."""
+        backoff = store_backoff()
         while True:
             try:
                 await self.post(event)
             except NotFoundError:
                 return
-            except StorageError as error:
-                log.warning("event.retried", event_kind=type(event).__name__, error_id=error.id)
-                await asyncio.sleep(STORE_RETRY_SECONDS)
-            except Exception as error:  # no retry mends it, and no other run has to do with it
-                log.exception("run.broken", run_id=event.run_id, event_kind=type(event).__name__)
-                if isinstance(event, RunBroken):
-                    self._leave(event.run_id, event.reason)
-                    return
-                event = RunBroken(run_id=event.run_id, reason=_broken(event, error))
+            except Exception as error:
+                match trouble(error):
+                    case Trouble.TRANSIENT:
+                        log.warning("event.retried", event_kind=type(event).__name__, reason=str(error))
+                        await asyncio.sleep(backoff.next_delay())
+                    case Trouble.FENCED:
+                        return  # this coordinator ends
+                    case _:  # no other run has to do with it; a conflict has outlived every look at the store
+                        log.error(
+                            "run.broken",
+                            run_id=event.run_id,
+                            event_kind=type(event).__name__,
+                            reason=repr(error),
+                            exc_info=is_defect(error),
+                        )
+                        if isinstance(event, RunBroken):
+                            self._leave(event.run_id, event.reason)
+                            return
+                        event = RunBroken(run_id=event.run_id, reason=_broken(event, error))
             else:
                 return
 
@@ -117,6 +143,7 @@ class Runs(Mapping[str, RunState]):
         """It stands still until the next start, or until an admin ends it; what is stored of it stays."""
         self._live.pop(run_id, None)
         self._schedules.pop(run_id, None)
+        self._reread.discard(run_id)
         self.unreadable[run_id] = one_line(reason)
         log.error(
             "run.unreadable",
@@ -135,7 +162,19 @@ class Runs(Mapping[str, RunState]):
                 cause="it is unknown or has ended",
                 fix="muster run list",
             )
-        decision = engine.decide(state, event, clock.now(), self._peers(), self._schedules.get(event.run_id))
+        events = [event]
+        if event.run_id in self._reread:
+            events.insert(0, Restored(run_id=event.run_id))
+        decision = Decision(state=state)
+        for each in events:
+            following = engine.decide(
+                decision.state, each, clock.now(), self._peers(), self._schedules.get(event.run_id)
+            )
+            decision = replace(
+                following,
+                transitions=(*decision.transitions, *following.transitions),
+                effects=(*decision.effects, *following.effects),
+            )
         return self._outcome(event.run_id, state, decision)
 
     def _outcome(self, run_id: str, before: RunState | None, decision: Decision) -> Outcome:
@@ -145,8 +184,12 @@ class Runs(Mapping[str, RunState]):
         else:
             self._live[run_id] = decision.state
             schedule = None
+        reread = run_id in self._reread
+        self._reread.discard(run_id)
 
         def undo() -> None:
+            if reread:
+                self._reread.add(run_id)
             if before is None:
                 self._live.pop(run_id, None)
                 self._schedules.pop(run_id, None)
@@ -155,14 +198,31 @@ class Runs(Mapping[str, RunState]):
             if schedule is not None:
                 self._schedules[run_id] = schedule
 
+        async def reload(store: Store) -> None:
+            await self._reload(run_id, store)
+
         return Outcome(
             transitions=decision.transitions,
             effects=decision.effects,
             run=decision.state,
             accepted=decision.accepted,
             undo=undo,
+            reload=None if before is None else reload,
             reason=decision.reason,
         )
+
+    async def _reload(self, run_id: str, store: Store) -> None:
+        """Takes the run as it is stored, which is not as it was believed here: the next decision orders again what is
+        under way in it."""
+        run = await store.load_run(run_id)
+        if run is not None:
+            self._live[run_id] = run
+            self._reread.add(run_id)
+            return
+        self._live.pop(run_id, None)
+        self._schedules.pop(run_id, None)
+        self._reread.discard(run_id)
+        self._events.publish(RunLeft(run_id=run_id, ended=True))
 
 
 async def schedule_of(spec: RunSpec, text: str = "") -> Schedule:

@@ -92,23 +92,19 @@ class Members:
     @classmethod
     def restored(cls, records: Iterable[Record], now: float) -> Members:
         """After a start nobody is connected, and everybody has the usual time to come back."""
-        return cls().put(
-            *(
-                Member(
-                    peer_id=record.peer_id,
-                    status=PeerStatus(record.state),
-                    reason=record.reason,
-                    epoch=record.epoch,
-                    seen_at=now,
-                    secret_hash=record.secret_hash,
-                    device=record.device,
-                    muster_version=record.muster_version,
-                    instance=record.instance,
-                    met=record.instance,
-                )
-                for record in records
-            )
-        )
+        return cls().put(*(_restored(record, now) for record in records))
+
+    def reread(self, records: Iterable[Record], now: float) -> Members:
+        """The members as they are stored, where another writer has changed them: with each the sign of life and the
+        session that it has here, as long as no newer session is stored."""
+        members: list[Member] = []
+        for record in records:
+            member, known = _restored(record, now), self.peers.get(record.peer_id)
+            if known is not None:
+                here = known.connected and known.epoch == member.epoch
+                member = replace(member, seen_at=known.seen_at, connected=here)
+            members.append(member)
+        return Members().put(*members)
 
     def get(self, peer_id: str) -> Member | None:
         return self.peers.get(peer_id)
@@ -132,6 +128,21 @@ class Members:
     def without(self, *gone: str) -> Members:
         names = set(gone)
         return Members().put(*(member for peer_id, member in self.peers.items() if peer_id not in names))
+
+
+def _restored(record: Record, now: float) -> Member:
+    return Member(
+        peer_id=record.peer_id,
+        status=PeerStatus(record.state),
+        reason=record.reason,
+        epoch=record.epoch,
+        seen_at=now,
+        secret_hash=record.secret_hash,
+        device=record.device,
+        muster_version=record.muster_version,
+        instance=record.instance,
+        met=record.instance,
+    )
 
 
 # -- events ----------------------------------------------------------------------------------------------

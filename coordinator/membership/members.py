@@ -10,9 +10,10 @@ import structlog
 
 from coordinator.engine.state import PeerStatus, PeerView
 from coordinator.events import Committed, Notice
-from coordinator.journal import STORE_RETRY_SECONDS, Journal, Outcome
+from coordinator.journal import Journal, Outcome, store_backoff
 from coordinator.membership import detector
 from coordinator.membership.detector import Connected, HeartbeatSeen, Member, Members, PeerEvent, Prune, Tick
+from coordinator.store import Store, Trouble, trouble
 from muster.config.settings import CoordinatorConfig
 from muster.errors import AuthenticationError, NotAllowedError, NotFoundError, StorageError
 from muster.files.digests import digest_bytes
@@ -48,13 +49,12 @@ class MemberBook:
                 self._heard.pop(transition.peer_id, None)
 
     def restore(self, records: Iterable[detector.Record]) -> None:
-        sound: list[detector.Record] = []
-        for record in records:
-            if record.state in set(PeerStatus):
-                sound.append(record)
-            else:  # it costs that peer and no other
-                log.error("peer.unreadable", peer_id=record.peer_id, reason=f"its state is {record.state!r}")
-        self._members = Members.restored(sound, now=clock.now())
+        """For a start."""
+        self._members = Members.restored(_sound(records), now=clock.now())
+
+    async def _reload(self, store: Store) -> None:
+        """What is stored, which is not as it was believed here; who is connected stays so."""
+        self._members = self._members.reread(_sound(await store.load_peers()), now=clock.now())
 
     def get(self, peer_id: str) -> Member | None:
         return self._members.get(peer_id)
@@ -127,13 +127,16 @@ class MemberBook:
         return committed
 
     async def submit_surely(self, event: PeerEvent | Tick | Prune) -> None:
-        """For what cannot be asked again: tries until the store takes it."""
+        """For what cannot be asked again: while the store takes nothing it is tried again, ever more seldom."""
+        backoff = store_backoff()
         while True:
             try:
                 await self.submit(event)
             except StorageError as error:
-                log.warning("event.retried", event_kind=type(event).__name__, error_id=error.id)
-                await asyncio.sleep(STORE_RETRY_SECONDS)
+                if trouble(error) is not Trouble.TRANSIENT:
+                    raise
+                log.warning("event.retried", event_kind=type(event).__name__, reason=str(error))
+                await asyncio.sleep(backoff.next_delay())
             else:
                 return
 
@@ -157,8 +160,19 @@ class MemberBook:
             transitions=decision.transitions,
             accepted=decision.accepted,
             undo=undo,
+            reload=self._reload,
             reason=decision.reason,
         )
+
+
+def _sound(records: Iterable[detector.Record]) -> list[detector.Record]:
+    found: list[detector.Record] = []
+    for record in records:
+        if record.state in set(PeerStatus):
+            found.append(record)
+        else:  # it costs that peer and no other
+            log.error("peer.unreadable", peer_id=record.peer_id, reason=f"its state is {record.state!r}")
+    return found
 
 
 def hash_secret(secret: str) -> str:

@@ -1,5 +1,6 @@
 """What a coordinator remembers: in SQLite or PostgreSQL, or for simulations in memory."""
 
+from coordinator.store.faults import Trouble, trouble
 from coordinator.store.memory import MemoryStore
 from coordinator.store.protocol import Store
 from coordinator.store.rows import (
@@ -29,5 +30,7 @@ __all__ = [
     "SqlStore",
     "Store",
     "Transfer",
+    "Trouble",
     "WarningRow",
+    "trouble",
 ]

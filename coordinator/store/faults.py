@@ -6,6 +6,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
+from enum import StrEnum
 
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -27,6 +28,27 @@ _SQLITE_UNAVAILABLE = {
 _POSTGRES_FULL = "53100"
 # Classes of SQLSTATE: no connection, no resources, an operator's intervention, a failure outside the server.
 _POSTGRES_UNAVAILABLE = ("08", "53", "57", "58")
+
+
+class Trouble(StrEnum):
+    """What to do about a write that failed."""
+
+    TRANSIENT = (
+        "transient"  # the store takes nothing for now, whatever it is: try again later, ever more seldom
+    )
+    CONFLICT = "conflict"  # rows are not as believed here: read them anew and decide again
+    FENCED = "fenced"  # another coordinator has taken over: this one ends
+    PERMANENT = "permanent"  # what was to be written can never be, or the store is damaged: no retry mends it
+
+
+def trouble(error: BaseException) -> Trouble:
+    if isinstance(error, StorageError):
+        return Trouble.PERMANENT if error.id == "store.damaged" else Trouble.TRANSIENT
+    if isinstance(error, StateError):
+        return {"store.conflict": Trouble.CONFLICT, "store.fenced": Trouble.FENCED}.get(
+            error.id, Trouble.PERMANENT
+        )
+    return Trouble.PERMANENT
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from coordinator.store.rows import (
     Transfer,
     WarningRow,
 )
+from muster.errors import StateError
 
 EVENTS_PAGE = 1000
 
@@ -142,6 +143,14 @@ class State(Protocol):
         """Runs that have not ended, oldest first, exactly as the last commit left them. `unread` takes those
         whose rows cannot be read, with the reason; without it, one of them raises."""
         ...
+
+    async def load_run(self, run_id: str) -> RunState | None:
+        """One of them; None if it has ended or is not there. Raises `StateError` "store.run_unreadable"."""
+        unread: dict[str, str] = {}
+        runs = {run.run_id: run for run in await self.load_runs(unread)}
+        if run_id in unread:
+            raise StateError("store.run_unreadable", f"run {run_id!r}: {unread[run_id]}")
+        return runs.get(run_id)
 
     async def load_peers(self) -> list[PeerRecord]: ...
 
