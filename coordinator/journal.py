@@ -99,7 +99,7 @@ class Journal:
         try:
             sequences = await self._write(decided, transfers)
         except StorageError as error:
-            log.error("journal.commit_failed", error_id=error.id, reason=error.message)
+            log.exception("journal.commit_failed", error_id=error.id, reason=error.message, exc_info=False)
             self._take_back(decided, error)
             self._recount(transfers)
         except Exception as error:  # about what was to be written, not about the disk
@@ -129,7 +129,7 @@ class Journal:
                     if await self._reloaded(pending, reload):
                         continue
                     return
-                log.error("journal.decision_refused", reason=repr(error), exc_info=is_defect(error))
+                log.exception("journal.decision_refused", reason=repr(error), exc_info=is_defect(error))
                 _fail(pending, error)
                 if trouble(error) is Trouble.FENCED:
                     raise

@@ -103,7 +103,7 @@ class Runs(Mapping[str, RunState]):
                     case Trouble.FENCED:
                         return  # this coordinator ends
                     case _:  # no other run has to do with it; a conflict has outlived every look at the store
-                        log.error(
+                        log.exception(
                             "run.broken",
                             run_id=event.run_id,
                             event_kind=type(event).__name__,
