@@ -7,9 +7,12 @@
 >>> codec.decode(body, out)
 >>> out
 tensor([ 0., -3.,  0.,  0.])
+
+What a plug-in is written against: `Codec`, or `PlainCodec` of one without options ("muster.codecs"), and `Feedback`
+("muster.feedbacks"). A class whose constructor takes options names them in a dataclass `Options`.
 """
 
-from compressors.core.codec import Codec, CodecError, DecodeError
+from compressors.core.codec import Codec, CodecError, DecodeError, PlainCodec
 from compressors.core.context import ChunkContext
 from compressors.core.describe import CodecDescription, FeedbackDescription, describe, everything
 from compressors.core.registry import build, build_feedback
@@ -23,6 +26,7 @@ __all__ = [
     "DecodeError",
     "Feedback",
     "FeedbackDescription",
+    "PlainCodec",
     "build",
     "build_feedback",
     "describe",

@@ -15,11 +15,15 @@ from muster.spec.model import SamplingTable, share
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
+    """Whom a round asks."""
+
     cohort: tuple[str, ...]  # peer ids, sorted
     needed: int  # updates wanted; fewer than the cohort where it is over-selected
 
 
 class Sampler(Protocol):
+    """Who takes part in a round: a frozen dataclass, whose fields are the options that a run spec may give it."""
+
     def needed(self, peers: int) -> int:
         """How many updates a draw from so many peers wants; the expectation where that is random."""
         ...

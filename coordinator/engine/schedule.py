@@ -108,6 +108,8 @@ Action = OpenRound | OfferWork | StartGrace | ExpireWork | CloseRound | SkipRoun
 
 
 class Schedule(Protocol):
+    """What happens next in a run, on each event: a pure function of the run's state, the time and who is there."""
+
     def next(self, state: RunState, now: float, peers: Mapping[str, PeerView]) -> Sequence[Action]:
         """At least one action; `Wait` and `Finish` only at the end."""
         ...

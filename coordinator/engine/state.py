@@ -33,6 +33,8 @@ def _empty() -> Mapping[Any, Any]:
 
 
 class RunStatus(StrEnum):
+    """A run's state; see ARCHITECTURE.md for how one follows another."""
+
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
     PAUSED = "PAUSED"
@@ -46,6 +48,8 @@ class RunStatus(StrEnum):
 
 
 class RoundStatus(StrEnum):
+    """A round's state, in the order in which a round passes through them."""
+
     PLANNED = "PLANNED"
     OPEN = "OPEN"
     AGGREGATING = "AGGREGATING"
@@ -59,6 +63,8 @@ class RoundStatus(StrEnum):
 
 
 class PeerStatus(StrEnum):
+    """What the coordinator knows of a peer's being there."""
+
     PENDING = "PENDING"
     ACTIVE = "ACTIVE"
     SUSPECT = "SUSPECT"
@@ -69,6 +75,8 @@ class PeerStatus(StrEnum):
 
 
 class EvaluationStatus(StrEnum):
+    """An evaluation's state."""
+
     RUNNING = "RUNNING"
     FINISHED = "FINISHED"
 

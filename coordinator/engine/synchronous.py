@@ -76,6 +76,8 @@ class _Standing:
 
 
 class Synchronous:
+    """One round after the other; its settings are the `[round]` and `[sampling]` tables, and it has no options."""
+
     def __init__(self, spec: RunSpec, *, refuse: Refuse) -> None:
         self._spec = spec
         self._refuse = refuse

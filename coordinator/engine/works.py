@@ -14,6 +14,8 @@ from muster.work import Work
 
 
 class AssignmentStatus(StrEnum):
+    """An assignment's state: from OFFERED to DELIVERED, or one of the ends in which nothing is delivered."""
+
     OFFERED = "OFFERED"
     ACCEPTED = "ACCEPTED"
     PREPARING = "PREPARING"

@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from methods.lazy import reexport
 from muster.transport.base import CallContext, Channel, Method, Route, Server, Transport
 
 if TYPE_CHECKING:
@@ -31,13 +32,10 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "GrpcTransport":
-        from muster.transport.grpc_ import GrpcTransport
-
-        return GrpcTransport
-    if name == "MemoryTransport":
-        from muster.transport.memory import MemoryTransport
-
-        return MemoryTransport
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = reexport(
+    __name__,
+    {
+        "muster.transport.grpc_": ("GrpcTransport",),
+        "muster.transport.memory": ("MemoryTransport",),
+    },
+)

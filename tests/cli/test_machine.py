@@ -53,7 +53,7 @@ def test_the_grammar() -> None:
                 )
             ),
             *("round list", "round show", "round replay", "aggregator list", "aggregator show"),
-            *("compressor list", "compressor show"),
+            *("compressor list", "compressor show", "plugin list", "plugin show"),
             *(f"peer {verb}" for verb in ["list", "show", "drain", "quarantine", "release", "remove"]),
             *("task check", "model list", "model pull", "config show", "config validate", "config schema"),
         )
