@@ -21,7 +21,7 @@ from muster.errors import (
     UsageError,
 )
 from muster.transport.base import Channel, Method
-from muster.wire import METHODS
+from muster.wire import ADMIN
 from protos.v1 import admin_pb2 as pb
 
 Item = TypeVar("Item", pb.Run, pb.Peer)
@@ -50,11 +50,11 @@ class Client:
 
     async def call(self, name: str, request: Message) -> Any:
         """One unary procedure of the admin service, by its name."""
-        method: Method[Any, Any] = METHODS[name]
+        method: Method[Any, Any] = ADMIN[name]
         return await self.channel.unary(method, request, timeout_seconds=self.timeout_seconds)
 
     async def submit(self, request: pb.SubmitRunRequest) -> pb.SubmitRunResponse:
-        method: Method[Any, Any] = METHODS["SubmitRun"]
+        method: Method[Any, Any] = ADMIN["SubmitRun"]
         seconds = max(self.timeout_seconds, SUBMIT_SECONDS_MIN)
         answer: pb.SubmitRunResponse = await self.channel.unary(method, request, timeout_seconds=seconds)
         return answer
@@ -110,7 +110,7 @@ class Client:
     async def replay(self, run_id: str, number: int, changes: Mapping[str, Any]) -> pb.ReplayRoundResponse:
         """`changes` are those to the run spec's aggregation table. It takes as long as the round's own did."""
         request = pb.ReplayRoundRequest(run_id=run_id, number=number, aggregation_json=json.dumps(changes))
-        method: Method[Any, Any] = METHODS["ReplayRound"]
+        method: Method[Any, Any] = ADMIN["ReplayRound"]
         response: pb.ReplayRoundResponse = await self.channel.unary(
             method, request, timeout_seconds=max(self.timeout_seconds, REPLAY_SECONDS_MAX)
         )
@@ -190,7 +190,7 @@ class Client:
     ) -> AsyncIterator[Sequence[pb.Event]]:
         request = pb.WatchEventsRequest(run_id=run_id, after_sequence=after_sequence, follow=follow)
         response: pb.WatchEventsResponse
-        async for response in self.channel.stream(METHODS["WatchEvents"], once(request)):
+        async for response in self.channel.stream(ADMIN["WatchEvents"], once(request)):
             if response.events:
                 yield response.events
 

@@ -10,7 +10,7 @@ from cli.progress import progress_bar
 from cli.settings import Settings
 from cli.target import beside, target, written
 from muster.errors import DeadlineError, NotFoundError, UsageError
-from muster.wire import METHODS
+from muster.wire import ADMIN
 from protos.v1 import admin_pb2 as pb
 
 OnProgress = Callable[[int, int], None]  # bytes here, bytes in all
@@ -64,7 +64,7 @@ async def _fetch(
         try:
             await fetch(
                 client.channel,
-                METHODS["PullModel"],
+                ADMIN["PullModel"],
                 request_at,
                 body,
                 timeout_seconds=STALL_SECONDS,

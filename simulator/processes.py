@@ -28,7 +28,7 @@ from muster.files.folders import append_private, private_folder, write_private
 from muster.spec.model import RunSpec
 from muster.transport import GrpcTransport
 from muster.transport.base import Channel
-from muster.wire import METHODS
+from muster.wire import ADMIN
 from protos.v1 import admin_pb2 as pb
 
 START_SECONDS_MAX = 60.0
@@ -172,7 +172,7 @@ class ProcessFederation:
         """One unary admin call, e.g. `call("GetRun", pb.GetRunRequest(run_id=...))`."""
         if self._channel is None:
             self._channel = GrpcTransport().connect(self.address)
-        return await self._channel.unary(METHODS[method], request, timeout_seconds=timeout_seconds)
+        return await self._channel.unary(ADMIN[method], request, timeout_seconds=timeout_seconds)
 
     async def call_patiently(self, method: str, request: Any, *, timeout_seconds: float = 10.0) -> Any:
         """The same, waiting while the coordinator is away."""
@@ -238,7 +238,7 @@ class ProcessFederation:
             yield pb.WatchEventsRequest(run_id=run_id)
 
         found: list[pb.Event] = []
-        async for answer in self._channel.stream(METHODS["WatchEvents"], once(), timeout_seconds=30):
+        async for answer in self._channel.stream(ADMIN["WatchEvents"], once(), timeout_seconds=30):
             found.extend(answer.events)
         return found
 

@@ -21,7 +21,7 @@ from muster.files.blobs import BlobStore
 from muster.runtime.version import muster_version
 from muster.transfer.streams import read_chunks
 from muster.transport.base import CallContext, Encoded, Route
-from muster.wire import METHODS, PROTOCOL_VERSION
+from muster.wire import ADMIN, PROTOCOL_VERSION
 from protos.v1 import admin_pb2 as pb
 
 
@@ -82,7 +82,7 @@ class AdminServicer:
             "PullModel": self.pull_model,
             "WatchEvents": self._listing.watch_events,
         }
-        return [Route(method=METHODS[name], handle=handle) for name, handle in handlers.items()]
+        return [Route(method=ADMIN[name], handle=handle) for name, handle in handlers.items()]
 
     async def get_status(self, request: pb.GetStatusRequest, context: CallContext) -> pb.GetStatusResponse:
         peers, runs = await self._store.counts()

@@ -12,7 +12,7 @@ from coordinator.server import RunningCoordinator
 from muster.config.settings import CoordinatorConfig
 from muster.errors import MusterError, NotAllowedError, StorageError, UnreachableError
 from muster.transport import Channel, MemoryTransport
-from muster.wire import ENROL, METHODS
+from muster.wire import ADMIN, ENROL
 from peer.connection.connection import PASSING
 from protos.v1.admin_pb2 import RemovePeerRequest, WatchEventsRequest
 from protos.v1.membership_pb2 import EnrolRequest
@@ -50,7 +50,7 @@ async def test_a_removed_peer_makes_room(channel: Channel) -> None:
     with pytest.raises(StorageError) as caught:
         await enrol(channel, "d")
     assert "muster peer remove NAME" in caught.value.fix
-    await channel.unary(METHODS["RemovePeer"], RemovePeerRequest(peer_id="b"), timeout_seconds=10)
+    await channel.unary(ADMIN["RemovePeer"], RemovePeerRequest(peer_id="b"), timeout_seconds=10)
     await enrol(channel, "d")
     with pytest.raises(StorageError):  # the freed name is one like any other
         await enrol(channel, "b", secret="t" * 32)
@@ -71,7 +71,7 @@ async def test_one_peer_cannot_start_anew_without_end(channel: Channel) -> None:
     await enrol(channel, "b", instance="1")
     events = [
         event
-        async for answer in channel.stream(METHODS["WatchEvents"], only(WatchEventsRequest()))
+        async for answer in channel.stream(ADMIN["WatchEvents"], only(WatchEventsRequest()))
         for event in answer.events
         if event.peer_id == "a"
     ]

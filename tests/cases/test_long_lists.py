@@ -21,7 +21,7 @@ from coordinator.store import tables
 from muster.errors import NotFoundError, TransferError, UsageError
 from muster.spec.model import RunSpec
 from muster.transport.base import Channel, Method
-from muster.wire import METHODS
+from muster.wire import ADMIN
 from protos.v1 import admin_pb2 as pb
 from tests.coordinator.conftest import Stage
 
@@ -200,7 +200,7 @@ async def test_pages_are_as_small_as_asked_and_a_token_is_checked(stage: Stage) 
     for name in ("ListRuns", "ListPeers"):
         for token in ("x", "[1]", "{}", '["a", "b"]', "[null]", "\0"):
             with pytest.raises(UsageError) as caught:
-                await stage.call(name, METHODS[name].request(page_token=token))
+                await stage.call(name, ADMIN[name].request(page_token=token))
             assert caught.value.id == "page.bad_token"
     with pytest.raises(NotFoundError):
         await stage.call("ListRounds", pb.ListRoundsRequest(run_id="none", page_token="[1]"))

@@ -116,9 +116,9 @@ async def test_an_admins_words_are_cleaned_and_a_name_that_cannot_be_shown_is_re
 
 
 def _method(name: str) -> Any:
-    from muster.wire import METHODS
+    from muster.wire import ADMIN
 
-    return METHODS[name]
+    return ADMIN[name]
 
 
 # -- between processes -------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from coordinator.journal import Journal, Outcome
 from coordinator.runs import engine
 from coordinator.store import SqlStore
 from muster.errors import StateError
-from muster.wire import METHODS
+from muster.wire import ADMIN
 from protos.v1 import admin_pb2 as pb
 from protos.v1 import membership_pb2
 from tests.coordinator.conftest import Stage
@@ -231,5 +231,5 @@ async def test_text_that_is_no_text_costs_nothing(stage: Stage) -> None:
     async def one() -> Any:
         yield pb.WatchEventsRequest()
 
-    stream = stage.channel().stream(METHODS["WatchEvents"], one())
+    stream = stage.channel().stream(ADMIN["WatchEvents"], one())
     assert [event async for answer in stream for event in answer.events]

@@ -27,7 +27,7 @@ from muster.files.digests import CHUNK_BYTES, checksum
 from muster.model.modelfile import layout_of, write_initial
 from muster.transport.base import CallContext, Route
 from muster.transport.grpc_ import GrpcTransport
-from muster.wire import METHODS, PROTOCOL_VERSION
+from muster.wire import ADMIN, PROTOCOL_VERSION
 from protos.v1 import admin_pb2 as pb
 from protos.v1.tensors_pb2 import BlobHeader, Chunk
 
@@ -338,9 +338,8 @@ class Fake:
             await asyncio.Event().wait()
 
     def routes(self) -> list[Route]:
-        admin = {name: method for name, method in METHODS.items() if method.service.endswith("AdminService")}
         return [
-            Route(method=method, handle=getattr(self, snake_case(name))) for name, method in admin.items()
+            Route(method=method, handle=getattr(self, snake_case(name))) for name, method in ADMIN.items()
         ]
 
 

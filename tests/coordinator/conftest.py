@@ -23,7 +23,7 @@ from muster.files.digests import checksum, digest_file
 from muster.spec.model import RunSpec
 from muster.transport import MemoryTransport
 from muster.transport.base import Channel
-from muster.wire import BEGIN_UPDATE, COMMIT_UPDATE, ENROL, METHODS, SESSION, UPLOAD_UPDATE
+from muster.wire import ADMIN, BEGIN_UPDATE, COMMIT_UPDATE, ENROL, SESSION, UPLOAD_UPDATE
 from protos.v1 import admin_pb2, membership_pb2, updates_pb2
 from protos.v1.tensors_pb2 import BlobHeader, Chunk
 
@@ -262,7 +262,7 @@ class Stage:
         return peer
 
     async def call(self, method: str, request: Any) -> Any:
-        return await self.channel().unary(METHODS[method], request, timeout_seconds=10)
+        return await self.channel().unary(ADMIN[method], request, timeout_seconds=10)
 
     chunks_of = staticmethod(chunks_of)
 

@@ -18,7 +18,7 @@ from muster.errors import (
     StorageError,
     UnreachableError,
 )
-from muster.wire import BEGIN_UPDATE, METHODS
+from muster.wire import ADMIN, BEGIN_UPDATE
 from protos.v1 import admin_pb2 as pb
 
 SIZE = 5
@@ -198,7 +198,7 @@ async def test_a_watcher_sees_every_event_once_and_ends_with_the_run(stage: Any)
         async def one() -> Any:
             yield pb.WatchEventsRequest(run_id=run_id, follow=True)
 
-        stream = stage.channel().stream(METHODS["WatchEvents"], one())
+        stream = stage.channel().stream(ADMIN["WatchEvents"], one())
         return [event async for answer in stream for event in answer.events]
 
     watcher = asyncio.create_task(watch())
@@ -221,7 +221,7 @@ async def test_a_model_is_pulled_from_any_offset(stage: Any) -> None:
         async def one() -> Any:
             yield pb.PullModelRequest(run_id=run_id, **request)
 
-        stream = stage.channel().stream(METHODS["PullModel"], one())
+        stream = stage.channel().stream(ADMIN["PullModel"], one())
         answers = [answer async for answer in stream]
         return b"".join(answer.chunk.data for answer in answers[1:])
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from muster.errors import NotFoundError, StateError, StorageError
-from muster.wire import FETCH_MODEL, METHODS, RESTORE_MODEL
+from muster.wire import ADMIN, FETCH_MODEL, RESTORE_MODEL
 from protos.v1.admin_pb2 import PullModelRequest
 from protos.v1.membership_pb2 import Assignment
 from protos.v1.models_pb2 import FetchModelRequest, RestoreModelBegin, RestoreModelRequest
@@ -98,7 +98,7 @@ async def test_bytes_that_are_not_the_version_are_refused_and_the_round_says_wha
     with pytest.raises(StorageError, match="no connected peer holds it"):
         await (
             stage.channel()
-            .stream(METHODS["PullModel"], only(PullModelRequest(run_id=offer.run_id)))
+            .stream(ADMIN["PullModel"], only(PullModelRequest(run_id=offer.run_id)))
             .__anext__()
         )
 

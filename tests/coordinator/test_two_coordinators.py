@@ -11,7 +11,7 @@ from coordinator.server import RunningCoordinator
 from coordinator.store import MemoryStore
 from muster.config.settings import CoordinatorConfig
 from muster.errors import StateError
-from muster.wire import METHODS
+from muster.wire import ADMIN, ENROL
 from protos.v1 import admin_pb2 as pb
 from protos.v1 import membership_pb2
 
@@ -38,7 +38,7 @@ async def test_the_first_ends_and_names_the_second(
     try:
         enrol = membership_pb2.EnrolRequest(name="b", secret="a secret of b's own", device="cpu")
         with pytest.raises(StateError) as caught:
-            await stage.channel().unary(METHODS["Enrol"], enrol, timeout_seconds=10)
+            await stage.channel().unary(ENROL, enrol, timeout_seconds=10)
         assert caught.value.id == "store.fenced"
         ended = await asyncio.wait_for(first.failed, 10)
         assert isinstance(ended, StateError)
@@ -46,8 +46,8 @@ async def test_the_first_ends_and_names_the_second(
         assert first.members.get("b") is None
 
         channel = stage.transport.connect(second.address)
-        await channel.unary(METHODS["Enrol"], enrol, timeout_seconds=10)
-        listed = await channel.unary(METHODS["ListPeers"], pb.ListPeersRequest(), timeout_seconds=10)
+        await channel.unary(ENROL, enrol, timeout_seconds=10)
+        listed = await channel.unary(ADMIN["ListPeers"], pb.ListPeersRequest(), timeout_seconds=10)
         assert [each.peer_id for each in listed.peers] == ["a", "b"]
         await channel.close()
         await peer.leave()
