@@ -38,6 +38,8 @@ ROUNDS_SHOWN = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
+    """What one run of the demo reached."""
+
     accuracy: float
     rounds: int
     codec: str
@@ -232,6 +234,7 @@ def _summary(results: dict[str, Result]) -> str:
 
 
 def size(count: float) -> str:
+    """Bytes in the unit that fits."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

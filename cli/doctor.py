@@ -40,14 +40,17 @@ class Check:
 
 
 def ok(name: str, message: str) -> Check:
+    """A check that passed."""
     return Check(name=name, state="ok", message=message)
 
 
 def warn(name: str, message: str, fix: str) -> Check:
+    """A check that passed with a remark."""
     return Check(name=name, state="warn", message=message, fix=fix)
 
 
 def fail(name: str, message: str, fix: str) -> Check:
+    """A check that failed, and how to fix it."""
     return Check(name=name, state="fail", message=message, fix=fix)
 
 
@@ -71,6 +74,7 @@ async def examine(settings: Settings) -> list[Check]:
 
 
 def report_view(checks: list[Check]) -> RenderableType:
+    """The table of all checks."""
     from rich.text import Text
 
     text = Text()
@@ -83,6 +87,7 @@ def report_view(checks: list[Check]) -> RenderableType:
 
 
 def python() -> Check:
+    """Whether this Python is new enough."""
     found = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info < PYTHON_MIN:
         return fail("python", f"{found} is too old", "install Python 3.11 or newer")
@@ -90,6 +95,7 @@ def python() -> Check:
 
 
 def packages() -> Check:
+    """Whether the packages are the installed ones."""
     from muster.runtime.installation import check_installation
     from muster.runtime.version import muster_version
 
@@ -186,6 +192,7 @@ def policy(config: LoadedConfig) -> Check:
 
 
 def torch() -> Check:
+    """Which torch is installed, and which devices it sees."""
     try:
         import torch as library
     except Exception as error:  # a broken installation raises OSError, RuntimeError and others

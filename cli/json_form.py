@@ -17,6 +17,7 @@ from muster.task.metrics import plain
 
 
 def to_json(message: Message) -> dict[str, Any]:
+    """A protobuf message as JSON data with snake_case keys."""
     found: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
         if field.name == "next_page_token":

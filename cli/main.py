@@ -35,6 +35,7 @@ Bare verbs act on this machine, nouns act on the federation through its coordina
 
 
 def build() -> typer.Typer:
+    """The command with all its subcommands."""
     app = typer.Typer(
         add_completion=False,
         rich_markup_mode=None,
@@ -63,6 +64,7 @@ def build() -> typer.Typer:
 
 
 def main() -> None:
+    """The console script; gives the exit status."""
     sys.exit(execute(sys.argv[1:]))
 
 

@@ -90,6 +90,7 @@ def confirm(settings: Settings, question: str) -> None:
 
 
 def error_document(error: MusterError) -> dict[str, Any]:
+    """An error as JSON data."""
     return {
         "error": {
             "id": error.id,
@@ -103,6 +104,7 @@ def error_document(error: MusterError) -> dict[str, Any]:
 
 
 def print_error(error: MusterError, *, as_json: bool, no_color: bool) -> None:
+    """Shows an error on standard error: what, cause, fix."""
     if as_json:
         emit_json(error_document(error))
         return

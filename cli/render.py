@@ -57,6 +57,7 @@ def moment(at: float) -> str:
 
 
 def ago(at: float) -> str:
+    """How long ago a time is, in words."""
     return f"{duration(time.time() - at)} ago" if at else "never"
 
 
@@ -66,6 +67,7 @@ def metrics_line(metrics: Mapping[str, float]) -> str:
 
 
 def state(name: str) -> Text:
+    """A state in its colour."""
     return Text(name, style=STATE_STYLES.get(name, ""))
 
 
@@ -136,6 +138,7 @@ def runs_table(runs: Sequence[pb.Run], called: Mapping[str, str]) -> RenderableT
 
 
 def run_view(run: pb.Run, *, now: float | None = None) -> RenderableType:
+    """What `run show` shows."""
     seconds = ((run.ended_at or now or time.time()) - run.started_at) if run.started_at else 0.0
     ratio = run.bytes_up_dense / run.bytes_up if run.bytes_up else 0.0
     saved = f", {ratio:.1f} times less than dense" if ratio > 1.05 else ""
@@ -200,6 +203,7 @@ def _format_set_aside(peer: pb.Peer) -> list[str]:
 
 
 def peers_table(peers: Sequence[pb.Peer]) -> RenderableType:
+    """What `peer list` shows."""
     if not peers:
         return "No peers yet. Start one on its machine: muster join"
     numbers = ("DELIVERED", "REJECTED", "FAILED", "MISSED", "UP", "DOWN")
@@ -222,6 +226,7 @@ def peers_table(peers: Sequence[pb.Peer]) -> RenderableType:
 
 
 def peer_view(peer: pb.Peer, recent: Sequence[pb.Event]) -> RenderableType:
+    """What `peer show` shows."""
     head = facts(
         [
             ("peer", peer.peer_id),
@@ -246,6 +251,7 @@ def peer_view(peer: pb.Peer, recent: Sequence[pb.Event]) -> RenderableType:
 
 
 def models_table(models: Sequence[pb.Model]) -> RenderableType:
+    """What `model list` shows."""
     if not models:
         return "No model yet: the initial one is being made."
     numbers = ("VERSION", "ROUND", "SIZE")
@@ -277,6 +283,8 @@ def event_line(event: pb.Event) -> Text:
 def status_view(
     status: pb.GetStatusResponse, runs: Sequence[pb.Run], called: Mapping[str, str]
 ) -> RenderableType:
+    """What `status` shows."""
+
     def counts(found: Mapping[str, int]) -> str:
         return ", ".join(f"{number} {name.lower()}" for name, number in sorted(found.items())) or "none"
 
@@ -297,6 +305,7 @@ def status_view(
 
 
 def explanation_view(found: pb.ExplainRunResponse) -> RenderableType:
+    """What `why` shows."""
     parts: list[RenderableType] = [Text(found.sentence, style="bold")]
     parts += [Text(f"  {detail}") for detail in found.details]
     if found.recent:

@@ -43,6 +43,7 @@ def rounds_table(rounds: Sequence[pb.Round]) -> RenderableType:
 
 
 def assignments_table(assignments: Sequence[pb.RoundAssignment]) -> Table:
+    """A round's assignments, one a row."""
     numbers = ("EXAMPLES", "BYTES", "NORM", "SCORE", "WEIGHT")
     made = table("PEER", "STATE", *numbers, "HOW IT WAS TREATED", numbers=numbers)
     for each in sorted(assignments, key=lambda a: (a.role, a.peer_id, a.attempt)):
@@ -61,6 +62,7 @@ def assignments_table(assignments: Sequence[pb.RoundAssignment]) -> Table:
 
 
 def round_view(round: pb.Round) -> RenderableType:
+    """What `round show` shows."""
     took = duration(round.ended_at - round.opened_at) if round.ended_at and round.opened_at else ""
     head = facts(
         [
@@ -119,6 +121,7 @@ def round_explained(round: pb.Round) -> RenderableType:
 
 
 def replay_view(found: pb.ReplayRoundResponse) -> RenderableType:
+    """What `round replay` shows."""
     same = "the committed model, to the byte" if found.reproduced else "another model than the committed one"
     head = facts(
         [

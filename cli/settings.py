@@ -143,6 +143,7 @@ def root(app: typer.Typer, *, help: str) -> None:
 
 
 def show_version(settings: Settings) -> None:
+    """Prints the version and ends, for `--version`."""
     from muster.runtime.version import muster_version
 
     if settings.json:

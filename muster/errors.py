@@ -51,48 +51,68 @@ class MusterError(Exception):
 
 
 class UsageError(MusterError):
+    """A call or a command was made wrongly."""
+
     exit_code = 2
     status = "INVALID_ARGUMENT"
 
 
 class ConfigError(MusterError):
+    """A setting, a run spec or an installation is wrong."""
+
     exit_code = 6
     status = "INVALID_ARGUMENT"
 
 
 class AuthenticationError(MusterError):
+    """The caller is not who it says it is."""
+
     exit_code = 4
     status = "UNAUTHENTICATED"
 
 
 class NotAllowedError(MusterError):
+    """A policy forbids it."""
+
     exit_code = 4
     status = "PERMISSION_DENIED"
 
 
 class UnreachableError(MusterError):
+    """The other side cannot be reached, or has no room now; trying again may help."""
+
     exit_code = 5
     status = "UNAVAILABLE"
 
 
 class DeadlineError(MusterError):
+    """It took longer than allowed."""
+
     status = "DEADLINE_EXCEEDED"
 
 
 class VersionError(MusterError):
+    """The two sides speak different protocols."""
+
     exit_code = 7
     status = "FAILED_PRECONDITION"
 
 
 class NotFoundError(MusterError):
+    """What was named does not exist."""
+
     status = "NOT_FOUND"
 
 
 class StateError(MusterError):
+    """It cannot be done in the present state."""
+
     status = "FAILED_PRECONDITION"
 
 
 class TransferError(MusterError):
+    """Bytes arrived damaged, or are not those that were announced."""
+
     status = "DATA_LOSS"
 
 
@@ -103,10 +123,14 @@ class OffsetError(TransferError):
 
 
 class UpdateRejected(MusterError):
+    """Admission refuses an update; see `exchange.admission`."""
+
     status = "INVALID_ARGUMENT"
 
 
 class StorageError(MusterError):
+    """A disk or a database refuses."""
+
     status = "RESOURCE_EXHAUSTED"
 
 
@@ -117,12 +141,14 @@ class TaskError(MusterError):
 
 
 class RunUnsuccessful(MusterError):
+    """A run that was waited for has not finished."""
+
     exit_code = 3
     status = "ABORTED"
 
 
 class InternalError(MusterError):
-    pass
+    """A defect of Muster."""
 
 
 ERROR_CLASSES: dict[str, type[MusterError]] = {

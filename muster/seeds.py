@@ -24,4 +24,5 @@ def initial_seed(run_seed: int) -> int:
 
 
 def derive_random(*parts: str | int) -> random.Random:
+    """A generator seeded by `derive_seed` of these parts."""
     return random.Random(derive_seed(*parts))

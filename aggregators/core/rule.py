@@ -177,6 +177,8 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule(_Plugin):
+    """Makes one vector of n updates. Subclasses decide with `mix`, and may reduce the columns themselves."""
+
     score: ClassVar[str]  # what its score of an update means, with its unit
     has_length: ClassVar[bool] = True  # False: its result tells directions, in a unit of its own
 
@@ -197,6 +199,8 @@ class Rule(_Plugin):
 
 @dataclass(frozen=True, kw_only=True)
 class PreRule(_Plugin):
+    """Changes the rows that a rule sees, as a matrix on the updates."""
+
     keeps_rows: ClassVar[bool] = True  # whether row i still stands for update i alone
     bounds_norms: ClassVar[bool] = False  # whether no faulty row stays much longer than the honest ones
 

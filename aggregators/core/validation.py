@@ -81,6 +81,7 @@ def _dense(X: Tensor) -> Tensor:
 
 
 def named(keys: Sequence[str] | None, n: int) -> list[str]:
+    """Names of n rows: `keys`, or their numbers. Raises `RuleError` unless they are n different names."""
     names = [str(row) for row in range(n)] if keys is None else list(keys)
     if len(names) != n or len(set(names)) != n:
         raise RuleError(f"keys must be {n} different names")

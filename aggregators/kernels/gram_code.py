@@ -33,6 +33,7 @@ def side(lanes: int) -> int:
 
 
 def module(lanes: int, slab: int) -> str:
+    """LLVM code of the inner products for vectors of so many lanes and slabs of so many columns."""
     writer = Writer(lanes)
     rows = side(lanes)
     writer.line(f"mul i64 %groups, {rows}", "%order")

@@ -27,6 +27,7 @@ define void @kernel(ptr noalias readonly %rows, i64 %count, ptr noalias readonly
 
 
 def module(lanes: int) -> str:
+    """LLVM code of a weighted sum of rows for vectors of so many lanes."""
     writer = Writer(lanes)
     out = writer.address("%outs", 0)
     last = writer.line(f"sub i64 %stop, {TILE}")

@@ -43,6 +43,8 @@ _CODING, _INDICES_ZSTD, _VALUES_ZSTD = 3, 4, 8
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
+    """The parts of a composition; `coding` is of the indices."""
+
     sparsifier: Sparsifier | None = None
     values: Codec
     coding: str = "auto"

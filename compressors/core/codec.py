@@ -158,5 +158,6 @@ def chunk_array(chunk: Tensor) -> NDArray[np.float32]:
 
 
 def check_length(body: bytes | memoryview, wanted: int) -> None:
+    """Raises `DecodeError` unless the body has exactly this many bytes."""
     if len(body) != wanted:
         raise DecodeError(f"the body has {len(body)} bytes where {wanted} are due")

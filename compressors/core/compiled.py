@@ -16,6 +16,7 @@ R = TypeVar("R")
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """numba's compilation of a loop without the interpreter's lock, cached on disk where that can be written."""
     njit = cast(Any, numba).njit
     try:
         loop = njit(cache=True, nogil=True)(function)

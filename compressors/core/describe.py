@@ -36,6 +36,8 @@ PARTS = {  # of a composition, beside codecs
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
+    """What is known of one codec or feedback, as plain data."""
+
     kind: str
     name: str
     spelling: str  # canonical; "" if it needs an argument and no example is known

@@ -16,6 +16,8 @@ LEVELS = range(1, 20)
 
 
 class Zstd:
+    """zstd as the last part of a composition: `level` 1 to 19."""
+
     def __init__(self, level: int = 1) -> None:
         if level not in LEVELS:
             raise CodecError(f"zstd has levels from {LEVELS[0]} to {LEVELS[-1]}, not {level}")

@@ -32,6 +32,8 @@ _HEAD = struct.Struct("<dQ")
 
 
 class Term(NamedTuple):
+    """One summand: its share of the step, the sender's seed for the chunk, and its body."""
+
     share: float
     own: int
     body: bytes | memoryview

@@ -9,6 +9,7 @@ _NUMBER_MAX = 1 << 31
 
 
 def varint(number: int) -> bytes:
+    """LEB128: seven bits a byte, the lowest first; the high bit says that another byte follows."""
     groups = bytearray()
     while number >= 128:
         groups.append(number & 127 | 128)

@@ -12,6 +12,7 @@ ZERO = -15  # the exponent of a chunk of zeros, as of one whose largest magnitud
 
 
 def pack(x: Tensor, exponent_min: int, exponent_max: int, not_finite: int) -> Tensor:
+    """The body of x [d] on x's device, uint8; a chunk that is not finite has `not_finite` for its exponent."""
     peak = peaks(x.unsqueeze(0))
     exponent = (peak >> 23) - BIAS - 14  # of a number below 2^-126 too low, and brought to the least
     exponent = exponent.clamp(exponent_min, exponent_max).masked_fill(peak == 0, ZERO)
@@ -21,6 +22,7 @@ def pack(x: Tensor, exponent_min: int, exponent_max: int, not_finite: int) -> Te
 
 
 def unpack(body: Tensor, out: Tensor) -> None:
+    """Writes the values of a body into out [d]."""
     told, halves = body.view(torch.int16).split_with_sizes([1, out.numel()])
     torch.mul(halves.view(torch.float16), _power(told.to(torch.int32)), out=out)
 

@@ -28,5 +28,6 @@ def pack(x: Tensor, noise: Tensor | None, block: int, scale_min: float) -> Tenso
 
 
 def unpack(body: Tensor, out: Tensor, block: int) -> None:
+    """Writes the values of a body into out [d]."""
     for scales, levels, target in opened(body, out, block, torch.float32, lambda n: n):
         torch.mul(levels.view(torch.int8), scales, out=target)

@@ -22,6 +22,7 @@ def pack(x: Tensor, noise: Tensor, exponents: int, no_base: int) -> Tensor:
 
 
 def unpack(body: Tensor, out: Tensor) -> None:
+    """Writes the values of a body into out [d]."""
     base, codes = body.split_with_sizes([1, out.numel()])
     exponents = (codes & 0x7F).to(torch.int32)
     bits = (exponents + base).masked_fill(exponents == 0, 0) << MANTISSA_BITS

@@ -35,6 +35,7 @@ def pack(x: Tensor, noise: Tensor, levels: int, block: int, norm_min: float) -> 
 
 
 def unpack(body: Tensor, out: Tensor, levels: int, block: int) -> None:
+    """Writes the values of a body into out [d]."""
     planes = (2 * levels).bit_length()
     for norms, packed, target in opened(body, out, block, torch.float32, lambda n: planes * -(-n // 8)):
         bits = split_bits(packed.view(len(target), planes, -1)).flatten(2)

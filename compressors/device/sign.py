@@ -17,6 +17,7 @@ from compressors.device.blocks import (
 
 
 def pack(x: Tensor, block: int) -> Tensor:
+    """The body of x [d] on x's device, uint8."""
     parts: list[tuple[Tensor, Tensor]] = []
     for rows in by_block(x, block):
         sums = (rows.abs() * (1 / block)).sum(1)  # a part each: no sum becomes infinite
@@ -27,6 +28,7 @@ def pack(x: Tensor, block: int) -> Tensor:
 
 
 def unpack(body: Tensor, out: Tensor, block: int) -> None:
+    """Writes the values of a body into out [d]."""
     for scales, packed, target in opened(body, out, block, torch.bfloat16, lambda n: -(-n // 8)):
         negative = split_bits(packed).flatten(1).narrow(1, 0, target.shape[1])
         torch.where(negative.bool(), -scales, scales, out=target)

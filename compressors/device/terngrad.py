@@ -25,6 +25,7 @@ def pack(x: Tensor, noise: Tensor, block: int) -> Tensor:
 
 
 def unpack(body: Tensor, out: Tensor, block: int) -> None:
+    """Writes the values of a body into out [d]."""
     for scales, packed, target in opened(body, out, block, torch.bfloat16, lambda n: -(-n // TRITS)):
         powers = 3 ** numbers(TRITS, packed)
         trits = torch.div(packed.unsqueeze(1), powers, rounding_mode="floor") % 3

@@ -23,6 +23,7 @@ _INFINITE = np.uint16(0x7F80)
 
 
 def block_count(size: int, block: int) -> int:
+    """Blocks of this width that cover `size` coordinates; the last may be shorter."""
     return -(-size // block)
 
 
@@ -35,6 +36,7 @@ def block_peaks(values: Floats, block: int) -> NDArray[np.uint32]:
 
 @compiled
 def find_peaks(bits: NDArray[np.uint32], peaks: NDArray[np.uint32], block: int) -> None:
+    """Writes the bits of each block's largest magnitude into `peaks`; NaN counts as the largest."""
     # Bits of magnitudes are ordered as magnitudes are, infinity and then NaN above all.
     for b in range(peaks.size):
         row = bits[b * block : (b + 1) * block]

@@ -93,6 +93,7 @@ _TABLE = _table()
 
 @compiled
 def to_codes(values: Floats, inverses: Floats, codes: Codes) -> None:
+    """Writes each value's nearest e4m3 code, of values times their block's inverse scale."""
     scaled = np.empty(BLOCK, dtype=np.float32)
     shifted = np.empty(BLOCK, dtype=np.float32)
     bits, low = scaled.view(np.uint32), shifted.view(np.uint32)
@@ -114,6 +115,7 @@ def to_codes(values: Floats, inverses: Floats, codes: Codes) -> None:
 
 @compiled
 def has_nan(codes: Codes) -> bool:
+    """Whether a code is one of the two that stand for NaN."""
     found = np.uint8(0)
     for i in range(codes.size):
         found |= np.uint8((codes[i] & 0x7F) == 0x7F)
@@ -122,6 +124,7 @@ def has_nan(codes: Codes) -> bool:
 
 @compiled
 def from_codes(codes: Codes, scales: Floats, table: Floats, values: Floats) -> None:
+    """Writes each code's value, times its block's scale."""
     for b in range(scales.size):
         row, source = values[b * BLOCK : (b + 1) * BLOCK], codes[b * BLOCK : (b + 1) * BLOCK]
         for i in range(row.size):

@@ -30,6 +30,7 @@ def encode_blocks(values: Floats, seed: int, block: int, scale_min: float) -> by
 def round_blocks(
     values: Floats, inverses: Floats, noise: NDArray[np.uint16], levels: NDArray[np.int8], block: int
 ) -> None:
+    """Rounds each value times its block's inverse scale up or down at random, without bias, to -127..127."""
     for b in range(inverses.size):
         row, target = values[b * block : (b + 1) * block], levels[b * block : (b + 1) * block]
         dithers = noise[b * block : (b + 1) * block]

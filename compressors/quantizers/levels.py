@@ -112,6 +112,7 @@ def rounding_loss(levels: tuple[float, ...], size: int) -> float:
 
 @compiled
 def pack_nearest(values: Floats, inverses: Floats, thresholds: Floats, packed: Codes, block: int) -> None:
+    """Packs the index of the level nearest to each value: the first half of a block in low half bytes."""
     scaled = np.empty(block, dtype=np.float32)
     indices = np.empty(block, dtype=np.uint8)
     at = 0
@@ -134,6 +135,7 @@ def pack_nearest(values: Floats, inverses: Floats, thresholds: Floats, packed: C
 
 @compiled
 def has_zero_half(packed: Codes) -> bool:
+    """Whether a half byte is 0, which no sender writes."""
     found = np.uint8(0)
     for i in range(packed.size):
         found |= np.uint8((packed[i] & 15) == 0) | np.uint8((packed[i] >> 4) == 0)
@@ -142,6 +144,7 @@ def has_zero_half(packed: Codes) -> bool:
 
 @compiled
 def unpack(packed: Codes, scales: Floats, table: Floats, values: Floats, block: int) -> None:
+    """Writes each level times its block's scale."""
     scaled = np.empty(table.size, dtype=np.float32)
     at = 0
     for b in range(scales.size):

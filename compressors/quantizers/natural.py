@@ -81,6 +81,7 @@ def _table(base: int) -> Floats:
 
 @compiled
 def to_powers(bits: NDArray[np.uint32], noise: NDArray[np.uint16], base: int, codes: Codes) -> None:
+    """Rounds each magnitude at random to a neighbouring power of two; a code is a sign and an exponent."""
     lowest = np.int32(base)
     for i in range(codes.size):
         magnitude = np.uint32(bits[i] & np.uint32(0x7FFFFFFF))
@@ -94,5 +95,6 @@ def to_powers(bits: NDArray[np.uint32], noise: NDArray[np.uint16], base: int, co
 
 @compiled
 def from_powers(codes: Codes, table: Floats, values: Floats) -> None:
+    """Writes each code's value from a table of all 256."""
     for i in range(codes.size):
         values[i] = table[codes[i]]

@@ -116,6 +116,7 @@ class Qsgd(DeviceCodec):
 
 @compiled
 def find_norms(values: Floats, norms: Floats) -> None:
+    """Writes each bucket's L2 norm, summed in float64."""
     sums = np.empty(LANES, dtype=np.float64)
     for b in range(norms.size):
         row = values[b * BUCKET : (b + 1) * BUCKET]
@@ -133,6 +134,7 @@ def find_norms(values: Floats, norms: Floats) -> None:
 def to_planes(
     values: Floats, inverses: Floats, noise: NDArray[np.uint16], levels: int, planes: Codes
 ) -> None:
+    """Rounds each value at random to a level of its bucket, and packs the levels' bits plane by plane."""
     codes = np.empty(BUCKET, dtype=np.uint8)
     middle = np.int32(levels)
     at = 0
@@ -175,6 +177,7 @@ def from_planes(planes: Codes, codes: Codes) -> None:
 
 @compiled
 def to_values(codes: Codes, steps: Floats, levels: int, values: Floats) -> None:
+    """Writes each code's value: its level times its bucket's step."""
     middle = np.int32(levels)
     for b in range(steps.size):
         row, source = values[b * BUCKET : (b + 1) * BUCKET], codes[b * BUCKET : (b + 1) * BUCKET]

@@ -69,6 +69,7 @@ class Sign(PlainCodec, DeviceCodec):
 
 @compiled
 def pack_signs(values: Floats, means: Floats, packed: Codes) -> None:
+    """Writes each block's mean magnitude and the signs of its values, eight to a byte."""
     sums = np.empty(LANES, dtype=np.float32)
     for b in range(means.size):
         row = values[b * BLOCK : (b + 1) * BLOCK]
@@ -89,6 +90,7 @@ def pack_signs(values: Floats, means: Floats, packed: Codes) -> None:
 
 @compiled
 def unpack_signs(packed: Codes, scales: NDArray[np.uint32], bits: NDArray[np.uint32]) -> None:
+    """Writes each block's scale with the sign of each value, as bits of float32."""
     for b in range(scales.size):
         row = bits[b * BLOCK : (b + 1) * BLOCK]
         width = (row.size + 7) // 8

@@ -86,6 +86,7 @@ class TernGrad(PlainCodec, DeviceCodec):
 
 @compiled
 def pack_trits(values: Floats, inverses: Floats, noise: NDArray[np.uint16], packed: Codes) -> None:
+    """Rounds each value at random to -1, 0 or 1 times its block's scale, and packs five to a byte."""
     for b in range(inverses.size):
         row, dithers = values[b * BLOCK : (b + 1) * BLOCK], noise[b * BLOCK : (b + 1) * BLOCK]
         width = (row.size + 4) // 5
@@ -105,6 +106,7 @@ def pack_trits(values: Floats, inverses: Floats, noise: NDArray[np.uint16], pack
 
 @compiled
 def unpack_trits(packed: Codes, scales: Floats, values: Floats) -> None:
+    """Writes -1, 0 or 1 times its block's scale for each value."""
     rest = np.empty(WIDTH, dtype=np.uint16)
     for b in range(scales.size):
         row = values[b * BLOCK : (b + 1) * BLOCK]

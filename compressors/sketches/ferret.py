@@ -156,6 +156,7 @@ def _lengths(size: int, width: int, blocks: int) -> Counts:
 
 @compiled
 def find_norms(values: Floats, norms: NDArray[np.float64], width: int) -> None:
+    """Writes each block's L2 norm, summed in float64."""
     for b in range(norms.size):
         row = values[b * width : (b + 1) * width]
         even, odd = 0.0, 0.0
@@ -190,6 +191,7 @@ def project(values: Floats, counts: Counts, width: int, key: np.uint64, sums: Fl
 
 @compiled
 def rebuild(gains: Floats, counts: Counts, width: int, key: np.uint64, values: Floats) -> None:
+    """Writes the sum of each block's directions times their gains."""
     words = np.empty((width + 31) // 32 * 4, dtype=np.uint64)
     signs = words.view(np.uint8)
     table = np.empty(256, dtype=np.float64)

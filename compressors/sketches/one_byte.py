@@ -188,6 +188,7 @@ def project(values: Floats, signs: Signs, key: np.uint64, sums: Doubles) -> None
 
 @compiled
 def rebuild(gains: Floats, key: np.uint64, values: Floats) -> None:
+    """Writes the sum of the directions times their gains."""
     words = np.empty((values.size + 31) // 32 * 4, dtype=np.uint64)
     signs = words.view(np.uint8)
     table, narrow = np.empty(PATTERNS, dtype=np.float64), np.empty(PATTERNS, dtype=np.float32)

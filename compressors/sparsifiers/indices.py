@@ -49,6 +49,7 @@ def rice_bytes_max(count: int, size: int) -> int:
 
 
 def varint_bytes_max(count: int, size: int) -> int:
+    """Bytes that `count` increasing indices below `size` take at most as varints of their gaps."""
     left_out = size - count  # the gaps' sum
     return count + sum(min(count, left_out >> bits) for bits in range(7, 32, 7))
 
@@ -75,6 +76,7 @@ def decode_rice(body: bytes | memoryview, count: int, size: int) -> Indices:
 
 
 def encode_varint(indices: Indices, size: int) -> bytes:  # noqa: ARG001  # as encode_rice
+    """The gaps between increasing indices, as varints."""
     body = np.empty(count_varint_bytes(indices), dtype=np.uint8)
     write_varint(indices, body)
     return body.tobytes()
@@ -97,6 +99,7 @@ def _checked(count: int, read: Callable[[Bytes, int, Indices], int], raw: Bytes,
 
 @compiled
 def count_rice_bits(indices: Indices, shifts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Bits that Rice coding of the gaps takes, for each shift."""
     totals = np.zeros(shifts.size, dtype=np.int64)
     for s in range(shifts.size):
         shift, last, total = shifts[s], -1, 0
@@ -109,6 +112,7 @@ def count_rice_bits(indices: Indices, shifts: NDArray[np.int64]) -> NDArray[np.i
 
 @compiled
 def write_rice(indices: Indices, shift: int, body: Bytes) -> None:
+    """Writes the shift, then the Rice codes of the gaps."""
     at, held, filled, last = 1, np.int64(0), 0, np.int64(-1)  # `filled` < 8 bits are held between the steps
     low = (1 << shift) - 1
     for i in range(indices.size):
@@ -137,6 +141,7 @@ def write_rice(indices: Indices, shift: int, body: Bytes) -> None:
 
 @compiled
 def read_rice(body: Bytes, size: int, indices: Indices) -> int:
+    """Reads `indices.size` indices; gives 0, or a negative number that says what is wrong."""
     shift = np.int64(body[0])
     at, held, filled, last = 1, np.int64(0), np.int64(0), np.int64(-1)
     low = (np.int64(1) << shift) - 1
@@ -171,6 +176,7 @@ def read_rice(body: Bytes, size: int, indices: Indices) -> int:
 
 @compiled
 def count_varint_bytes(indices: Indices) -> int:
+    """Bytes that the gaps take as varints."""
     last, total = -1, indices.size
     for i in range(indices.size):
         gap = (indices[i] - last - 1) >> 7
@@ -183,6 +189,7 @@ def count_varint_bytes(indices: Indices) -> int:
 
 @compiled
 def write_varint(indices: Indices, body: Bytes) -> None:
+    """Writes the gaps as varints."""
     at, last = 0, -1
     for i in range(indices.size):
         gap = indices[i] - last - 1
@@ -197,6 +204,7 @@ def write_varint(indices: Indices, body: Bytes) -> None:
 
 @compiled
 def read_varint(body: Bytes, size: int, indices: Indices) -> int:
+    """Reads `indices.size` indices; gives 0, or a negative number that says what is wrong."""
     at, last = 0, np.int64(-1)
     for i in range(indices.size):
         gap, filled = np.int64(0), 0

@@ -98,4 +98,5 @@ def check_fraction(name: str, fraction: float) -> None:
 
 
 def kept_count(fraction: float, size: int) -> int:
+    """Coordinates kept of `size`: ceil(fraction * size)."""
     return min(size, ceil(fraction * size))

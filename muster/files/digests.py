@@ -29,6 +29,7 @@ def checked_digest(text: str) -> str:
 
 
 def digest_bytes(data: bytes) -> str:
+    """BLAKE3, 64 hexadecimal digits."""
     return blake3(data).hexdigest()
 
 
@@ -45,4 +46,5 @@ def digest_file(path: Path) -> str:
 
 
 def checksum(data: bytes) -> int:
+    """CRC-32C."""
     return int(google_crc32c.value(data))

@@ -23,6 +23,7 @@ def disk_threads() -> ThreadPoolExecutor:
 
 
 def is_full(error: OSError) -> bool:
+    """Whether the disk, or a quota, has no room left."""
     return error.errno in _FULL
 
 
@@ -64,6 +65,7 @@ def make_folder(folder: Path, setting: str) -> None:
 
 
 def shorten(path: Path) -> str:
+    """The path as text, its middle left out if it is long."""
     text = str(path)
     return text if len(text) <= _SHOWN_MAX else f"{text[: _SHOWN_MAX // 2]}...{text[-_SHOWN_MAX // 2 :]}"
 

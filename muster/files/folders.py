@@ -59,6 +59,7 @@ def write_private(path: Path, data: bytes) -> None:
 
 
 def append_private(path: Path) -> BinaryIO:
+    """Opens a file of mode 0600 to append to, made if it does not exist."""
     return os.fdopen(private_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
 
 

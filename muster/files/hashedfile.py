@@ -13,6 +13,8 @@ from muster.files.folders import private_file
 
 
 class BlobInfo(NamedTuple):
+    """Size and BLAKE3 digest of a file."""
+
     size_bytes: int
     digest: str
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
+    """A module and the version file that was made of it."""
+
     model: nn.Module
     layout: ParameterLayout
     info: BlobInfo

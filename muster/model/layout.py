@@ -40,6 +40,8 @@ MOVES = (MEAN, MAX, MIN, ANY, *TRIMMED, KEEP, LOCAL)
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
+    """Name, shape, dtype and move of one tensor."""
+
     name: str
     shape: tuple[int, ...]
     dtype: str  # the model's own, as safetensors spells it: "F32", "BF16", "I64", "BOOL"...

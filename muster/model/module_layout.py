@@ -257,6 +257,7 @@ def unsupported(
     what: str,
     fix: str = "register it as a plain buffer or parameter, or keep it out of state_dict with persistent=False",
 ) -> ConfigError:
+    """An error `model.unsupported` about one tensor of a module."""
     return ConfigError(
         "model.unsupported",
         f"the model's {name!r} {what}",

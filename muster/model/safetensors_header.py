@@ -44,6 +44,8 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
+    """What the header of a safetensors file says."""
+
     metadata: Mapping[str, str]
     entries: Mapping[str, Entry]
     data_start: int  # offset of the data region in the file
@@ -155,10 +157,12 @@ def _parse_entry(name: str, raw: Any) -> Entry:
 
 
 def is_object(raw: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a JSON value is an object."""
     return isinstance(raw, dict)  # JSON's keys are always text
 
 
 def is_list(raw: Any) -> TypeGuard[list[Any]]:
+    """Whether a JSON value is a list."""
     return isinstance(raw, list)
 
 

@@ -127,4 +127,5 @@ def line_of(path: KeyPath, lines: Mapping[KeyPath, int]) -> int:
 
 
 def format_problem(problem: Problem) -> str:
+    """One line: the key and what is wrong with it."""
     return f"{dotted(problem.path)}: {problem.message}" if problem.path else problem.message

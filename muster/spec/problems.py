@@ -25,6 +25,8 @@ SHOWN_MAX = 60  # characters of a wrong value that are shown
 
 @dataclass(frozen=True)
 class Problem:
+    """A key of a document, and what is wrong with it."""
+
     path: KeyPath  # () is the whole file
     message: str
 

@@ -57,6 +57,7 @@ class _Enough(BaseException):
 
 
 def has_own_fit(task: Task) -> bool:
+    """Whether the task overrides `Task.fit`."""
     return type(task).fit is not Task.fit
 
 

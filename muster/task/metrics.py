@@ -144,10 +144,12 @@ def plain(value: float) -> Plain:
 
 
 def plain_all(metrics: Mapping[str, float]) -> dict[str, Plain]:
+    """Each metric as JSON can hold it: NaN and infinities as text."""
     return {name: plain(value) for name, value in metrics.items()}
 
 
 def to_json(metrics: Mapping[str, float]) -> str:
+    """JSON text, keys sorted; NaN and infinities as text."""
     return json.dumps(plain_all(metrics), sort_keys=True, allow_nan=False)
 
 

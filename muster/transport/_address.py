@@ -32,6 +32,7 @@ def loopback_address(address: str) -> tuple[str, int]:
 
 
 def join_address(host: str, port: int) -> str:
+    """ "host:port", an IPv6 host in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

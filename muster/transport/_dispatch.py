@@ -165,6 +165,7 @@ def decode(method: Method[Any, Any], body: bytes) -> Any:
 
 
 def parse(kind: type[Message], body: bytes) -> Any:
+    """Raises `UsageError` "transport.malformed_message" if the bytes are no message of this kind."""
     try:
         return kind.FromString(body)
     except DecodeError as error:
@@ -176,6 +177,7 @@ def parse(kind: type[Message], body: bytes) -> Any:
 
 
 def encode(kind: type[Message], message: Any) -> bytes:
+    """Raises `TypeError` if the message is of another kind, which is a defect of the service."""
     if not isinstance(message, (kind, Encoded)):
         raise TypeError(f"expected a {kind.DESCRIPTOR.full_name}, not {type(message).__name__}")
     return message.SerializeToString()

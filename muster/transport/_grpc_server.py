@@ -45,6 +45,7 @@ class GrpcServer:
 async def start_server(
     address: str, dispatcher: Dispatcher, health: Health, options: Sequence[tuple[str, int]]
 ) -> GrpcServer:
+    """Serves the routes at a loopback address. Raises `ConfigError` if it is taken or not allowed."""
     host, port = loopback_address(address)
     server = grpc.aio.server(options=list(options))
     for service in sorted({route.method.service for route in dispatcher.routes.values()}):

@@ -28,6 +28,7 @@ class Keepalive:
 
 
 def common_options(keepalive: Keepalive) -> list[tuple[str, int]]:
+    """Options of both channels and servers."""
     return [
         ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
         ("grpc.max_metadata_size", _METADATA_BYTES_MAX),
@@ -64,6 +65,7 @@ def server_options(keepalive: Keepalive, request_bytes_max: int = MESSAGE_BYTES_
 
 
 def channel_options(keepalive: Keepalive) -> list[tuple[str, int]]:
+    """Options of a channel."""
     return [
         *common_options(keepalive),
         ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),

@@ -52,6 +52,7 @@ def unpack_error(detail: ErrorDetail) -> MusterError:
 
 
 def pack_status(error: MusterError) -> status_pb2.Status:
+    """gRPC's status of an error, with the whole error in its details."""
     status = status_pb2.Status(
         code=code_pb2.Code.Value(error.status), message=one_line(f"[{error.id}] {error.message}", 512)
     )

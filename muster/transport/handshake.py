@@ -13,6 +13,7 @@ VERSION_HEADER = "muster-version"
 
 
 def handshake_headers(protocol: int = PROTOCOL_VERSION) -> dict[str, str]:
+    """Metadata that tell the protocol and the version."""
     return {PROTOCOL_HEADER: str(protocol), VERSION_HEADER: muster_version()}
 
 

@@ -106,6 +106,7 @@ class Child:
 
 
 def main(module: str, *, commands_fd: int, events_fd: int, stacks_fd: int, parent_pid: int) -> int:
+    """The worker's process; gives its exit status."""
     die_with(parent_pid)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold a site's data
     for fd in (commands_fd, events_fd, stacks_fd):
@@ -135,6 +136,7 @@ def die_with(parent_pid: int) -> None:
 
 
 def end_group() -> None:
+    """Kills this process with all processes that it has started."""
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(1)

@@ -29,6 +29,7 @@ def frameworks(args: dict[str, Any], progress: Callable[[float], None]) -> dict[
 
 
 def preload(args: dict[str, Any], progress: Callable[[float], None]) -> dict[str, Any]:  # noqa: ARG001  # every job's form
+    """The job that imports frameworks ahead of a task; gives which were imported."""
     before = set(sys.modules)
     found: dict[str, bool] = {}
     for name in args["modules"]:
