@@ -9,6 +9,7 @@ from typing import Any
 
 from coordinator.engine import preparing, standings
 from coordinator.engine.decision_builder import DecisionBuilder, last_line
+from coordinator.engine.history import NO_HISTORY, work_done
 from coordinator.engine.state import (
     AlreadySo,
     AssignmentEvaluated,
@@ -81,6 +82,9 @@ def _standing(state: RunState, held: Works, deadline_at: float, peer_id: str | N
 
 def offer(draft: DecisionBuilder, assignment: AssignmentState, deadline_at: float) -> None:
     draft.put_assignment(assignment)
+    if not assignment.evaluation:
+        known = draft.state.history.get(assignment.peer_id, NO_HISTORY)
+        draft.change(history=draft.state.history.set(assignment.peer_id, known.asks(assignment.round)))
     draft.record(
         "assignment.offered",
         "assignment",
@@ -429,6 +433,10 @@ def _end(
 ) -> None:
     ended = replace(assignment, status=status, reason=reason, **fields)
     draft.put_assignment(ended)
+    if not ended.evaluation:
+        known = draft.state.history.get(ended.peer_id, NO_HISTORY)
+        now_known = known.ends(work_done(ended, draft.now))
+        draft.change(history=draft.state.history.set(ended.peer_id, now_known))
     row = {"ended_at": draft.now, "retry": ended.retry, **(values or {})}
     if assignment.deadline_at is not None and not ended.counts:
         row["carried"] = False

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Protocol
 
+from coordinator.engine.history import NO_HISTORY
+from coordinator.engine.state import PeerView, RunState
 from methods import Requirement, SpecValues
 from methods.kinds import SAMPLERS
 from muster import plugins
@@ -19,6 +21,7 @@ class Draw:
 
     cohort: tuple[str, ...]  # peer ids, sorted
     needed: int  # updates wanted; fewer than the cohort where it is over-selected
+    roles: Mapping[str, str] = field(default_factory=dict[str, str])  # by peer, where it is not "train"
 
 
 class Sampler(Protocol):
@@ -28,9 +31,15 @@ class Sampler(Protocol):
         """How many updates a draw from so many peers wants; the expectation where that is random."""
         ...
 
-    def sample(self, peers: Sequence[str], random: Random) -> Draw:
-        """The same draw for the same peers, in whatever order, and the same generator."""
+    def sample(self, peers: Sequence[PeerView], random: Random) -> Draw:
+        """The same draw for the same peers, in whatever order, and the same generator. They come with their history in
+        the run."""
         ...
+
+
+def views(state: RunState, peers: Mapping[str, PeerView], peer_ids: Iterable[str]) -> list[PeerView]:
+    """Those of some peers, with their history in the run."""
+    return [replace(peers[each], history=state.history.get(each, NO_HISTORY)) for each in peer_ids]
 
 
 def build(table: SamplingTable) -> Sampler:
@@ -58,10 +67,10 @@ class Uniform:
             return min(self.count, peers)
         return share(self.fraction or 1.0, peers)
 
-    def sample(self, peers: Sequence[str], random: Random) -> Draw:
+    def sample(self, peers: Sequence[PeerView], random: Random) -> Draw:
         needed = self.needed(len(peers))
         size = min(len(peers), share(self.over_select, needed)) if needed else 0
-        return Draw(cohort=tuple(sorted(random.sample(sorted(peers), size))), needed=needed)
+        return Draw(cohort=tuple(sorted(random.sample(_ids(peers), size))), needed=needed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +108,12 @@ class Poisson:
     def needed(self, peers: int) -> int:
         return round((self.fraction or 1.0) * peers)
 
-    def sample(self, peers: Sequence[str], random: Random) -> Draw:
+    def sample(self, peers: Sequence[PeerView], random: Random) -> Draw:
         probability = min(1.0, (self.fraction or 1.0) * self.over_select)
-        cohort = tuple(peer for peer in sorted(peers) if random.random() < probability)
+        cohort = tuple(peer for peer in _ids(peers) if random.random() < probability)
         needed = share(1 / self.over_select, len(cohort)) if cohort else 0
         return Draw(cohort=cohort, needed=needed)
+
+
+def _ids(peers: Sequence[PeerView]) -> list[str]:
+    return sorted(peer.peer_id for peer in peers)

@@ -13,7 +13,7 @@ peers. One round at a time may be closed (aggregating), since versions are a cha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from coordinator.engine.state import PeerView, RunState
@@ -37,6 +37,7 @@ class OpenRound:
     base_version: int
     deadline_at: float
     reason: str
+    roles: Mapping[str, str] = field(default_factory=dict[str, str])  # by peer, where it is not the usual one
     defenceless: str = ""  # why a faulty update would pass, where nobody has asked for that
 
 

@@ -17,6 +17,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
+from coordinator.engine.history import NO_HISTORY, PeerHistory
+from coordinator.engine.sorted_map import SortedMap
 from coordinator.engine.works import (
     AssignmentState as AssignmentState,  # noqa: PLC0414  # part of this vocabulary, and told so to type checkers
 )
@@ -118,6 +120,7 @@ class RoundState:
     reason: str
     base_version: int
     cohort: tuple[str, ...]  # peer ids as sampled, sorted
+    roles: Mapping[str, str] = field(default_factory=_empty)  # by peer, where it is not the usual one
     needed: int  # updates wanted (before over-selection)
     quorum: int  # updates that make the round complete
     planned_at: float
@@ -219,6 +222,7 @@ class RunState:
     counted: Mapping[tuple[str, str], int] = field(
         default_factory=_empty
     )  # by peer and role: the newest round in which it was asked for an update that a version has in it
+    history: SortedMap[str, PeerHistory] = field(default_factory=SortedMap)  # of peers that were ever asked
     standings: Mapping[str, PeerStanding] = field(
         default_factory=_empty
     )  # of peers at which something failed
@@ -254,6 +258,7 @@ class PeerView:
     status: PeerStatus
     connected: bool
     instance: str = ""  # another one whenever its daemon starts anew; empty if it does not tell
+    history: PeerHistory = NO_HISTORY  # in the run; samplers are given it, see `sampling.views`
 
 
 # -- events ----------------------------------------------------------------------------------------------

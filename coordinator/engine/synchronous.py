@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from coordinator.engine import preparing, sampling, standings
@@ -108,11 +108,12 @@ class Synchronous:
             count = state.skipped_in_row
             skips = f"{count} skipped rounds in a row" if count > 1 else "a skipped round"
             return Wait(until=state.rest.until, reason=f"round {number} waits for a moment after {skips}")
-        draw = self._draw(present, number)
+        draw = self._draw(sampling.views(state, peers, present), number)
         told = self._spec.format_faults(len(draw.cohort))
         quorum, bound = self._quorum(draw.needed, len(draw.cohort))
         return OpenRound(
             cohort=draw.cohort,
+            roles={peer: role for peer, role in draw.roles.items() if role != TRAIN},
             needed=draw.needed,
             quorum=quorum,
             base_version=state.model.version,
@@ -147,14 +148,14 @@ class Synchronous:
         asked = min(present - trusted, share(self._spec.sampling.over_select, needed))
         return needed + trusted, max(needed, asked) + trusted
 
-    def _draw(self, present: Sequence[str], number: int) -> Draw:
+    def _draw(self, present: Sequence[PeerView], number: int) -> Draw:
         """The cohort; with the trusted peer, which is present, in it beside those that are drawn."""
         random = derive_random(self._spec.seed, "sample", number)
         trusted = self._trusted
         if trusted is None:
             return self._sampler.sample(present, random)
-        draw = self._sampler.sample([peer for peer in present if peer != trusted], random)
-        return Draw(cohort=tuple(sorted((*draw.cohort, trusted))), needed=draw.needed + 1)
+        draw = self._sampler.sample([peer for peer in present if peer.peer_id != trusted], random)
+        return replace(draw, cohort=tuple(sorted((*draw.cohort, trusted))), needed=draw.needed + 1)
 
     def _quorum(self, needed: int, cohort: int) -> tuple[int, str]:
         """What the spec says of the updates wanted, and no fewer than the rule can aggregate; why, if it is more."""
@@ -212,14 +213,7 @@ class Synchronous:
             again = (
                 "the round is open" if not round_.assignments else "the peer is there and has attempts left"
             )
-            return (
-                OfferWork(
-                    round=number,
-                    peer_ids=standing.ready,
-                    work=Work(role=TRAIN, base=round_.base_version),
-                    reason=again,
-                ),
-            )
+            return _offers(round_, standing.ready, again)
         until = min(due, standing.prepared_by) if round_.grace_until is None else round_.grace_until
         if standing.delivered >= round_.quorum and not enough:
             have += f", and the trusted peer {self._trusted!r} is waited for"
@@ -320,6 +314,22 @@ def _close(round_: RoundState, standing: _Standing, reason: str) -> Sequence[Act
         return (closing,)
     rest = ExpireWork(round=round_.number, assignment_ids=tuple(round_.assignments.live), reason=reason)
     return (rest, closing)
+
+
+def _offers(round_: RoundState, peer_ids: Sequence[str], reason: str) -> Sequence[Action]:
+    """Work for these peers, each in the role that it was drawn for."""
+    asked: dict[str, list[str]] = {}
+    for peer_id in peer_ids:
+        asked.setdefault(round_.roles.get(peer_id, TRAIN), []).append(peer_id)
+    return tuple(
+        OfferWork(
+            round=round_.number,
+            peer_ids=tuple(those),
+            work=Work(role=role, base=round_.base_version),
+            reason=reason,
+        )
+        for role, those in asked.items()
+    )
 
 
 def _causes(round_: RoundState) -> str:

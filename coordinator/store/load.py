@@ -9,6 +9,8 @@ from typing import Protocol
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, func, not_, select
 
+from coordinator.engine.history import WORKS_MAX, PeerHistory, WorkDone, work_done
+from coordinator.engine.sorted_map import SortedMap
 from coordinator.engine.state import (
     AssignmentState,
     AssignmentStatus,
@@ -34,6 +36,8 @@ from muster.task.metrics import from_json
 from muster.texts import one_line
 from muster.work import Work, evaluates
 
+_DELIVERED = AssignmentStatus.DELIVERED.value
+_ENDED = [status.value for status in AssignmentStatus if status.ended]
 UNREADABLE = (ValueError, TypeError, LookupError)  # whatever a damaged row or another version's raises
 
 
@@ -49,6 +53,14 @@ class RowsOfRun(Protocol):
 
     def folded(self) -> Iterable[tuple[str, str, int]]:
         """Peer, work and newest round of the updates that a version has in it."""
+        ...
+
+    def asked(self) -> Iterable[tuple[str, int, int, int, int]]:
+        """Of each peer: works offered, delivered and ended, and the newest round; evaluations of versions apart."""
+        ...
+
+    def newest_ended(self) -> Iterable[Row]:
+        """Of each peer: the newest `WORKS_MAX` works that have ended, by round and attempt."""
         ...
 
     def standings(self) -> Iterable[Row]:
@@ -180,6 +192,31 @@ class _SqlRows:
         )
         return ((peer_id, work, last) for peer_id, work, last in found)
 
+    def asked(self) -> Iterable[tuple[str, int, int, int, int]]:
+        work = tables.ASSIGNMENTS.c
+
+        def of(states: list[str]) -> ColumnElement[int]:
+            return func.count().filter(work.state.in_(states))
+
+        found = self._connection.execute(
+            select(work.peer_id, func.count(), of([_DELIVERED]), of(_ENDED), func.max(work.round))
+            .where(work.run_id == self._run_id, not_(work.evaluation))
+            .group_by(work.peer_id)
+        )
+        return ((peer_id, *counts) for peer_id, *counts in found)
+
+    def newest_ended(self) -> Iterable[Row]:
+        work = tables.ASSIGNMENTS.c
+        order = (work.round.desc(), work.attempt.desc())
+        place = func.row_number().over(partition_by=work.peer_id, order_by=order).label("place")
+        ended = (
+            select(tables.ASSIGNMENTS, place)
+            .where(work.run_id == self._run_id, not_(work.evaluation), work.state.in_(_ENDED))
+            .subquery()
+        )
+        newest = select(ended).where(ended.c.place <= WORKS_MAX)
+        return self._connection.execute(newest.order_by(ended.c.round, ended.c.attempt)).mappings()
+
 
 def run_state(
     row: Row,
@@ -219,6 +256,7 @@ def run_state(
         carried=outlived,
         models=_models(beside, versions_in_use(model, rounds, evaluations, outlived)),
         counted=_counted(beside.folded()),
+        history=_history(beside),
         standings=_standings(beside.standings()),
         rest=_rest(row),
         last_round=row["last_round"],
@@ -237,6 +275,25 @@ def _counted(folded: Iterable[tuple[str, str, int]]) -> dict[tuple[str, str], in
         roles[work] = role
         counted[peer_id, role] = max(last, counted.get((peer_id, role), 0))
     return counted
+
+
+def _history(beside: RowsOfRun) -> SortedMap[str, PeerHistory]:
+    works: dict[str, list[WorkDone]] = defaultdict(list)
+    for row in beside.newest_ended():
+        works[row["peer_id"]].append(work_done(_assignment(row), row["ended_at"] or 0.0))
+    return SortedMap(
+        (
+            peer_id,
+            PeerHistory(
+                asked=asked,
+                delivered=delivered,
+                failed=ended - delivered,
+                last_round=last,
+                works=tuple(works[peer_id]),
+            ),
+        )
+        for peer_id, asked, delivered, ended, last in beside.asked()
+    )
 
 
 def _warnings(rows: Iterable[Row]) -> dict[str, WarningState]:
@@ -295,6 +352,7 @@ def _round(row: Row, assignments: Mapping[str, AssignmentState]) -> RoundState:
         reason=row["reason"],
         base_version=row["base_version"],
         cohort=cohort,
+        roles=json.loads(row["roles_json"]),
         needed=row["needed"],
         quorum=row["quorum"],
         planned_at=row["planned_at"],

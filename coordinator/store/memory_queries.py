@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from coordinator.engine.history import WORKS_MAX
 from coordinator.engine.standings import LATE
 from coordinator.engine.state import (
+    AssignmentStatus,
     EvaluationStatus,
     RoundStatus,
     RunState,
@@ -165,6 +167,28 @@ class _RowsOfRun:
     def folded(self) -> Iterable[tuple[str, str, int]]:
         rows = self._held[ASSIGNMENTS].where(run_id=self._run_id)
         return ((row["peer_id"], row["work_json"], row["round"]) for row in rows if row["folded_in"])
+
+    def _worked(self) -> list[Row]:
+        rows = self._held[ASSIGNMENTS].where(run_id=self._run_id)
+        return sorted(
+            (row for row in rows if not row["evaluation"]), key=lambda row: (row["round"], row["attempt"])
+        )
+
+    def asked(self) -> Iterable[tuple[str, int, int, int, int]]:
+        by_peer: dict[str, list[Row]] = defaultdict(list)
+        for row in self._worked():
+            by_peer[row["peer_id"]].append(row)
+        for peer_id, rows in by_peer.items():
+            ended = [row["state"] for row in rows if AssignmentStatus(row["state"]).ended]
+            delivered = ended.count(AssignmentStatus.DELIVERED.value)
+            yield peer_id, len(rows), delivered, len(ended), rows[-1]["round"]
+
+    def newest_ended(self) -> Iterable[Row]:
+        by_peer: dict[str, deque[Row]] = defaultdict(lambda: deque(maxlen=WORKS_MAX))
+        for row in self._worked():
+            if AssignmentStatus(row["state"]).ended:
+                by_peer[row["peer_id"]].append(row)
+        return (row for rows in by_peer.values() for row in rows)
 
     def standings(self) -> list[Row]:
         return sorted(self._held[tables.STANDINGS].where(run_id=self._run_id), key=lambda row: row["peer_id"])

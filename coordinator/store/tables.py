@@ -111,6 +111,7 @@ ROUNDS = Table(
     Column("base_version", BigInteger, nullable=False),
     _text("base_digest", ""),
     _text("cohort_json", "[]"),
+    _text("roles_json", "{}"),
     _count("needed"),
     _count("quorum"),
     _number("planned_at", optional=False),

@@ -11,6 +11,8 @@ import pytest
 
 from coordinator.engine import invariants
 from coordinator.engine.decide import decide, new_run
+from coordinator.engine.history import PeerHistory, work_done
+from coordinator.engine.sorted_map import SortedMap
 from coordinator.engine.state import (
     Aggregate,
     Aggregated,
@@ -106,6 +108,18 @@ class Rows:
     def all(self, entity: str) -> list[Row]:
         return list(self.tables.get(entity, {}).values())
 
+    def _history(self) -> SortedMap[str, PeerHistory]:
+        found: dict[str, PeerHistory] = {}
+        for row in self.all("assignment"):
+            if not row["evaluation"]:
+                found[row["peer_id"]] = found.get(row["peer_id"], PeerHistory()).asks(row["round"])
+        ended = [row for row in self.all("assignment") if AssignmentStatus(row["state"]).ended]
+        for row in sorted(ended, key=lambda row: (row["round"], row["attempt"])):
+            if not row["evaluation"]:
+                work = work_done(_assignment(row), row["ended_at"])
+                found[row["peer_id"]] = found[row["peer_id"]].ends(work)
+        return SortedMap(found.items())
+
     def load(self, run_id: str) -> RunState:
         (run,) = (row for row in self.all("run") if row["run_id"] == run_id)
         models = {row["version"]: _model(row) for row in self.all("model")}
@@ -141,6 +155,7 @@ class Rows:
             carried=carried,
             models={version: models[version] for version in sorted(used)},
             counted=counted,
+            history=self._history(),
             standings={row["peer_id"]: _standing(row) for row in self.all("standing")},
             rest=_rest(run),
             last_round=run["last_round"],
@@ -218,6 +233,7 @@ def _round(row: Row, work: list[AssignmentState]) -> RoundState:
         reason=row["reason"],
         base_version=row["base_version"],
         cohort=tuple(json.loads(row["cohort_json"])),
+        roles=json.loads(row["roles_json"]),
         needed=row["needed"],
         quorum=row["quorum"],
         planned_at=row["planned_at"],

@@ -1,10 +1,12 @@
 """What is read back equals what stood in memory, to the last field."""
 
 import json
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, fields, replace
 from typing import Any
 
 from coordinator.engine.decide import decide, new_run
+from coordinator.engine.history import PeerHistory
+from coordinator.engine.sorted_map import SortedMap
 from coordinator.engine.state import (
     Aggregate,
     Aggregated,
@@ -95,6 +97,7 @@ def _full_state(spec: RunSpec) -> RunState:
         number=3, status=RoundStatus.OPEN, reason="it is on", base_version=2, cohort=("a", "b"), needed=2,
         quorum=1, planned_at=20.1, opened_at=20.2, deadline_at=80.2, grace_until=30.3,
         assignments=Works((), (lost, delivered, training)),
+        roles={"b": "anchor"},
         fold=Fold(updates=("r1.3.a.2",), weights=(-0.5,), work_goes_on=True),
     )  # fmt: skip
     evaluation = EvaluationState(
@@ -149,6 +152,7 @@ def _rows(state: RunState, script: Any) -> list[Any]:
                 round_.status,
                 reason=round_.reason,
                 cohort_json=cohort,
+                roles_json=json.dumps(dict(round_.roles)),
                 fold_json="" if round_.fold is None else round_.fold.to_json(),
                 **values,
             )
@@ -206,7 +210,7 @@ def _spec() -> RunSpec:
 
 
 async def test_every_field_of_a_run_comes_back(store: Store, script: Any) -> None:
-    state = _full_state(_spec())
+    state = replace(_full_state(_spec()), history=SortedMap([("a", PeerHistory(asked=1))]))
     samples = [
         state, *state.rounds.values(), *state.evaluations.values(), state.rounds[3].assignments["r1.3.a.1"],
     ]  # fmt: skip
@@ -222,7 +226,12 @@ async def test_every_field_of_a_run_comes_back(store: Store, script: Any) -> Non
             assert getattr(sample, field.name) != default or field.name in forgettable, field.name
     await store.commit(_rows(state, script))
 
-    assert await store.load_runs() == [state]
+    (found,) = await store.load_runs()
+    assert found == replace(state, history=found.history)
+    a, b = found.history["a"], found.history["b"]  # of what the rows tell
+    assert (a.asked, a.delivered, a.failed, a.last_round) == (3, 2, 1, 3)
+    assert [(each.round, each.attempt) for each in a.works] == [(2, 1), (3, 1), (3, 2)]
+    assert (b.asked, b.delivered, b.failed) == (4, 2, 0)
 
 
 async def test_what_has_ended_is_left_out(store: Store, script: Any) -> None:
