@@ -43,10 +43,16 @@ def _aggregate_and_compare(
     from exchange.comparison import compare
 
     try:
-        read = (job.base, *job.states.values(), *(update.path for update in job.updates))
-        for digest in kept_beside(job.updates).union(path.name for path in read):
+        for digest in kept_beside(job.updates).union(path.name for path in (job.base, *job.states.values())):
             blobs.verify(digest)
-        return aggregate(job), compare(job.base, blobs.verify(committed), job.model_out)
+        try:
+            result = aggregate(job)
+        except Exception:
+            # Updates are verified as they are read: what went wrong may come of one that is lost or damaged.
+            for update in job.updates:
+                blobs.verify(update.digest)
+            raise
+        return result, compare(job.base, blobs.verify(committed), job.model_out)
     finally:
         for path in (job.model_out, *job.states_out.values()):
             path.unlink(missing_ok=True)
@@ -123,7 +129,7 @@ class Replays:
                     fix=f"the newest can be: muster round replay {run_id}; to keep more of the next run: "
                     "muster serve --set coordinator.updates_keep_rounds=20",
                 )
-        spec = RunSpec.model_validate_json(run.spec_json)
+        spec = RunSpec.from_json(run.spec_json)
         bases = UpdateBases(store, blobs, run_id, spec)
         weights: dict[str, float] = {}
         if row.fold is not None and row.fold.weights is not None:
@@ -137,6 +143,7 @@ class Replays:
                     peer_id=a.peer_id,
                     path=blobs.path(a.digest),
                     examples=a.examples,
+                    digest=a.digest,
                     base=await bases.of(a.peer_id, version=a.work.base, round=a.round),
                     role=a.work.role,
                     weight=weights.get(a.assignment_id),

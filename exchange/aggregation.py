@@ -35,6 +35,7 @@ def aggregate(job: AggregationJob) -> AggregationResult:
         decision = decide(spec, updates, source, cohort=job.cohort, round=job.round)
         model, states = step.apply(job, base, source, decision.plan)
         states |= folds.advance_all(job, base.layout, source, decision.plan.weights.tolist())
+        source.verify()
     return AggregationResult(
         model_digest=model.digest,
         model_bytes=model.size_bytes,

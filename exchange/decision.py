@@ -44,12 +44,13 @@ def decide(
     if any(update.weight is not None for update in updates):
         return _told(spec, updates, _sum(given, pipeline), cohort=cohort)
     trusted = spec.aggregation.trusted_peer
+    random = (Needs.SEED | Needs.SAMPLES) & pipeline.needs
     survey = aggregators.Survey(
         pipeline,
         len(updates),
         source.layout.columns_size,
         kept=len(source.kept),
-        seed=derive_seed(spec.seed, "aggregation", round, source.drawn()),
+        seed=derive_seed(spec.seed, "aggregation", round, source.drawn() if random else ""),
     )
     try:
         if survey.needed:

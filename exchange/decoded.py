@@ -114,6 +114,11 @@ class Decoded:
         before the round is closed, so no liar can aim at a bucket or at the coordinates that are sampled."""
         return digest_bytes(b"".join(reader.chunk(PARAMS, 0)[:DRAWN_BYTES] for reader in self.readers))
 
+    def verify(self) -> None:
+        """Raises `StorageError` "blob.damaged" unless all updates are the files that their digests name."""
+        for reader in self.readers:
+            reader.verify()
+
     def terms(self, index: int, shares: Sequence[float]) -> list[Term]:
         """The bodies of chunk `index` of the parameters, of the updates that have a share."""
         return [
@@ -174,7 +179,7 @@ def decoded(
             if base.digest not in factors:
                 factors[base.digest] = CommonFactor(up, layout, base.version, base.factor)
                 stack.callback(factors[base.digest].close)
-            reader = PayloadReader(update.path)
+            reader = PayloadReader(update.path, digest=update.digest)
             stack.callback(reader.close)
             readers.append(reader)
             contexts = links.contexts(

@@ -33,6 +33,7 @@ class UpdateInput:
     examples: int
     base: UpdateBase
     role: str = TRAIN  # of its work
+    digest: str = ""  # of the file, whose bytes are compared with it as they are read; "": they are trusted
     weight: float | None = (
         None  # of a sum: as it is, signed; None: a share of the mean, as the spec weighs examples
     )

@@ -111,6 +111,7 @@ def mix(
                 writer.take_beside(column.group, reduction.buffers(column))
         for index in range(source.counter_chunks()):
             writer.take_beside(COUNTERS, reduction.counters(index))
+        source.verify()
         return Mixture(
             digest=writer.finish(),
             state_digests=keeping.finish(),

@@ -115,6 +115,7 @@ class RoundAggregation:
                 base=await bases.of(assignment.peer_id, version=assignment.work.base, round=assignment.round),
                 role=assignment.work.role,
                 weight=weight,
+                digest=assignment.update.digest,
             )
             for assignment, weight in zip(effect.updates, weights, strict=True)
             if assignment.update is not None
@@ -122,10 +123,7 @@ class RoundAggregation:
         cohort = len(run.rounds[effect.round].cohort)
         names = aggregation.state_names(run.spec, updates, cohort=cohort, base_version=effect.base.version)
         await self._repairs.model(run.run_id, effect.base.digest, effect.base.size_bytes, afresh=True)
-        beside = [
-            *sorted(kept_beside(updates).union(states.values())),
-            *(update.path.name for update in updates),
-        ]
+        beside = sorted(kept_beside(updates).union(states.values()))
         await asyncio.gather(*(blobs.verified(digest, afresh=True) for digest in beside))
         model_out = blobs.temporary()
         states_out = {name: blobs.temporary() for name in names}
@@ -148,7 +146,12 @@ class RoundAggregation:
                 began = loop.time()
                 return aggregation.aggregate(job), loop.time() - began
 
-            result, seconds = await loop.run_in_executor(self._executor, timed)
+            try:
+                result, seconds = await loop.run_in_executor(self._executor, timed)
+            except Exception:
+                # Updates are verified as they are read: what went wrong may come of one that is lost or damaged.
+                await asyncio.gather(*(blobs.verified(update.digest, afresh=True) for update in updates))
+                raise
             async with self._files:
                 await blobs.adopt(model_out, result.model_digest)
                 for name, digest in result.state_digests.items():

@@ -245,7 +245,7 @@ def run_state(
     outlived = Works((), carried)
     return RunState(
         run_id=row["run_id"],
-        spec=RunSpec.model_validate_json(row["spec_json"]),
+        spec=RunSpec.from_json(row["spec_json"]),
         status=RunStatus(row["state"]),
         reason=row["reason"],
         created_at=row["created_at"],

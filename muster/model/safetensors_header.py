@@ -85,16 +85,21 @@ def render(metadata: Mapping[str, str], entries: Mapping[str, Entry], *, size: i
     return _PREFIX.pack(length) + text.ljust(length, b" ")
 
 
-def parse(file: memoryview) -> Header:
-    """Reads the header of a whole file. Raises `HeaderError` on anything out of order."""
+def header_size(file: memoryview) -> int:
+    """Bytes of length and header, which the data follow. Raises `HeaderError` if the file does not have them."""
     if len(file) < _PREFIX.size:
         raise HeaderError(f"the file ends after {len(file)} bytes, within the header's length")
     (length,) = _PREFIX.unpack(file[: _PREFIX.size])
     if length > HEADER_BYTES_MAX:
         raise HeaderError(f"the header claims {length} bytes; {HEADER_BYTES_MAX} is the most")
-    data_start = _PREFIX.size + length
-    if len(file) < data_start:
+    if len(file) < _PREFIX.size + length:
         raise HeaderError(f"the file ends after {len(file)} bytes, within a header of {length}")
+    return int(_PREFIX.size + length)
+
+
+def parse(file: memoryview) -> Header:
+    """Reads the header of a whole file. Raises `HeaderError` on anything out of order."""
+    data_start = header_size(file)
     rows = _parse_json(bytes(file[_PREFIX.size : data_start]))
     metadata = _parse_metadata(rows.pop(_METADATA, {}))
     entries = {name: _parse_entry(name, row) for name, row in rows.items()}

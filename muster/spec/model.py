@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Literal, Self, cast
 
 from pydantic import (
@@ -400,6 +401,12 @@ class RunSpec(Table):
             data.pop("exchange", None)
         return data
 
+    @classmethod
+    def from_json(cls, text: str) -> RunSpec:
+        """What `canonical_json` wrote; each text is parsed once a process, for all who ask. Raises pydantic's
+        `ValidationError`."""
+        return _parsed(text)
+
     def canonical_json(self) -> str:
         """Defaults filled in, keys sorted: equal specs give equal text."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
@@ -407,3 +414,8 @@ class RunSpec(Table):
     @property
     def digest(self) -> str:
         return digest_bytes(self.canonical_json().encode())
+
+
+@lru_cache(maxsize=64)  # runs that are live, and a few that are looked at
+def _parsed(text: str) -> RunSpec:
+    return RunSpec.model_validate_json(text)

@@ -25,7 +25,7 @@ class Drawing:
         digest. Raises `MusterError`: the version has to be fetched then. A drawing that fails or is cancelled may cost
         the worker's process, and with it the data that it kept warm.
         """
-        spec = RunSpec.model_validate_json(offer.spec_json)
+        spec = RunSpec.from_json(offer.spec_json)
         data = self.policy.permit(spec.task)
         async with self.workers.desk(self.site.name) as desk:
             order = draw_order(self.site, offer, spec, data=data, device=desk.device, target=target)

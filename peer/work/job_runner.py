@@ -158,5 +158,5 @@ class JobRunner:
 
     def _spec_and_data(self, offer: Assignment) -> tuple[RunSpec, Mapping[str, Any]]:
         """Asked of the policy when an offer comes and before the work, since a restart may lie between."""
-        spec = RunSpec.model_validate_json(offer.spec_json)
+        spec = RunSpec.from_json(offer.spec_json)
         return spec, self.policy.permit(spec.task)
