@@ -81,10 +81,10 @@ class ModelsServicer:
                 model, digest=request.digest, size_bytes=path.stat().st_size, offset=request.offset
             )
         )
-        async with aclosing(read_chunks(path, request.offset, request.chunk_bytes_max)) as chunks:
+        async with aclosing(
+            read_chunks(path, request.offset, request.chunk_bytes_max, stop=request.stop)
+        ) as chunks:
             async for chunk in chunks:
-                if 0 < request.stop <= chunk.offset:
-                    break
                 self._journal.count_bytes(model.run_id, model.round + 1, peer_id, "down", chunk.size)
                 yield chunk
 

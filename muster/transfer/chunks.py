@@ -49,10 +49,11 @@ def _varint(value: int) -> bytes:
 
 
 async def read_chunks(
-    path: Path, offset: int, chunk_bytes: int = CHUNK_BYTES
+    path: Path, offset: int, chunk_bytes: int = CHUNK_BYTES, *, stop: int = 0
 ) -> AsyncGenerator[EncodedChunk, None]:
-    """The file from `offset` to its end, as messages, a thread reading ahead. `chunk_bytes` is what a slow line asks
-    for; it is kept within `CHUNK_BYTES_MIN` and `CHUNK_BYTES`, and 0 asks for nothing.
+    """The file from `offset` to its end, or to `stop` unless that is 0, as messages, a thread reading ahead.
+    `chunk_bytes` is what a slow line asks for; it is kept within `CHUNK_BYTES_MIN` and `CHUNK_BYTES`, and 0 asks for
+    nothing.
 
     Raises `OffsetError` "transfer.offset" (beyond the end), `StorageError` "storage.failed".
     """
@@ -69,6 +70,7 @@ async def read_chunks(
             raise OffsetError(
                 "transfer.offset", f"asked for offset {offset} of a body of {size} bytes", offset=size
             )
+        size = min(size, stop) if stop else size
         step = _READ_AHEAD_CHUNKS * chunk_bytes
         while offset < size:
             end = min(size, offset + step)

@@ -272,8 +272,13 @@ class PeerStore:
                 "DELETE FROM state WHERE run_id = ? AND lineage = ? AND round <> ?",
                 (run_id, lineage, counted_round),
             )
+        return self.state_after(run_id, counted_round, lineage)
+
+    def state_after(self, run_id: str, round: int, lineage: str = TRAIN) -> dict[str, Path]:
+        """The state arrays of a lineage as they were after a round, and nothing goes; empty if none are here."""
         rows = self._db.execute(
-            "SELECT key, file FROM state WHERE run_id = ? AND lineage = ?", (run_id, lineage)
+            "SELECT key, file FROM state WHERE run_id = ? AND lineage = ? AND round = ?",
+            (run_id, lineage, round),
         ).fetchall()
         return {row["key"]: self._files / row["file"] for row in rows}
 

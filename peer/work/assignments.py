@@ -256,8 +256,10 @@ class Assignments:
             await self._store.do(store.discard, stem)
 
     async def _evaluate(self, work: Work) -> None:
+        store = self._store.store
         found = await self._bench.evaluate(
             work.offer,
+            state=lambda: self._store.do(store.state_after, work.held.run_id, work.offer.counted_round),
             deadline_at=lambda: work.held.deadline_at,
             steps=self._steps(work),
         )

@@ -104,11 +104,20 @@ class JobRunner:
                 **await desk.run("train", order, seconds_left=self._left(deadline_at()))
             )
 
-    async def evaluate(self, offer: Assignment, *, deadline_at: DeadlineAt, steps: Steps) -> Evaluated:
-        """What the model does on this site's examples. Raises as `train` does."""
+    async def evaluate(
+        self,
+        offer: Assignment,
+        *,
+        state: Callable[[], Awaitable[Mapping[str, Path]]],
+        deadline_at: DeadlineAt,
+        steps: Steps,
+    ) -> Evaluated:
+        """What the model, with what of it is this peer's own, does on this site's examples. Raises as `train` does."""
         spec, data = self._spec_and_data(offer)
         async with self._ready(offer, spec, data, deadline_at, steps) as (base, desk):
-            order = evaluate_order(self.site, offer, spec, data=data, device=desk.device, base=base)
+            order = evaluate_order(
+                self.site, offer, spec, data=data, device=desk.device, base=base, state=await state()
+            )
             return Evaluated(**await desk.run("evaluate", order, seconds_left=self._left(deadline_at())))
 
     def has_time(self, deadline_at: float) -> bool:

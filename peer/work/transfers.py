@@ -25,6 +25,7 @@ from muster.files.digests import checked_digest
 from muster.runtime import clock
 from muster.runtime.backoff import Backoff
 from muster.runtime.failpoints import failpoint
+from muster.spec.model import RunSpec
 from muster.transfer.streams import Tail, fetch, read_chunks, upload
 from muster.transport.base import Encoded
 from muster.wire import FETCH_MODEL, GET_UPDATE_STATUS, PLAN_MODEL, RESTORE_MODEL
@@ -225,14 +226,43 @@ class Transfers:
             ) or await self._follow(offer, target, deadline_at)
         finally:
             if not made:  # unlike a fetch, which keeps its part beside it, this cannot be gone on with
+                if offer.work.base.version == 0 and target.exists():
+                    target.replace(_own(target))
                 target.unlink(missing_ok=True)
         if not made:
             whole = _exactly(offer.work.base.size_bytes)
-            async with self._models.newest(offer.run_id) as held:
-                tail = None if held is None else await asyncio.to_thread(fixed_tail, held)
-                await self._fetch_blob(
-                    offer.run_id, offer.work.base.digest, target, deadline_at, whole, tail=tail
-                )
+            try:
+                async with self._tail(offer, _own(target), deadline_at) as tail:
+                    await self._fetch_blob(
+                        offer.run_id, offer.work.base.digest, target, deadline_at, whole, tail=tail
+                    )
+            finally:
+                _own(target).unlink(missing_ok=True)
+
+    @asynccontextmanager
+    async def _tail(
+        self, offer: Assignment, own: Path, deadline_at: DeadlineAt
+    ) -> AsyncGenerator[Tail | None]:
+        """What no round changes of the version, as far as it is here: it ends a version that is held or, where the run
+        leaves it at home, one that the task draws; `own` may hold one that came out otherwise in what rounds change.
+        """
+        async with self._models.newest(offer.run_id) as held:
+            if held is not None:
+                yield await asyncio.to_thread(fixed_tail, held)
+                return
+        if RunSpec.from_json(offer.spec_json).exchange.tensors != "trainable":
+            yield None
+            return
+        try:
+            if not own.exists():
+                await self._draw(offer, own, deadline_at)
+            drawn = await asyncio.to_thread(fixed_tail, own)
+        except MusterError as error:
+            if error.id == "worker.timeout":
+                raise
+            log.warning("model.not_drawn", run_id=offer.run_id, reason=str(error))
+            drawn = None
+        yield drawn
 
     def _draws(self, offer: Assignment) -> bool:
         return offer.run_id not in self._undrawn
@@ -396,3 +426,8 @@ class Transfers:
 
 def _exactly(size: int) -> range:
     return range(size, size + 1)
+
+
+def _own(target: Path) -> Path:
+    """Where a drawing of one's own lies that is not the version that is fetched to `target`."""
+    return target.with_name(f"{target.name}.own")

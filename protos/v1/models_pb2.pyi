@@ -163,7 +163,7 @@ class FetchModelRequest(_message.Message):
     chunk_bytes_max: _builtins.int
     """for a slow line; 0: as the sender likes"""
     stop: _builtins.int
-    """no chunk that begins there or later is wanted; 0: all are"""
+    """nothing from there on is wanted; 0: all is"""
     @_builtins.property
     def credentials(self) -> _membership_pb2.Credentials: ...
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from muster.files.digests import digest_bytes
 from muster.spec.model import RunSpec
 from protos.v1 import membership_pb2 as pb
 from protos.v1 import updates_pb2
+from protos.v1.models_pb2 import GroupFile, PlanModelResponse
 
 ACCEPTED, PREPARING = pb.ASSIGNMENT_PHASE_ACCEPTED, pb.ASSIGNMENT_PHASE_PREPARING
 TRAINING = pb.ASSIGNMENT_PHASE_TRAINING
@@ -223,6 +225,41 @@ async def test_an_update_that_comes_too_late_rolls_the_state_back(bench: Any) ->
     assert await delivered(bench, 3) == b"update 3 after 1"
     await committed(bench, 2)
     await forgotten(bench, task, updates=2)
+
+
+async def test_an_evaluation_is_given_the_state_that_counts_and_leaves_it(bench: Any) -> None:
+    bench.start()
+    session = await bench.coordinator.session()
+    session.send(offer=bench.offer())
+    await committed(bench, 1)
+    session.send(offer=bench.offer(2))
+    await committed(bench, 2)
+    session.send(offer=bench.offer(assignment_id="r.e1.ada.1", role="evaluate", counted_round=1))
+    await bench.coordinator.told("r.e1.ada.1", EVALUATED)
+    given = bench.worker.orders[-1]["state"]
+    assert Path(given["residual"]).read_text() == "1"
+    session.send(offer=bench.offer(3, counted_round=2))
+    assert await delivered(bench, 3) == b"update 3 after 2"
+
+
+async def test_a_groups_file_is_fetched_with_the_base_and_no_other(bench: Any) -> None:
+    base, group = digest_bytes(bench.model), b"8 bytes."
+    bench.coordinator.models[digest_bytes(group)] = group
+    files = [
+        GroupFile(name=name, digest=digest_bytes(group), size_bytes=len(group))
+        for name in ("control", "unasked")
+    ]
+    bench.coordinator.plans[base] = PlanModelResponse(groups=files)
+    bench.start()
+    session = await bench.coordinator.session()
+    offer = bench.offer(2)
+    offer.work.groups.append("control")
+    session.send(offer=offer)
+    await delivered(bench, 2)
+    received = bench.worker.orders[-1]["received"]
+    assert list(received) == ["control"]
+    assert Path(received["control"]).name == digest_bytes(group)
+    assert bench.coordinator.fetches == 2
 
 
 async def test_a_rejected_update_leaves_no_state(bench: Any) -> None:

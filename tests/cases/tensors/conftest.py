@@ -23,7 +23,7 @@ from muster.spec.model import RunSpec
 from muster.task.loading import load_task
 from peer.work import jobs as peer_jobs
 from peer.work.orders import Site, evaluate_order, train_order
-from protos.v1.membership_pb2 import Assignment
+from protos.v1.membership_pb2 import Assignment, Base, Work
 
 _numbers = itertools.count()
 
@@ -45,7 +45,7 @@ class Rounds:
         self.version = 0
         self.base = self.folder / "version-0"
         task = load_task(self.spec.task, [self.folder], self.spec.task_options)
-        self.drawn = draw_version(task, initial_seed(self.spec.seed), self.base)
+        self.drawn = draw_version(task, initial_seed(self.spec.seed), self.base, self.spec.exchange)
         self.digest = self.drawn.info.digest
         self._counted = dict.fromkeys(self.peers, 0)
         self._kept: dict[str, dict[str, Path]] = {peer: {} for peer in self.peers}
@@ -56,8 +56,7 @@ class Rounds:
             assignment_id=f"run.{self.version + 1}.{peer}.1",
             run_id="run",
             round=self.version + 1,
-            base_version=self.version,
-            base_digest=self.digest,
+            work=Work(role="train", base=Base(version=self.version, digest=self.digest)),
             seed=assignment_seed(self.spec.seed, "train", self.version + 1, peer),
             cohort_size=len(self.peers),
             counted_round=self._counted[peer],
@@ -78,7 +77,7 @@ class Rounds:
         return peer_jobs.train(order, _told) | {"update": Path(order["update"])}
 
     def evaluate(self, peer: str) -> dict[str, Any]:
-        return peer_jobs.evaluate(self._order(evaluate_order, peer), _told)
+        return peer_jobs.evaluate(self._order(evaluate_order, peer, state=self._kept[peer]), _told)
 
     def admit(self, peer: str, update: Path, digest: str = "d") -> Any:
         file = ModelFile(self.base)
