@@ -22,6 +22,12 @@ class Alie(Attack):
     seen.
 
     A greater |z| does more harm and is easier to tell; z may be negative.
+
+    >>> import torch
+    >>> from aggregators.attacks import forge
+    >>> honest = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2]])
+    >>> forge("alie", honest)
+    tensor([1.3000, 2.3000])
     """
 
     name: ClassVar[str] = "alie"
@@ -49,6 +55,13 @@ class OptimalAlie(Attack):
     """A little is enough, at whatever share of the honest spread does most harm.
 
     mu + z sigma, with the z from 0.05 to 100, of either sign, that does most harm to the pipeline.
+
+    >>> import torch
+    >>> from aggregators import build
+    >>> from aggregators.attacks import forge
+    >>> honest = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2]])
+    >>> forge("optimal-alie", honest, pipeline=build("median", faults=1))
+    tensor([0.7276, 1.7276])
     """
 
     name: ClassVar[str] = "optimal-alie"

@@ -18,6 +18,12 @@ class AntiCge(Attack):
     -mu / |mu| times a little less than the f-th largest honest norm, with f the number of copies.
 
     A rule that drops the f largest norms (comparative gradient elimination) then drops f honest updates.
+
+    >>> import torch
+    >>> from aggregators.attacks import forge
+    >>> honest = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2]])
+    >>> forge("anti-cge", honest)
+    tensor([-1.0468, -2.0936])
     """
 
     name: ClassVar[str] = "anti-cge"

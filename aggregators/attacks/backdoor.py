@@ -26,6 +26,10 @@ class Backdoor(Attack):
     input is an image [..., height, width], to `value`. A boost of n outweighs n - 1 honest peers in a mean.
     What it sends is the mean of the updates seen, which are to be those so trained, times the boost. Accuracy
     hardly shows it: measure `success`.
+
+    >>> import torch
+    >>> Backdoor(patch=2).trigger(torch.zeros(1, 4))
+    tensor([[0., 0., 1., 1.]])
     """
 
     name: ClassVar[str] = "backdoor"

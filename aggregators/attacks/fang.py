@@ -38,6 +38,12 @@ class Fang(Attack):
     greatest and a little above; a little is up to `stretch` times, or one `stretch`-th of, the edge.
 
     Aimed at rules that judge each coordinate alone, such as medians and trimmed means.
+
+    >>> import torch
+    >>> from aggregators.attacks import forge
+    >>> honest = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2]])
+    >>> forge("fang", honest)
+    tensor([0.6015, 1.1086])
     """
 
     name: ClassVar[str] = "fang"

@@ -30,6 +30,12 @@ class Gaussian(Attack):
     """Noise in place of an update.
 
     Each coordinate drawn from N(mean, std^2), whatever the honest send; units of the update.
+
+    >>> import torch
+    >>> from aggregators.attacks import forge
+    >>> honest = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2]])
+    >>> forge("gaussian", honest)
+    tensor([-1.1258, -1.1524])
     """
 
     name: ClassVar[str] = "gaussian"

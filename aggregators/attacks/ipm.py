@@ -22,6 +22,12 @@ class Ipm(Attack):
     descent.
 
     Raising epsilon turns the aggregate sooner and is easier to tell; 0.1 stays within most honest spreads.
+
+    >>> import torch
+    >>> from aggregators.attacks import forge
+    >>> honest = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2]])
+    >>> forge("ipm", honest)
+    tensor([-0.1000, -0.2000])
     """
 
     name: ClassVar[str] = "ipm"
@@ -48,6 +54,13 @@ class OptimalIpm(Attack):
     """Inner product manipulation, as far against the mean of the honest as does most harm.
 
     -epsilon * mu, with the epsilon from 0.01 to 1000 that does most harm to the pipeline.
+
+    >>> import torch
+    >>> from aggregators import build
+    >>> from aggregators.attacks import forge
+    >>> honest = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2]])
+    >>> forge("optimal-ipm", honest, pipeline=build("median", faults=1))
+    tensor([-0.0100, -0.0200])
     """
 
     name: ClassVar[str] = "optimal-ipm"

@@ -20,6 +20,11 @@ class LabelFlip(Attack):
     Trains on C - 1 - y in place of y; what lies outside 0 to C - 1, such as an ignored label, stays.
 
     What it sends is the mean of the updates seen, which are to be those so trained.
+
+    >>> import torch
+    >>> inputs, labels = LabelFlip().poison(torch.zeros(3, 1), torch.tensor([0, 1, 2]), classes=3)
+    >>> labels
+    tensor([2, 1, 0])
     """
 
     name: ClassVar[str] = "label-flip"

@@ -22,6 +22,12 @@ class Mimic(Attack):
     """The honest update of one peer, sent once more by every faulty one.
 
     Copies the update in row `worker` of those seen.
+
+    >>> import torch
+    >>> from aggregators.attacks import forge
+    >>> honest = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2]])
+    >>> forge("mimic", honest)
+    tensor([1., 2.])
     """
 
     name: ClassVar[str] = "mimic"
@@ -54,6 +60,12 @@ class OnlineMimic(Attack):
     With C the covariance of a round's updates, z <- t z + C z / |C z|, made a unit vector, in round t; it
     starts as the top eigenvector of the first round's C. z is the `vector` of the `Memory` given, and begins
     anew where none is.
+
+    >>> import torch
+    >>> from aggregators.attacks import forge
+    >>> honest = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2]])
+    >>> forge("online-mimic", honest)
+    tensor([0.8000, 2.2000])
     """
 
     name: ClassVar[str] = "online-mimic"

@@ -65,6 +65,12 @@ class MinMax(_Bounded):
 
     m = mu - gamma p, with the largest gamma for which max_i |m - x_i| <= max_ij |x_i - x_j|; mu is the mean of
     the updates seen, and p the `direction`.
+
+    >>> import torch
+    >>> from aggregators.attacks import forge
+    >>> honest = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2]])
+    >>> forge("min-max", honest)
+    tensor([0.6536, 1.6536])
     """
 
     name: ClassVar[str] = "min-max"
@@ -80,6 +86,12 @@ class MinSum(_Bounded):
 
     m = mu - gamma p, with the largest gamma for which sum_i |m - x_i|^2 <= max_i sum_j |x_i - x_j|^2; mu is the
     mean of the updates seen, and p the `direction`.
+
+    >>> import torch
+    >>> from aggregators.attacks import forge
+    >>> honest = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2]])
+    >>> forge("min-sum", honest)
+    tensor([0.8000, 1.8000])
     """
 
     name: ClassVar[str] = "min-sum"

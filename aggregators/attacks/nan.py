@@ -25,6 +25,12 @@ class Nan(Attack):
     """NaN in every coordinate.
 
     One such row makes NaN of a mean; admission has to stop it.
+
+    >>> import torch
+    >>> from aggregators.attacks import forge
+    >>> honest = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2]])
+    >>> forge("nan", honest)
+    tensor([nan, nan])
     """
 
     name: ClassVar[str] = "nan"
@@ -40,6 +46,12 @@ class Infinity(Attack):
     """Infinity in every coordinate.
 
     It sorts last where NaN spoils a sort; admission has to stop it.
+
+    >>> import torch
+    >>> from aggregators.attacks import forge
+    >>> honest = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2]])
+    >>> forge("infinity", honest)
+    tensor([inf, inf])
     """
 
     name: ClassVar[str] = "infinity"

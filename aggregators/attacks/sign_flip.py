@@ -19,6 +19,12 @@ class SignFlip(Attack):
     -scale * mu, with mu the mean of the updates seen.
 
     The scale is 1 unless set; with 10, one such peer in five turns a mean backwards.
+
+    >>> import torch
+    >>> from aggregators.attacks import forge
+    >>> honest = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2]])
+    >>> forge("sign-flip", honest)
+    tensor([-1., -2.])
     """
 
     name: ClassVar[str] = "sign-flip"
@@ -47,6 +53,13 @@ class OptimalSignFlip(Attack):
     """The opposite of what the honest send, made as long as does most harm.
 
     -scale * mu, with the scale from 1 to 1000 that does most harm to the pipeline: never a small one.
+
+    >>> import torch
+    >>> from aggregators import build
+    >>> from aggregators.attacks import forge
+    >>> honest = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2]])
+    >>> forge("optimal-sign-flip", honest, pipeline=build("median", faults=1))
+    tensor([-1., -2.])
     """
 
     name: ClassVar[str] = "optimal-sign-flip"

@@ -19,6 +19,12 @@ class Arc(PreRule):
 
     It keeps the guarantee of a robust rule behind it, whatever the rule's kappa, and bounds what a faulty row
     can do where honest rows differ much. A row of infinite norm becomes zero. Bound: n > 2f.
+
+    >>> import torch
+    >>> from aggregators import aggregate
+    >>> updates = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2], [1.0, 1.9], [9.0, -9.0]])
+    >>> aggregate(updates, "mean", pre="arc", faults=1).vector
+    tensor([1.1311, 1.2489])
     """
 
     name: ClassVar[str] = "arc"

@@ -23,6 +23,12 @@ class Bucketing(PreRule):
     Written "bucketing:2". It brings honest rows that differ closer together, but each faulty row spoils a
     bucket, and f stays f. A row of infinite norm is left out of its bucket; a bucket of nothing else is zero.
     Bound: 2f < ceil(n/s). Cost: none beyond the rule's.
+
+    >>> import torch
+    >>> from aggregators import aggregate
+    >>> updates = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2], [1.0, 1.9], [9.0, -9.0]])
+    >>> aggregate(updates, "median", pre="bucketing", faults=1).vector
+    tensor([1.2000, 1.8000])
     """
 
     name: ClassVar[str] = "bucketing"

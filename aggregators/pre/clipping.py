@@ -20,6 +20,12 @@ class Clipping(PreRule):
 
     No c is safe for all of a training: where honest updates become shorter than it, it does nothing, and where
     they are longer, it slows them; `arc` adapts. A row of infinite norm becomes zero. Bound: n > 2f.
+
+    >>> import torch
+    >>> from aggregators import aggregate
+    >>> updates = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2], [1.0, 1.9], [9.0, -9.0]])
+    >>> aggregate(updates, "mean", pre="clipping", faults=1).vector
+    tensor([1.0066, 1.1376])
     """
 
     name: ClassVar[str] = "clipping"

@@ -20,6 +20,12 @@ class Nnm(PreRule):
     It gives any rule of constant kappa the optimal order f/n, also where honest rows differ much. A row of
     infinite norm is near to none: nobody mixes with it, and it becomes the mean of the n - f lowest rows that
     are finite. Bound: n > 2f.
+
+    >>> import torch
+    >>> from aggregators import aggregate
+    >>> updates = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2], [1.0, 1.9], [9.0, -9.0]])
+    >>> aggregate(updates, "median", pre="nnm", faults=1).vector
+    tensor([1.0000, 1.9750])
     """
 
     name: ClassVar[str] = "nnm"

@@ -34,6 +34,12 @@ class Bristle:
     class's weights come in the same way from the sum of the peer's unbounded familiar scores. It has no f: a
     peer whose columns do worse on the local test set loses its weight, however many they are. The score and
     its constants are those of the published program; `best` is how many classes certainty looks at.
+
+    >>> import torch
+    >>> own, peers = torch.tensor([0.6, 0.6]), torch.tensor([[0.9, 0.9], [0.1, 0.1]])
+    >>> Bristle().weights(own, peers, familiar=torch.tensor([True, True]))
+    tensor([[2.0485, 2.0485],
+            [0.0000, 0.0000]], dtype=torch.float64)
     """
 
     name: ClassVar[str] = "bristle"

@@ -23,6 +23,12 @@ class Bulyan(Rule):
     m - f - 2 nearest of them (or to the nearest, at the end). With few neighbours two rows often tie, each
     the other's nearest: then the sum with one neighbour more decides, and then the lowest row.
     Bound: n >= 4f + 3. Cost: two passes.
+
+    >>> import torch
+    >>> from aggregators import aggregate
+    >>> updates = torch.tensor([[1.0], [2.0], [3.0], [4.0], [5.0], [6.0], [900.0]])
+    >>> aggregate(updates, "bulyan", pre=(), faults=1).vector
+    tensor([4.])
     """
 
     name: ClassVar[str] = "bulyan"

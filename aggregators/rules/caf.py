@@ -24,6 +24,12 @@ class Caf(Rule):
     c_i <- c_i (1 - t_i / max t). The max is over rows with c_i > 0, so each step empties one, and 2f steps
     are enough; with a max over all rows, one that is empty already can hold the filter up without end.
     Eigenvectors are exact, on n x n distances. Bound: n > 2f. Cost: two passes.
+
+    >>> import torch
+    >>> from aggregators import aggregate
+    >>> updates = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2], [1.0, 1.9], [9.0, -9.0]])
+    >>> aggregate(updates, "caf", pre=(), faults=1).vector
+    tensor([1.0014, 1.9735])
     """
 
     name: ClassVar[str] = "caf"

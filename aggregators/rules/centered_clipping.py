@@ -25,6 +25,12 @@ class CenteredClipping(Rule):
     the honest rows can pull: it should be about the distance between honest updates of one round, which only
     the task knows. A row of infinite norm counts as v. From a v longer
     than 1e18 the next round starts at that length. Bound: n > 2f. Cost: two passes.
+
+    >>> import torch
+    >>> from aggregators import aggregate
+    >>> updates = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2], [1.0, 1.9], [9.0, -9.0]])
+    >>> aggregate(updates, "centered-clipping", pre=(), faults=1).vector
+    tensor([2.2142, 0.1658])
     """
 
     name: ClassVar[str] = "centered-clipping"

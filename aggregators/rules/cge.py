@@ -19,6 +19,12 @@ class Cge(Rule):
 
     Nothing is asked of a row but to be short, so a short row of the opposite sign passes: it is robust only
     where honest updates are much alike. Bound: n > 2f; it has no kappa. Cost: two passes.
+
+    >>> import torch
+    >>> from aggregators import aggregate
+    >>> updates = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2], [1.0, 1.9], [9.0, -9.0]])
+    >>> aggregate(updates, "cge", pre=(), faults=1).vector
+    tensor([1.0000, 1.9750])
     """
 
     name: ClassVar[str] = "cge"

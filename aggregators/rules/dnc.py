@@ -29,6 +29,12 @@ class Dnc(Rule):
     What is wrong in a few coordinates only, a draw may miss; the inner products of all coordinates are asked
     for too, since they tell which rows are not finite. Ties keep the lowest rows. Bound: n > 2f and
     floor(c f) < n. It has no kappa. Cost: two passes.
+
+    >>> import torch
+    >>> from aggregators import aggregate
+    >>> updates = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2], [1.0, 1.9], [9.0, -9.0]])
+    >>> aggregate(updates, "dnc", pre=(), faults=1).vector
+    tensor([1.0000, 1.9750])
     """
 
     name: ClassVar[str] = "dnc"

@@ -31,6 +31,12 @@ class Flag(Rule):
     ceil((n + 1)/2) unless set. Colluders that send one vector make a direction of their own, and the mean itself is
     bounded only so far that an update more than 10 times as long as the median one is left out, so it has no kappa.
     Bound: n > 2f. Cost: two passes.
+
+    >>> import torch
+    >>> from aggregators import aggregate
+    >>> updates = torch.tensor([[1.0], [2.0], [3.0], [4.0], [5.0], [6.0], [900.0]])
+    >>> aggregate(updates, "flag", pre=(), faults=1).vector
+    tensor([3.5000])
     """
 
     name: ClassVar[str] = "flag"

@@ -23,6 +23,12 @@ class FlTrust(Rule):
     itself is not mixed. z is never longer than g. A row that is zero, or shorter than 1e-12 |g|, has no
     direction and t_i = 0; if all t_i are, z is zero. Bound: n > f and n > 1, g being one of the n: all
     others may be faulty, as far as g can be trusted. It has no kappa. Cost: two passes.
+
+    >>> import torch
+    >>> from aggregators import aggregate
+    >>> updates = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2], [1.0, 1.9], [9.0, -9.0]])
+    >>> aggregate(updates, "fltrust", pre=(), faults=1, trusted=0).vector
+    tensor([1.0153, 1.9803])
     """
 
     name: ClassVar[str] = "fltrust"

@@ -35,6 +35,12 @@ class FoolsGold(Rule):
     the result is zero. It keeps a vector for each peer, no longer than 1e18: a longer history is scaled down to that,
     which its cosines do not feel.
     Bound: none, as it counts no faults; it has no kappa. Cost: twice two passes.
+
+    >>> import torch
+    >>> from aggregators import aggregate
+    >>> updates = torch.tensor([[1.0, 0.0], [0.0, 1.0], [5.0, 5.0], [5.0, 5.0]])
+    >>> aggregate(updates, "foolsgold", pre=(), faults=1).vector
+    tensor([0.5000, 0.5000])
     """
 
     name: ClassVar[str] = "foolsgold"

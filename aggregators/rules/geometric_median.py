@@ -29,6 +29,12 @@ class GeometricMedian(Rule):
     so an iteration costs n^2, whatever the model's size. If 1,000 do not converge, the reason says so. Rows on
     one line may have many medians; then it is one of them. Bound: n > 2f, where
     kappa = 4 (1 + f/(n - 2f))^2. Cost: two passes.
+
+    >>> import torch
+    >>> from aggregators import aggregate
+    >>> updates = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2], [1.0, 1.9], [9.0, -9.0]])
+    >>> aggregate(updates, "geometric-median", pre=(), faults=1).vector
+    tensor([1.0059, 1.9038])
     """
 
     name: ClassVar[str] = "geometric-median"

@@ -21,6 +21,12 @@ class Krum(Rule):
 
     Some libraries count n - f - 1 neighbours; this is the number of the paper.
     Bound: n > 2f + 2. Cost: two passes.
+
+    >>> import torch
+    >>> from aggregators import aggregate
+    >>> updates = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2], [1.0, 1.9], [9.0, -9.0]])
+    >>> aggregate(updates, "krum", pre=(), faults=1).vector
+    tensor([1.0000, 1.9000])
     """
 
     name: ClassVar[str] = "krum"
@@ -64,6 +70,12 @@ class MultiKrum(Krum):
 
     z = the mean of the m rows of least score s_i, Krum's: the sum of the n - f - 2 least squared distances to other
     rows; m = n - f unless set. Bound: n > 2f + 2 and m <= n - f. Cost: two passes.
+
+    >>> import torch
+    >>> from aggregators import aggregate
+    >>> updates = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2], [1.0, 1.9], [9.0, -9.0]])
+    >>> aggregate(updates, "multi-krum", pre=(), faults=1).vector
+    tensor([1.0000, 1.9750])
     """
 
     name: ClassVar[str] = "multi-krum"

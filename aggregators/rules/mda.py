@@ -23,6 +23,12 @@ class Mda(SubsetRule):
     then the one with the lowest rows. Bound: n > 2f, n <= 64 and C(n, f) <= 2,000,000, where
     kappa = 8 f^2/(n - f): two such subsets share a row, so their means are 2f/(n - f) diameters apart at most.
     Cost: two passes.
+
+    >>> import torch
+    >>> from aggregators import aggregate
+    >>> updates = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2], [1.0, 1.9], [9.0, -9.0]])
+    >>> aggregate(updates, "mda", pre=(), faults=1).vector
+    tensor([1.0000, 1.9750])
     """
 
     name: ClassVar[str] = "mda"

@@ -18,6 +18,12 @@ class Meamed(Rule):
     z_k = the mean of the n - f of x_1k ... x_nk that are nearest to their median.
 
     Of two values equally far from it the lesser is kept. Bound: n > 2f. Cost: one pass.
+
+    >>> import torch
+    >>> from aggregators import aggregate
+    >>> updates = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2], [1.0, 1.9], [9.0, -9.0]])
+    >>> aggregate(updates, "meamed", pre=(), faults=1).vector
+    tensor([1.0000, 1.9750])
     """
 
     name: ClassVar[str] = "meamed"
@@ -52,6 +58,12 @@ class Phocas(Meamed):
 
     The trimmed mean is that without the f least and f greatest; of two values equally far from it the lesser
     is kept. Bound: n > 2f. Cost: one pass.
+
+    >>> import torch
+    >>> from aggregators import aggregate
+    >>> updates = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2], [1.0, 1.9], [9.0, -9.0]])
+    >>> aggregate(updates, "phocas", pre=(), faults=1).vector
+    tensor([1.0000, 1.9750])
     """
 
     name: ClassVar[str] = "phocas"

@@ -17,6 +17,12 @@ class Mean(Rule):
 
     A single faulty row moves it anywhere, and a declared weight is believed: for peers that are trusted, or
     behind a pre-rule. Cost: one pass.
+
+    >>> import torch
+    >>> from aggregators import aggregate
+    >>> updates = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2], [1.0, 1.9], [9.0, -9.0]])
+    >>> aggregate(updates, "mean", pre=(), faults=0).vector
+    tensor([ 2.6000, -0.2200])
     """
 
     name: ClassVar[str] = "mean"

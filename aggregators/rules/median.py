@@ -19,6 +19,12 @@ class Median(Rule):
     z_k = the median of x_1k ... x_nk; of an even n, the mean of the two middle values.
 
     Bound: n > 2f, where kappa = 4 (1 + f/(n - 2f))^2. Cost: one pass with a sorting network.
+
+    >>> import torch
+    >>> from aggregators import aggregate
+    >>> updates = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2], [1.0, 1.9], [9.0, -9.0]])
+    >>> aggregate(updates, "median", pre=(), faults=1).vector
+    tensor([1.0000, 1.9000])
     """
 
     name: ClassVar[str] = "median"

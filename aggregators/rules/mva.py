@@ -19,6 +19,12 @@ class Mva(SubsetRule):
     Bound: n > 2f, n <= 64 and C(n, f) <= 2,000,000, where kappa = 4f/(n - 2f): the mean of the rows that two
     such subsets share is no farther from the mean of either than the square root of its variance times
     f/(n - 2f). Ties go to the lowest rows. Cost: two passes.
+
+    >>> import torch
+    >>> from aggregators import aggregate
+    >>> updates = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2], [1.0, 1.9], [9.0, -9.0]])
+    >>> aggregate(updates, "mva", pre=(), faults=1).vector
+    tensor([1.0000, 1.9750])
     """
 
     name: ClassVar[str] = "mva"

@@ -20,6 +20,12 @@ class Nna(Rule):
     In gossip the trusted row is a peer's own update; under a coordinator it is that of aggregation.trusted_peer.
     MoNNA is this rule on momenta.
     Ties go to the lowest rows. Bound: n > 2f here; its convergence is proven for n >= 11f. Cost: two passes.
+
+    >>> import torch
+    >>> from aggregators import aggregate
+    >>> updates = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2], [1.0, 1.9], [9.0, -9.0]])
+    >>> aggregate(updates, "nna", pre=(), faults=1, trusted=0).vector
+    tensor([1.0000, 1.9750])
     """
 
     name: ClassVar[str] = "nna"

@@ -23,6 +23,12 @@ class Rfa(Rule):
     Each step needs a weighted sum alone, so that it may be taken where nothing else is seen; where the
     updates are seen, `geometric-median` is the point that this goes towards. nu is 1e-20 at least. Not
     invariant to translation, as it starts at zero. Bound: n > 2f. Cost: two passes.
+
+    >>> import torch
+    >>> from aggregators import aggregate
+    >>> updates = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2], [1.0, 1.9], [9.0, -9.0]])
+    >>> aggregate(updates, "rfa", pre=(), faults=1).vector
+    tensor([1.0945, 1.8673])
     """
 
     name: ClassVar[str] = "rfa"

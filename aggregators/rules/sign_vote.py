@@ -20,6 +20,12 @@ class SignMajority(Rule):
 
     The result has no length of its own: the server's learning rate is the step of every coordinate. Where
     honest data differ much the vote is biased. Bound: n > 2f; it has no kappa. Cost: one pass.
+
+    >>> import torch
+    >>> from aggregators import aggregate
+    >>> updates = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2], [1.0, 1.9], [9.0, -9.0]])
+    >>> aggregate(updates, "sign-vote", pre=(), faults=1).vector
+    tensor([1., 1.])
     """
 
     name: ClassVar[str] = "sign-vote"

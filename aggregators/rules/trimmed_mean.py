@@ -20,6 +20,12 @@ class TrimmedMean(Rule):
     mean.
 
     Bound: n > 2f, where kappa = 6f/(n - 2f) (1 + f/(n - 2f)). Cost: one pass with a sorting network.
+
+    >>> import torch
+    >>> from aggregators import aggregate
+    >>> updates = torch.tensor([[1.0, 2.0], [1.2, 1.8], [0.8, 2.2], [1.0, 1.9], [9.0, -9.0]])
+    >>> aggregate(updates, "trimmed-mean", pre=(), faults=1).vector
+    tensor([1.0667, 1.9000])
     """
 
     name: ClassVar[str] = "trimmed-mean"
