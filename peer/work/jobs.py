@@ -396,6 +396,15 @@ def _fit(
         with code_of(place.task):
             given = algorithm.build().fit(place.task, model, data, algorithm.context(context, layout))
         return as_contribution(given, f"the algorithm {algorithm.name!r}")
+    algorithm = _algorithm(order)
+    if groups := algorithm.groups():
+        raise TaskError(
+            "train.own_loop",
+            f"{order.task} trains by itself, and the run's algorithm {algorithm.name!r} sends {groups[0].name!r}, "
+            "which only that algorithm makes",
+            cause="Task.fit gave a report, so the algorithm was not asked",
+            fix="return None from Task.fit, or set train.algorithm to one that sends nothing else, such as sgd",
+        )
     return Contribution.of(checked(given, f"{order.task}.fit"))
 
 

@@ -158,6 +158,19 @@ def test_a_group_that_is_declared_and_not_given_costs_the_peer(rounds: Rounds) -
         run.round()
 
 
+def test_a_loop_of_the_tasks_own_makes_no_groups_of_an_algorithm(rounds: Rounds) -> None:
+    own = (
+        TASK
+        + """
+    def fit(self, model, context):
+        return muster.FitReport(examples=2, steps=1)
+"""
+    )
+    with pytest.raises(TaskError, match="trains by itself") as caught:
+        rounds(own, **_spec()).round()
+    assert caught.value.id == "train.own_loop"
+
+
 def test_an_update_without_the_groups_of_its_run_is_rejected(rounds: Rounds) -> None:
     run = rounds(TASK, train={"algorithm": "old"})
     made = run.train("site-0")
