@@ -21,6 +21,8 @@ from muster.files.blobs import BlobStore
 from muster.runtime.version import muster_version
 from muster.transfer.streams import read_chunks
 from muster.transport.base import CallContext, Encoded, Route
+from muster.transport.identity import ADMIN as LOCAL_ADMIN
+from muster.transport.identity import ADMINS, Identity
 from muster.wire import ADMIN, PROTOCOL_VERSION
 from protos.v1 import admin_pb2 as pb
 
@@ -82,7 +84,10 @@ class AdminServicer:
             "PullModel": self.pull_model,
             "WatchEvents": self._listing.watch_events,
         }
-        return [Route(method=ADMIN[name], handle=handle) for name, handle in handlers.items()]
+        return [
+            Route(method=ADMIN[name], handle=handle, allows=ADMINS, identify=_admin)
+            for name, handle in handlers.items()
+        ]
 
     async def get_status(self, request: pb.GetStatusRequest, context: CallContext) -> pb.GetStatusResponse:
         peers, runs = await self._store.counts()
@@ -139,3 +144,9 @@ class AdminServicer:
         )
         async for chunk in read_chunks(path, request.offset, request.chunk_bytes_max):
             yield chunk
+
+
+def _admin(_request: Any) -> Identity:
+    """Admins prove nothing yet: a coordinator serves its own machine's addresses only, and whoever reaches it there may
+    do what its admin may."""
+    return LOCAL_ADMIN

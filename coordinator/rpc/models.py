@@ -17,6 +17,7 @@ from muster.errors import NotFoundError, StorageError, TransferError
 from muster.files.blobs import LOST, BlobStore
 from muster.transfer.streams import read_chunks
 from muster.transport.base import CallContext, Encoded, Route
+from muster.transport.identity import PEERS, Identity
 from muster.wire import FETCH_MODEL, PLAN_MODEL, RESTORE_MODEL
 from protos.v1 import models_pb2 as pb
 from protos.v1.tensors_pb2 import Chunk
@@ -47,22 +48,34 @@ class ModelsServicer:
     def routes(self) -> list[Route]:
         present = self._assignments.is_at_work
         return [
-            Route(method=PLAN_MODEL, handle=self.plan_model, caller=self._caller),
-            Route(method=FETCH_MODEL, handle=self.fetch_model, caller=self._caller, present=present),
-            Route(method=RESTORE_MODEL, handle=self.restore_model, caller=self._restorer, present=present),
+            Route(method=PLAN_MODEL, handle=self.plan_model, allows=PEERS, identify=self._caller),
+            Route(
+                method=FETCH_MODEL,
+                handle=self.fetch_model,
+                allows=PEERS,
+                identify=self._caller,
+                present=present,
+            ),
+            Route(
+                method=RESTORE_MODEL,
+                handle=self.restore_model,
+                allows=PEERS,
+                identify=self._restorer,
+                present=present,
+            ),
         ]
 
-    def _caller(self, first: pb.FetchModelRequest | pb.PlanModelRequest) -> str:
-        return self._members.authenticate(first.credentials.peer_id, first.credentials.secret)
+    def _caller(self, first: pb.FetchModelRequest | pb.PlanModelRequest) -> Identity:
+        credentials = first.credentials
+        return Identity.peer(self._members.authenticate(credentials.peer_id, credentials.secret))
 
-    def _restorer(self, first: pb.RestoreModelRequest) -> str:
+    def _restorer(self, first: pb.RestoreModelRequest) -> Identity:
         if first.WhichOneof("part") != "begin":
             raise _no_header()
         credentials = first.begin.credentials
-        return self._members.authenticate_sender(credentials.peer_id, credentials.secret)
+        return Identity.peer(self._members.authenticate_sender(credentials.peer_id, credentials.secret))
 
     async def plan_model(self, request: pb.PlanModelRequest, context: CallContext) -> pb.PlanModelResponse:
-        self._members.authenticate(request.credentials.peer_id, request.credentials.secret)
         wanted = await self._store.model_by_digest(request.run_id, request.digest)
         if wanted is None:
             raise _not_found(request.run_id, request.digest)
@@ -74,7 +87,7 @@ class ModelsServicer:
         self, requests: AsyncIterator[pb.FetchModelRequest], context: CallContext
     ) -> AsyncIterator[pb.FetchModelResponse | Encoded]:
         request = await anext(requests)
-        peer_id = self._members.authenticate(request.credentials.peer_id, request.credentials.secret)
+        peer_id = context.identity.name
         model, path = await self._found(request)
         yield pb.FetchModelResponse(
             header=convert.header(
@@ -119,8 +132,7 @@ class ModelsServicer:
         first = await anext(requests, None)
         if first is None:
             raise _no_header()
-        peer_id = self._restorer(first)
-        await self._repairs.receive(peer_id, first.begin.header, _chunks(requests))
+        await self._repairs.receive(context.identity.name, first.begin.header, _chunks(requests))
         yield pb.RestoreModelResponse()
 
 

@@ -24,6 +24,7 @@ from muster.runtime import clock
 from muster.runtime.version import muster_version
 from muster.texts import one_line
 from muster.transport.base import CallContext, Route
+from muster.transport.identity import ANONYMOUS, EVERYBODY, PEERS, Identity
 from muster.wire import ENROL, SESSION
 from protos.v1 import membership_pb2 as pb
 
@@ -52,20 +53,21 @@ class MembershipServicer:
 
     def routes(self) -> list[Route]:
         return [
-            Route(method=ENROL, handle=self.enrol, caller=self._known),
-            Route(method=SESSION, handle=self.session, caller=self._caller),
+            Route(method=ENROL, handle=self.enrol, allows=EVERYBODY, identify=self._known),
+            Route(method=SESSION, handle=self.session, allows=PEERS, identify=self._caller),
         ]
 
-    def _known(self, request: pb.EnrolRequest) -> str:
+    def _known(self, request: pb.EnrolRequest) -> Identity:
         """Who enrols again, as before each session."""
         known = self._members.get(request.name)
-        return request.name if known is not None and known.secret_hash == hash_secret(request.secret) else ""
+        proven = known is not None and known.secret_hash == hash_secret(request.secret)
+        return Identity.peer(request.name) if proven else ANONYMOUS
 
-    def _caller(self, first: pb.SessionRequest) -> str:
+    def _caller(self, first: pb.SessionRequest) -> Identity:
         if first.WhichOneof("message") != "hello":
             raise _no_hello()
         credentials = first.hello.credentials
-        return self._members.authenticate(credentials.peer_id, credentials.secret)
+        return Identity.peer(self._members.authenticate(credentials.peer_id, credentials.secret))
 
     async def enrol(self, request: pb.EnrolRequest, context: CallContext) -> pb.EnrolResponse:
         name = request.name
@@ -97,7 +99,7 @@ class MembershipServicer:
         first = await anext(requests, None)
         if first is None:
             raise _no_hello()
-        peer_id, hello = self._caller(first), first.hello
+        peer_id, hello = context.identity.name, first.hello
         session = Session(peer_id=peer_id, epoch=await self._members.connect(peer_id))
         self._sessions.open(session)
         reader = asyncio.create_task(self._read(session, requests))

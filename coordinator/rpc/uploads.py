@@ -38,6 +38,7 @@ from muster.errors import (
 )
 from muster.files.blobs import BlobStore
 from muster.transport.base import CallContext, Route
+from muster.transport.identity import PEERS, Identity
 from muster.wire import BEGIN_UPDATE, COMMIT_UPDATE, GET_UPDATE_STATUS, UPLOAD_UPDATE
 from muster.work import evaluates
 from protos.v1 import updates_pb2 as pb
@@ -78,15 +79,18 @@ class UpdatesServicer:
 
     def routes(self) -> list[Route]:
         return [
-            Route(method=BEGIN_UPDATE, handle=self.begin_update, caller=self._sender),
+            Route(method=BEGIN_UPDATE, handle=self.begin_update, allows=PEERS, identify=self._sender),
             Route(
                 method=UPLOAD_UPDATE,
                 handle=self.upload_update,
-                caller=self._caller,
+                allows=PEERS,
+                identify=self._caller,
                 present=self._assignments.is_at_work,
             ),
-            Route(method=GET_UPDATE_STATUS, handle=self.get_update_status, caller=self._sender),
-            Route(method=COMMIT_UPDATE, handle=self.commit_update, caller=self._sender),
+            Route(
+                method=GET_UPDATE_STATUS, handle=self.get_update_status, allows=PEERS, identify=self._sender
+            ),
+            Route(method=COMMIT_UPDATE, handle=self.commit_update, allows=PEERS, identify=self._sender),
         ]
 
     # -- calls --------------------------------------------------------------------------------------------------------
@@ -94,7 +98,7 @@ class UpdatesServicer:
     async def begin_update(
         self, request: pb.BeginUpdateRequest, context: CallContext
     ) -> pb.BeginUpdateResponse:
-        peer_id = self._peer(request.credentials)
+        peer_id = context.identity.name
         header = request.header
         # Not while a stream writes the file or a commit reads it: another digest makes it another file.
         async with self._lock(header.assignment_id):
@@ -124,7 +128,7 @@ class UpdatesServicer:
         first = await anext(requests, None)
         if first is None:
             raise _no_header()
-        peer_id = self._caller(first)
+        peer_id = context.identity.name
         header = first.begin.header
         await self._assignment(header.assignment_id, peer_id)  # nobody waits at somebody else's lock
         # One stream at a time for a body: a retry waits until the broken one has let go of the file, and takes no
@@ -139,7 +143,7 @@ class UpdatesServicer:
     async def get_update_status(
         self, request: pb.GetUpdateStatusRequest, context: CallContext
     ) -> pb.GetUpdateStatusResponse:
-        peer_id = self._peer(request.credentials)
+        peer_id = context.identity.name
         _, assignment = await self._assignment(request.assignment_id, peer_id)
         digest = assignment.update.digest if assignment.update else ""
         receipt = await self._receipt(assignment, digest) if digest else None
@@ -152,7 +156,7 @@ class UpdatesServicer:
     async def commit_update(
         self, request: pb.CommitUpdateRequest, context: CallContext
     ) -> pb.CommitUpdateResponse:
-        peer_id = self._peer(request.credentials)
+        peer_id = context.identity.name
         async with self._lock(request.assignment_id):
             run, assignment = await self._assignment(request.assignment_id, peer_id)
             if receipt := await self._receipt(assignment, request.digest):
@@ -205,18 +209,18 @@ class UpdatesServicer:
 
     # -- look-ups -----------------------------------------------------------------------------------------------------
 
-    def _caller(self, first: pb.UploadUpdateRequest) -> str:
+    def _caller(self, first: pb.UploadUpdateRequest) -> Identity:
         if first.WhichOneof("part") != "begin":
             raise _no_header()
         return self._peer(first.begin.credentials)
 
     def _sender(
         self, request: pb.BeginUpdateRequest | pb.GetUpdateStatusRequest | pb.CommitUpdateRequest
-    ) -> str:
+    ) -> Identity:
         return self._peer(request.credentials)
 
-    def _peer(self, credentials: Credentials) -> str:
-        return self._members.authenticate_sender(credentials.peer_id, credentials.secret)
+    def _peer(self, credentials: Credentials) -> Identity:
+        return Identity.peer(self._members.authenticate_sender(credentials.peer_id, credentials.secret))
 
     async def _assignment(self, assignment_id: str, peer_id: str) -> tuple[RunState | None, AssignmentState]:
         run, assignment = await self._assignments.find(assignment_id)

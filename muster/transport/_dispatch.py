@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 from typing import Any, Protocol, cast
 from weakref import WeakValueDictionary
 
 from google.protobuf.message import DecodeError, Message
 
-from muster.errors import DeadlineError, MusterError, TransferError, UsageError
+from muster.errors import DeadlineError, MusterError, NotAllowedError, TransferError, UsageError
 from muster.transport._counts import Counts
 from muster.transport._entrance import Entrance
 from muster.transport._pace import Pace
@@ -18,6 +19,7 @@ from muster.transport._turns import Turn, Turns
 from muster.transport.base import CallContext, Encoded, Method, Route, StreamHandler, UnaryHandler
 from muster.transport.errors import as_muster_error
 from muster.transport.handshake import refuse_version
+from muster.transport.identity import ANONYMOUS, Identity
 from muster.transport.limits import Limits
 
 
@@ -40,7 +42,7 @@ class Dispatcher:
     """Carries each call to its route's handler, within the limits.
 
     What a call may take grows with what is known of it. At first it has a place at the entrance, where it says what it
-    wants; a bulk call then is told apart by its caller (`Route.caller`), waits for one of that caller's turns and for
+    wants; a bulk call then is told apart by its caller (`Route.identify`), waits for one of that caller's turns and for
     one of all turns, unread, so that flow control holds its sender, and loses it if it falls below the least pace, or
     below a fair one while others wait. Bulk calls of who is not at work here have turns of their own, by connection.
     """
@@ -80,20 +82,21 @@ class Dispatcher:
         if body is None and not method.client_streams:
             raise UsageError("transport.no_request", f"{method.path} was called without a request")
         first = None if body is None else decode(method, body)
-        caller = route.caller(first) if route.caller is not None and first is not None else ""
-        connection = call.context.address
+        identity = _identified(route, first)
+        context = replace(call.context, identity=identity)
+        caller, connection = identity.name, call.context.address
         size = 0 if body is None else len(body)
         place = kept.enter_context(
             self._counts.one(method, known=bool(caller), connection=connection, size=size)
         )
         if not method.bulk:
             async with place.held():
-                await self._carry_out(route, call, first, None)
+                await self._carry_out(route, call, context, first, None)
             return
         at_work = bool(caller) and (route.present is None or route.present(caller))
         await kept.enter_async_context(self._own_turns(caller if at_work else connection))
         async with (self._turns if at_work else self._turns_of_strangers).one() as turn:
-            await self._carry_out(route, call, first, turn)
+            await self._carry_out(route, call, context, first, turn)
 
     def _own_turns(self, caller: str) -> asyncio.Semaphore:
         turns = self._turns_of.get(caller)
@@ -101,15 +104,17 @@ class Dispatcher:
             turns = self._turns_of[caller] = asyncio.Semaphore(self._limits.bulk_calls_of_caller_max)
         return turns
 
-    async def _carry_out(self, route: Route, call: ServerCall, first: Any | None, turn: Turn | None) -> None:
+    async def _carry_out(
+        self, route: Route, call: ServerCall, context: CallContext, first: Any | None, turn: Turn | None
+    ) -> None:
         method = route.method
         pace = Pace(self._limits, "reads", whole=not method.bulk, turn=turn)
         if not (method.client_streams or method.server_streams):
-            await self._write(call, encode(method.response, await self._answer(route, call, first)), pace)
+            await self._write(call, encode(method.response, await self._answer(route, context, first)), pace)
             return
         count = 0
         async with aclosing(self._requests(method, first, call.bodies, turn)) as requests:
-            answers = cast("StreamHandler", route.handle)(requests, call.context)
+            answers = cast("StreamHandler", route.handle)(requests, context)
             async with aclosing(cast("AsyncGenerator[Any, None]", answers)) as responses:
                 async for response in responses:
                     count += 1
@@ -118,11 +123,11 @@ class Dispatcher:
         if not method.server_streams and count != 1:
             raise RuntimeError(f"the handler of {method.path} gave {count} answers instead of one")
 
-    async def _answer(self, route: Route, call: ServerCall, first: Any) -> Any:
+    async def _answer(self, route: Route, context: CallContext, first: Any) -> Any:
         timeout = asyncio.timeout(self._limits.answer_seconds_max)
         try:
             async with timeout:
-                return await cast("UnaryHandler", route.handle)(first, call.context)
+                return await cast("UnaryHandler", route.handle)(first, context)
         except TimeoutError:
             if not timeout.expired():
                 raise
@@ -151,6 +156,20 @@ class Dispatcher:
                 return
             pace.count(len(body))
             yield decode(method, body)
+
+
+def _identified(route: Route, first: Any | None) -> Identity:
+    """Who calls. Raises `NotAllowedError` "transport.not_allowed" if the route is not for such a caller."""
+    identity = ANONYMOUS if route.identify is None or first is None else route.identify(first)
+    if identity.role not in route.allows:
+        allowed = " or ".join(sorted(route.allows)) or "nobody"
+        raise NotAllowedError(
+            "transport.not_allowed",
+            f"{route.method.path} is not for a caller in the role {identity.role!s}",
+            cause=f"it may be called by: {allowed}",
+            fix="call it with the credentials of somebody who may",
+        )
+    return identity
 
 
 def decode(method: Method[Any, Any], body: bytes) -> Any:

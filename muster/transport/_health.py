@@ -8,6 +8,7 @@ from grpc_health.v1 import health_pb2 as pb
 
 from muster.errors import NotFoundError
 from muster.transport.base import CallContext, Method, Route
+from muster.transport.identity import EVERYBODY
 
 CHECK: Method[pb.HealthCheckRequest, pb.HealthCheckResponse] = Method(
     service="grpc.health.v1.Health",
@@ -25,7 +26,7 @@ class Health:
         self.stopping = False
 
     def route(self) -> Route:
-        return Route(method=CHECK, handle=self._check)
+        return Route(method=CHECK, handle=self._check, allows=EVERYBODY)
 
     async def _check(self, request: pb.HealthCheckRequest, context: CallContext) -> pb.HealthCheckResponse:
         if request.service not in self._services:

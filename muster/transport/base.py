@@ -17,6 +17,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
+from muster.transport.identity import ANONYMOUS, Identity, Role
+
 MESSAGE_BYTES_MAX = 4 << 20  # a chunk has 1 MiB; gRPC's own default, stated for both directions
 
 Request = TypeVar("Request", bound=Message)
@@ -65,6 +67,7 @@ class CallContext:
 
     address: str  # as the network sees it, for logs and limits
     headers: dict[str, str]
+    identity: Identity = ANONYMOUS
 
 
 UnaryHandler = Callable[[Any, CallContext], Awaitable[Any]]
@@ -77,14 +80,18 @@ class Route:
 
     `handle` is a `UnaryHandler` for a method that streams neither way, else a `StreamHandler` (an async
     generator; where only one side streams it is given, or gives, exactly one message). It raises
-    `MusterError` to refuse. `caller` tells from the first request who calls, "" for somebody who is not known; it
-    raises what such a request is refused with. Known callers have room that strangers cannot take from them; `present`
-    tells of a known caller whether it is at work here, and only then has it turns of its own for bulk calls.
+    `MusterError` to refuse.
+
+    `allows` are the roles that may call it; by default nobody. `identify` finds from the first request who calls, and
+    raises what such a request is refused with; without it every caller is anonymous. Callers with a name have room that
+    strangers cannot take from them; `present` tells of a name whether it is at work here, and only then has it turns of
+    its own for bulk calls.
     """
 
     method: Method[Any, Any]
     handle: UnaryHandler | StreamHandler
-    caller: Callable[[Any], str] | None = None
+    allows: frozenset[Role] = frozenset()
+    identify: Callable[[Any], Identity] | None = None
     present: Callable[[str], bool] | None = None
 
 

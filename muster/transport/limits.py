@@ -8,7 +8,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """`calls_max`: calls under way at once; more are refused. Higher: more memory, some 100 KiB a call. Callers that
-    are not known (`Route.caller`) have half of them, and an eighth for each method that streams, which may last for
+    are not known (`Route.identify`) have half of them, and an eighth for each method that streams, which may last for
     ever; where those are taken, the connection with the most makes room for others. `strange_calls_of_connection_max`:
     theirs over one connection, of each such method and of all others. `strange_bytes_max`: of their requests that are
     being answered. `probes_max`: health checks, besides all these.

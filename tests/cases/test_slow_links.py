@@ -15,6 +15,7 @@ from muster.transfer.partial import PartialBody
 from muster.transfer.streams import fetch, read_chunks, upload
 from muster.transport import GrpcTransport, MemoryTransport, Route
 from muster.transport._turns import Turn
+from muster.transport.identity import EVERYBODY, Identity
 from muster.transport.limits import Limits
 from muster.wire import BEGIN_UPDATE, COMMIT_UPDATE, FETCH_MODEL, UPLOAD_UPDATE
 from protos.v1.models_pb2 import FetchModelRequest, FetchModelResponse
@@ -46,9 +47,14 @@ class Receiving:
 
     def routes(self) -> list[Route]:
         return [
-            Route(method=BEGIN_UPDATE, handle=self.begin),
-            Route(method=UPLOAD_UPDATE, handle=self.upload, caller=lambda _: "ward"),
-            Route(method=COMMIT_UPDATE, handle=self.commit),
+            Route(allows=EVERYBODY, method=BEGIN_UPDATE, handle=self.begin),
+            Route(
+                allows=EVERYBODY,
+                method=UPLOAD_UPDATE,
+                handle=self.upload,
+                identify=lambda _: Identity.peer("ward"),
+            ),
+            Route(allows=EVERYBODY, method=COMMIT_UPDATE, handle=self.commit),
         ]
 
     async def begin(self, request: Any, context: Any) -> BeginUpdateResponse:
@@ -100,7 +106,9 @@ async def test_a_fetch_does_too(tmp_path: Path, body: Path, monkeypatch: pytest.
         async for chunk in read_chunks(body, request.offset, request.chunk_bytes_max):
             yield chunk
 
-    route = Route(method=FETCH_MODEL, handle=serve_body, caller=lambda _: "ward")
+    route = Route(
+        allows=EVERYBODY, method=FETCH_MODEL, handle=serve_body, identify=lambda _: Identity.peer("ward")
+    )
     server = await GrpcTransport(limits=LIMITS).serve("127.0.0.1:0", [route])
     async with ChaosProxy(server.address, script=[SLOW]) as proxy:
         channel = GrpcTransport().connect(proxy.address)
@@ -134,7 +142,7 @@ async def test_who_loses_its_turn_to_others_goes_on_where_it_stood(tmp_path: Pat
                 raise Turn().crowded(LIMITS, "reads")
 
     transport = MemoryTransport()
-    server = await transport.serve("c:1", [Route(method=FETCH_MODEL, handle=serve_body)])
+    server = await transport.serve("c:1", [Route(allows=EVERYBODY, method=FETCH_MODEL, handle=serve_body)])
     channel = transport.connect("c:1")
     await fetch(
         channel,

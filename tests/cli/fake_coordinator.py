@@ -27,6 +27,7 @@ from muster.files.digests import CHUNK_BYTES, checksum
 from muster.model.modelfile import layout_of, write_initial
 from muster.transport.base import CallContext, Route
 from muster.transport.grpc_ import GrpcTransport
+from muster.transport.identity import EVERYBODY
 from muster.wire import ADMIN, PROTOCOL_VERSION
 from protos.v1 import admin_pb2 as pb
 from protos.v1.tensors_pb2 import BlobHeader, Chunk
@@ -339,7 +340,8 @@ class Fake:
 
     def routes(self) -> list[Route]:
         return [
-            Route(method=method, handle=getattr(self, snake_case(name))) for name, method in ADMIN.items()
+            Route(allows=EVERYBODY, method=method, handle=getattr(self, snake_case(name)))
+            for name, method in ADMIN.items()
         ]
 
 

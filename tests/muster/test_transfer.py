@@ -29,6 +29,7 @@ from muster.transfer.partial import PartialBody
 from muster.transfer.streams import Tail, fetch, read_chunks, upload
 from muster.transport import Channel, GrpcTransport, MemoryTransport, Route
 from muster.transport.faults import SeededFaults
+from muster.transport.identity import EVERYBODY
 from muster.transport.memory import MemoryHub
 from muster.wire import BEGIN_UPDATE, COMMIT_UPDATE, FETCH_MODEL, UPLOAD_UPDATE
 from protos.v1 import admin_pb2, models_pb2, updates_pb2
@@ -57,10 +58,10 @@ class Coordinator:
 
     def routes(self) -> list[Route]:
         return [
-            Route(method=FETCH_MODEL, handle=self.fetch_model),
-            Route(method=BEGIN_UPDATE, handle=self.begin),
-            Route(method=UPLOAD_UPDATE, handle=self.upload),
-            Route(method=COMMIT_UPDATE, handle=self.commit),
+            Route(allows=EVERYBODY, method=FETCH_MODEL, handle=self.fetch_model),
+            Route(allows=EVERYBODY, method=BEGIN_UPDATE, handle=self.begin),
+            Route(allows=EVERYBODY, method=UPLOAD_UPDATE, handle=self.upload),
+            Route(allows=EVERYBODY, method=COMMIT_UPDATE, handle=self.commit),
         ]
 
     def refuse(self) -> None:

@@ -17,6 +17,7 @@ from muster.errors import AuthenticationError, MusterError, NotFoundError, TaskE
 from muster.files.digests import checksum, digest_bytes
 from muster.spec.model import RunSpec
 from muster.transport.base import CallContext, Route
+from muster.transport.identity import EVERYBODY
 from muster.transport.memory import MemoryHub, MemoryTransport
 from peer.daemon import Peer
 from peer.store.store import PeerStore
@@ -153,14 +154,14 @@ class FakeCoordinator:
 
     def routes(self) -> list[Route]:
         return [
-            Route(method=wire.ENROL, handle=self._enrol),
-            Route(method=wire.SESSION, handle=self._session),
-            Route(method=wire.PLAN_MODEL, handle=self._plan),
-            Route(method=wire.FETCH_MODEL, handle=self._fetch),
-            Route(method=wire.BEGIN_UPDATE, handle=self._begin),
-            Route(method=wire.UPLOAD_UPDATE, handle=self._upload),
-            Route(method=wire.GET_UPDATE_STATUS, handle=self._status),
-            Route(method=wire.COMMIT_UPDATE, handle=self._commit),
+            Route(allows=EVERYBODY, method=wire.ENROL, handle=self._enrol),
+            Route(allows=EVERYBODY, method=wire.SESSION, handle=self._session),
+            Route(allows=EVERYBODY, method=wire.PLAN_MODEL, handle=self._plan),
+            Route(allows=EVERYBODY, method=wire.FETCH_MODEL, handle=self._fetch),
+            Route(allows=EVERYBODY, method=wire.BEGIN_UPDATE, handle=self._begin),
+            Route(allows=EVERYBODY, method=wire.UPLOAD_UPDATE, handle=self._upload),
+            Route(allows=EVERYBODY, method=wire.GET_UPDATE_STATUS, handle=self._status),
+            Route(allows=EVERYBODY, method=wire.COMMIT_UPDATE, handle=self._commit),
         ]
 
     async def until(self, holds: Callable[[], Any]) -> Any:

@@ -17,6 +17,7 @@ from muster import wire
 from muster.config.settings import PeerConfig
 from muster.files.digests import checksum
 from muster.transport import MemoryTransport, Route
+from muster.transport.identity import EVERYBODY
 from peer.connection.checks import heartbeat_seconds, offer_refusal, plan_mistake
 from peer.daemon import Peer
 from peer.work import assignments
@@ -135,7 +136,7 @@ async def test_no_more_is_written_than_the_offer_announced(
     )
     await bench.unserve()
     routes = [route for route in bench.coordinator.routes() if route.method is not wire.FETCH_MODEL]
-    routes.append(Route(method=wire.FETCH_MODEL, handle=generous.fetch))
+    routes.append(Route(allows=EVERYBODY, method=wire.FETCH_MODEL, handle=generous.fetch))
     bench._server = await MemoryTransport(bench.hub).serve("coordinator:1", routes)
     bench.start()
     (await bench.coordinator.session()).send(offer=offer)

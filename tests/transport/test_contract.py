@@ -22,6 +22,7 @@ from muster.errors import (
 )
 from muster.transport import Method, Route
 from muster.transport.base import MESSAGE_BYTES_MAX
+from muster.transport.identity import EVERYBODY
 from muster.transport.limits import Limits
 from protos.v1.errors_pb2 import ErrorDetail
 from protos.v1.tensors_pb2 import Chunk
@@ -85,7 +86,7 @@ async def within(event: asyncio.Event) -> None:
 
 
 async def test_unary(serve, echo):
-    _, channel = await serve(Route(method=echo.unary, handle=double))
+    _, channel = await serve(Route(allows=EVERYBODY, method=echo.unary, handle=double))
     assert await channel.unary(echo.unary, chunk(21), timeout_seconds=10) == Chunk(
         offset=42, data=bytes([21]) * 8
     )
@@ -94,30 +95,30 @@ async def test_unary(serve, echo):
 @pytest.mark.parametrize("name", ["both", "bulk"])
 async def test_messages_keep_their_order_both_ways(serve, echo, send, collect, name):
     method = getattr(echo, name)
-    _, channel = await serve(Route(method=method, handle=mirror))
+    _, channel = await serve(Route(allows=EVERYBODY, method=method, handle=mirror))
     items = [chunk(offset, size=offset * 100) for offset in range(200)]
     assert await collect(channel.stream(method, send(items))) == items
 
 
 async def test_client_stream_gives_one_answer(serve, echo, send, collect):
-    _, channel = await serve(Route(method=echo.up, handle=count))
+    _, channel = await serve(Route(allows=EVERYBODY, method=echo.up, handle=count))
     assert await collect(channel.stream(echo.up, send([chunk(i) for i in range(7)]))) == [Chunk(offset=7)]
 
 
 async def test_server_stream_takes_one_request(serve, echo, send, collect):
-    _, channel = await serve(Route(method=echo.down, handle=repeat))
+    _, channel = await serve(Route(allows=EVERYBODY, method=echo.down, handle=repeat))
     assert await collect(channel.stream(echo.down, send([chunk(3)]))) == [chunk(0), chunk(1), chunk(2)]
 
 
 async def test_server_stream_without_a_request_is_refused(serve, echo, send, collect):
-    _, channel = await serve(Route(method=echo.down, handle=repeat))
+    _, channel = await serve(Route(allows=EVERYBODY, method=echo.down, handle=repeat))
     with pytest.raises(UsageError) as caught:
         await collect(channel.stream(echo.down, send([])))
     assert caught.value.id == "transport.no_request"
 
 
 async def test_many_calls_at_once(serve, echo):
-    _, channel = await serve(Route(method=echo.unary, handle=double))
+    _, channel = await serve(Route(allows=EVERYBODY, method=echo.unary, handle=double))
     answers = await asyncio.gather(
         *(channel.unary(echo.unary, chunk(i), timeout_seconds=10) for i in range(100))
     )
@@ -126,14 +127,14 @@ async def test_many_calls_at_once(serve, echo):
 
 async def test_bytes_that_are_no_message_are_refused(serve, echo):
     real = Method(service="muster.test.EchoService", name="Unary", request=ErrorDetail, response=Chunk)
-    _, channel = await serve(Route(method=real, handle=double))
+    _, channel = await serve(Route(allows=EVERYBODY, method=real, handle=double))
     with pytest.raises(UsageError) as caught:  # `data` stands where `message` is expected, and is no UTF-8
         await channel.unary(echo.unary, Chunk(data=b"\xff\xfe"), timeout_seconds=10)
     assert caught.value.id == "transport.malformed_message"
 
 
 async def test_an_unknown_method_is_a_version_error(serve, echo):
-    _, channel = await serve(Route(method=echo.unary, handle=double))
+    _, channel = await serve(Route(allows=EVERYBODY, method=echo.unary, handle=double))
     with pytest.raises(VersionError) as caught:
         await channel.unary(
             Method(service="muster.test.EchoService", name="Newer", request=Chunk, response=Chunk),
@@ -149,7 +150,7 @@ async def test_a_message_above_the_cap_is_refused(serve, echo, send, collect, di
         async for request in requests:
             yield Chunk(data=bytes(request.offset))
 
-    _, channel = await serve(Route(method=echo.both, handle=swell))
+    _, channel = await serve(Route(allows=EVERYBODY, method=echo.both, handle=swell))
     large = MESSAGE_BYTES_MAX + 1
     request = Chunk(data=bytes(large)) if direction == "up" else Chunk(offset=large)
     with pytest.raises(TransferError) as caught:
@@ -167,7 +168,7 @@ async def test_every_error_arrives_whole(serve, echo, name):
     async def refuse(request: Chunk, context: Any) -> Chunk:
         raise ERROR_CLASSES[name]("a.b", "wörds, with ünicode", cause="why", fix="do", peer="p1", n=3)
 
-    _, channel = await serve(Route(method=echo.unary, handle=refuse))
+    _, channel = await serve(Route(allows=EVERYBODY, method=echo.unary, handle=refuse))
     with pytest.raises(MusterError) as caught:
         await channel.unary(echo.unary, chunk(1), timeout_seconds=10)
     error = caught.value
@@ -182,7 +183,7 @@ async def test_an_error_in_mid_stream_comes_after_the_answers_before_it(serve, e
         yield chunk(2)
         raise UpdateRejected("update.not_finite", "coordinate 3 is NaN")
 
-    _, channel = await serve(Route(method=echo.both, handle=twice))
+    _, channel = await serve(Route(allows=EVERYBODY, method=echo.both, handle=twice))
     got = []
     with pytest.raises(UpdateRejected, match="coordinate 3"):
         async for item in channel.stream(echo.both, send([])):
@@ -205,7 +206,7 @@ async def test_an_error_in_mid_upload_stops_the_sender(serve, echo):
         finally:
             closed.set()
 
-    _, channel = await serve(Route(method=echo.up, handle=refuse))
+    _, channel = await serve(Route(allows=EVERYBODY, method=echo.up, handle=refuse))
     with pytest.raises(UpdateRejected, match="too much"):
         async for _ in channel.stream(echo.up, endless()):
             pass
@@ -222,7 +223,8 @@ async def test_a_defect_is_logged_here_and_tells_the_caller_nothing(serve, echo,
         yield
 
     _, channel = await serve(
-        Route(method=echo.unary, handle=fail), Route(method=echo.both, handle=fail_stream)
+        Route(allows=EVERYBODY, method=echo.unary, handle=fail),
+        Route(allows=EVERYBODY, method=echo.both, handle=fail_stream),
     )
     with structlog.testing.capture_logs() as logs, pytest.raises(InternalError) as caught:
         if form == "unary":
@@ -243,7 +245,7 @@ async def test_a_handler_that_gives_no_answer_is_a_defect(serve, echo, send, col
         return
         yield
 
-    _, channel = await serve(Route(method=echo.up, handle=silent))
+    _, channel = await serve(Route(allows=EVERYBODY, method=echo.up, handle=silent))
     with structlog.testing.capture_logs(), pytest.raises(InternalError):
         await collect(channel.stream(echo.up, send([])))
 
@@ -252,7 +254,7 @@ async def test_a_huge_error_is_cut_and_still_itself(serve, echo):
     async def refuse(request: Chunk, context: Any) -> Chunk:
         raise TransferError("a.b", "m" * 100_000, cause="ü" * 100_000, fix="f", trace="t" * 100_000)
 
-    _, channel = await serve(Route(method=echo.unary, handle=refuse))
+    _, channel = await serve(Route(allows=EVERYBODY, method=echo.unary, handle=refuse))
     with pytest.raises(TransferError) as caught:
         await channel.unary(echo.unary, chunk(1), timeout_seconds=10)
     error = caught.value
@@ -274,8 +276,8 @@ async def nothing() -> Any:
 @pytest.mark.parametrize(("caller", "upgrade"), [(1, "calling"), (3, "serving")])
 async def test_another_protocol_is_refused(make_transport, serve, echo, caller, upgrade):
     server, _ = await serve(
-        Route(method=echo.unary, handle=double),
-        Route(method=echo.both, handle=mirror),
+        Route(allows=EVERYBODY, method=echo.unary, handle=double),
+        Route(allows=EVERYBODY, method=echo.both, handle=mirror),
         transport=make_transport(protocol=2),
     )
     channel = make_transport(protocol=caller).connect(server.address)
@@ -298,7 +300,8 @@ async def test_another_protocol_is_refused(make_transport, serve, echo, caller, 
 async def test_a_call_ends_at_its_deadline(serve, echo, send, collect):
     held = Held()
     _, channel = await serve(
-        Route(method=echo.unary, handle=held.unary), Route(method=echo.both, handle=held.stream)
+        Route(allows=EVERYBODY, method=echo.unary, handle=held.unary),
+        Route(allows=EVERYBODY, method=echo.both, handle=held.stream),
     )
     with pytest.raises(DeadlineError):
         await channel.unary(echo.unary, chunk(1), timeout_seconds=0.5)
@@ -310,7 +313,7 @@ async def test_a_call_ends_at_its_deadline(serve, echo, send, collect):
 
 
 async def test_nobody_there(make_transport, serve, echo, send, collect):
-    server, _ = await serve(Route(method=echo.unary, handle=double))
+    server, _ = await serve(Route(allows=EVERYBODY, method=echo.unary, handle=double))
     await server.stop(0)
     channel = make_transport().connect(server.address)
     with pytest.raises(UnreachableError) as caught:
@@ -322,12 +325,12 @@ async def test_nobody_there(make_transport, serve, echo, send, collect):
 
 
 async def test_a_channel_finds_a_server_that_came_back(make_transport, serve, echo):
-    server, channel = await serve(Route(method=echo.unary, handle=double))
+    server, channel = await serve(Route(allows=EVERYBODY, method=echo.unary, handle=double))
     await channel.unary(echo.unary, chunk(1), timeout_seconds=10)
     await server.stop(0)
     with pytest.raises(UnreachableError):
         await channel.unary(echo.unary, chunk(1), timeout_seconds=10)
-    await serve(Route(method=echo.unary, handle=double), address=server.address)
+    await serve(Route(allows=EVERYBODY, method=echo.unary, handle=double), address=server.address)
     async with asyncio.timeout(5):
         while True:
             try:
@@ -340,7 +343,7 @@ async def test_a_channel_finds_a_server_that_came_back(make_transport, serve, ec
 
 async def test_stop_breaks_what_outlives_its_grace(serve, echo, send):
     held = Held()
-    server, channel = await serve(Route(method=echo.both, handle=held.stream))
+    server, channel = await serve(Route(allows=EVERYBODY, method=echo.both, handle=held.stream))
     stream = channel.stream(echo.both, send([]))
     assert await anext(stream) == chunk(1)
     await server.stop(0)
@@ -351,7 +354,7 @@ async def test_stop_breaks_what_outlives_its_grace(serve, echo, send):
 
 async def test_stop_lets_calls_end_within_its_grace(serve, echo):
     held = Held()
-    server, channel = await serve(Route(method=echo.unary, handle=held.unary))
+    server, channel = await serve(Route(allows=EVERYBODY, method=echo.unary, handle=held.unary))
     call = asyncio.create_task(channel.unary(echo.unary, chunk(5), timeout_seconds=10))
     await within(held.entered)
     stop = asyncio.create_task(server.stop(10))
@@ -363,7 +366,7 @@ async def test_stop_lets_calls_end_within_its_grace(serve, echo):
 
 async def test_closing_the_iterator_cancels_the_handler(serve, echo, send):
     held = Held()
-    _, channel = await serve(Route(method=echo.both, handle=held.stream))
+    _, channel = await serve(Route(allows=EVERYBODY, method=echo.both, handle=held.stream))
     stream = channel.stream(echo.both, send([]))
     await anext(stream)
     await stream.aclose()
@@ -372,7 +375,7 @@ async def test_closing_the_iterator_cancels_the_handler(serve, echo, send):
 
 async def test_cancelling_a_caller_cancels_the_handler_and_stays_a_cancellation(serve, echo):
     held = Held()
-    _, channel = await serve(Route(method=echo.unary, handle=held.unary))
+    _, channel = await serve(Route(allows=EVERYBODY, method=echo.unary, handle=held.unary))
     call = asyncio.create_task(channel.unary(echo.unary, chunk(1), timeout_seconds=10))
     await within(held.entered)
     call.cancel()
@@ -398,7 +401,7 @@ async def test_what_the_requests_raise_reaches_the_caller(serve, echo):
         await came.wait()
         raise TransferError("transfer.read_failed", "the disk has gone")
 
-    _, channel = await serve(Route(method=echo.up, handle=swallow))
+    _, channel = await serve(Route(allows=EVERYBODY, method=echo.up, handle=swallow))
     with pytest.raises(TransferError, match="the disk has gone"):
         async for _ in channel.stream(echo.up, broken()):
             pass
@@ -407,7 +410,7 @@ async def test_what_the_requests_raise_reaches_the_caller(serve, echo):
 
 async def test_a_closed_channel_refuses_and_breaks_what_was_open(serve, echo, send):
     held = Held()
-    _, channel = await serve(Route(method=echo.both, handle=held.stream))
+    _, channel = await serve(Route(allows=EVERYBODY, method=echo.both, handle=held.stream))
     stream = channel.stream(echo.both, send([]))
     await anext(stream)
     await channel.close()
@@ -446,7 +449,7 @@ async def test_a_receiver_that_stops_holds_its_sender(serve, echo, collect):
                 lead = sent - received
         yield Chunk(offset=received)
 
-    _, channel = await serve(Route(method=echo.up, handle=stopping))
+    _, channel = await serve(Route(allows=EVERYBODY, method=echo.up, handle=stopping))
     assert await collect(channel.stream(echo.up, numbers())) == [Chunk(offset=200)]
     assert lead <= 24
 
@@ -454,7 +457,8 @@ async def test_a_receiver_that_stops_holds_its_sender(serve, echo, collect):
 async def test_calls_above_the_limit_are_refused(make_transport, serve, echo):
     held = Held()
     _, channel = await serve(
-        Route(method=echo.unary, handle=held.unary), transport=make_transport(limits=Limits(calls_max=1))
+        Route(allows=EVERYBODY, method=echo.unary, handle=held.unary),
+        transport=make_transport(limits=Limits(calls_max=1)),
     )
     first = asyncio.create_task(channel.unary(echo.unary, chunk(1), timeout_seconds=10))
     await within(held.entered)
@@ -471,8 +475,8 @@ async def test_bulk_calls_above_the_limit_wait_their_turn_and_control_does_not(
 ):
     held = Held()
     _, channel = await serve(
-        Route(method=echo.bulk, handle=held.stream),
-        Route(method=echo.unary, handle=double),
+        Route(allows=EVERYBODY, method=echo.bulk, handle=held.stream),
+        Route(allows=EVERYBODY, method=echo.unary, handle=double),
         transport=make_transport(limits=Limits(bulk_calls_max=1)),
     )
     first = channel.stream(echo.bulk, send([]))
@@ -488,7 +492,7 @@ async def test_bulk_calls_above_the_limit_wait_their_turn_and_control_does_not(
 
 
 async def test_two_servers_cannot_have_one_address(make_transport, serve, echo):
-    server, _ = await serve(Route(method=echo.unary, handle=double))
+    server, _ = await serve(Route(allows=EVERYBODY, method=echo.unary, handle=double))
     with pytest.raises(ConfigError) as caught:
         await make_transport().serve(server.address, [])
     assert caught.value.id == "transport.port_in_use"

@@ -22,6 +22,7 @@ from muster.transport._dispatch import Dispatcher
 from muster.transport._grpc_server import _handler
 from muster.transport._malloc import keep_message_buffers
 from muster.transport._options import Keepalive, channel_options, server_options
+from muster.transport.identity import EVERYBODY
 from muster.transport.limits import Limits
 from muster.wire import METHODS, UPLOAD_UPDATE
 from protos.v1.tensors_pb2 import Chunk
@@ -64,7 +65,9 @@ async def test_an_address_needs_a_port(address):
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "127.9.9.9:0", "localhost:0"])
 async def test_loopback_addresses_are_served_as_bound(serve, echo, address):
-    server, channel = await serve(Route(method=echo.unary, handle=address_of_caller), address=address)
+    server, channel = await serve(
+        Route(allows=EVERYBODY, method=echo.unary, handle=address_of_caller), address=address
+    )
     host, _, port = server.address.rpartition(":")
     assert host == address.split(":", maxsplit=1)[0].replace("localhost", "127.0.0.1")
     assert int(port) > 0
@@ -78,9 +81,9 @@ async def test_bulk_and_control_have_a_connection_each(serve, echo, send):
             yield Chunk(data=context.address.encode())
 
     _, channel = await serve(
-        Route(method=echo.unary, handle=address_of_caller),
-        Route(method=echo.bulk, handle=stream_address),
-        Route(method=echo.both, handle=stream_address),
+        Route(allows=EVERYBODY, method=echo.unary, handle=address_of_caller),
+        Route(allows=EVERYBODY, method=echo.bulk, handle=stream_address),
+        Route(allows=EVERYBODY, method=echo.both, handle=stream_address),
     )
     control = (await channel.unary(echo.unary, Chunk(), timeout_seconds=10)).data
     bulk = (await anext(channel.stream(echo.bulk, send([Chunk()])))).data
@@ -91,7 +94,7 @@ async def test_bulk_and_control_have_a_connection_each(serve, echo, send):
 @pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
 def test_no_request_is_read_before_somebody_asks_for_it(method):
     """Of a method that takes a lone message gRPC reads it whole, megabytes from anybody, before it asks anyone."""
-    route = Route(method=method, handle=mirror)
+    route = Route(allows=EVERYBODY, method=method, handle=mirror)
     handler = _handler(Dispatcher([route], protocol=1, limits=Limits()), route)
     assert handler.request_streaming
 
@@ -106,8 +109,8 @@ async def test_health_answers_any_grpc_client_whatever_is_under_way(serve, echo)
         yield
 
     server, channel = await serve(
-        Route(method=UPLOAD_UPDATE, handle=mirror),
-        Route(method=echo.both, handle=hold),
+        Route(allows=EVERYBODY, method=UPLOAD_UPDATE, handle=mirror),
+        Route(allows=EVERYBODY, method=echo.both, handle=hold),
         transport=GrpcTransport(limits=limits),
     )
     async with grpc.aio.insecure_channel(server.address) as plain:
@@ -134,7 +137,7 @@ async def nothing() -> Any:
 
 
 async def test_a_caller_that_is_no_muster_is_told_so(serve, echo):
-    server, _ = await serve(Route(method=echo.unary, handle=address_of_caller))
+    server, _ = await serve(Route(allows=EVERYBODY, method=echo.unary, handle=address_of_caller))
     async with grpc.aio.insecure_channel(server.address) as plain:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await plain.unary_unary(echo.unary.path)(b"", metadata=(("muster-protocol", "one"),))
@@ -146,7 +149,9 @@ async def test_a_caller_that_is_no_muster_is_told_so(serve, echo):
 async def test_a_silent_connection_is_noticed_by_keepalive(echo, send, fault):
     """A frozen machine, a pulled cable: no FIN, no RST, only silence."""
     keepalive = Keepalive(idle_seconds=0.3, timeout_seconds=0.5)
-    server = await GrpcTransport().serve("127.0.0.1:0", [Route(method=echo.both, handle=forever)])
+    server = await GrpcTransport().serve(
+        "127.0.0.1:0", [Route(allows=EVERYBODY, method=echo.both, handle=forever)]
+    )
     async with ChaosProxy(server.address) as proxy:
         channel = GrpcTransport(keepalive=keepalive).connect(proxy.address)
         stream = channel.stream(echo.both, send([]))
@@ -162,7 +167,9 @@ async def test_a_silent_connection_is_noticed_by_keepalive(echo, send, fault):
 
 async def test_a_quiet_session_outlives_its_pings(echo, send):
     """A server that punishes pings ends a quiet connection at the third, and the core sends one a second at most."""
-    server = await GrpcTransport().serve("127.0.0.1:0", [Route(method=echo.both, handle=forever)])
+    server = await GrpcTransport().serve(
+        "127.0.0.1:0", [Route(allows=EVERYBODY, method=echo.both, handle=forever)]
+    )
     pinging = Keepalive(idle_seconds=0.1, timeout_seconds=5.0)
     channel = GrpcTransport(keepalive=pinging).connect(server.address)
     stream = channel.stream(echo.both, send([]))
@@ -189,7 +196,7 @@ async def forever(requests: Any, context: Any) -> Any:
 
 
 async def test_a_cut_connection_is_made_again_at_once(serve, echo):
-    server, _ = await serve(Route(method=echo.unary, handle=address_of_caller))
+    server, _ = await serve(Route(allows=EVERYBODY, method=echo.unary, handle=address_of_caller))
     async with ChaosProxy(server.address) as proxy:
         channel = GrpcTransport().connect(proxy.address)
         await channel.unary(echo.unary, Chunk(), timeout_seconds=10)
@@ -241,7 +248,9 @@ async def test_a_killed_caller_leaves_no_handler_behind(echo):
         finally:
             left.set()
 
-    server = await GrpcTransport().serve("127.0.0.1:0", [Route(method=echo.up, handle=count)])
+    server = await GrpcTransport().serve(
+        "127.0.0.1:0", [Route(allows=EVERYBODY, method=echo.up, handle=count)]
+    )
     caller = subprocess.Popen([sys.executable, "-c", textwrap.dedent(KILLED), server.address])  # noqa: ASYNC220
     try:
         async with asyncio.timeout(30):

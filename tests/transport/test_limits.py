@@ -13,6 +13,7 @@ import pytest
 
 from muster.errors import AuthenticationError, DeadlineError, TransferError, UnreachableError, UsageError
 from muster.transport import Channel, Route
+from muster.transport.identity import ANONYMOUS, EVERYBODY, Identity
 from muster.transport.limits import Limits
 from protos.v1.tensors_pb2 import Chunk
 
@@ -23,10 +24,11 @@ def named(name: str) -> Chunk:
     return Chunk(data=name.encode())
 
 
-def caller(first: Chunk) -> str:
+def caller(first: Chunk) -> Identity:
     if first.data.startswith(b"stranger"):
         raise AuthenticationError("peer.unknown", "nobody knows the caller")
-    return first.data.decode()
+    name = first.data.decode()
+    return Identity.peer(name) if name else ANONYMOUS
 
 
 async def mirror(requests: Any, context: Any) -> Any:
@@ -90,7 +92,8 @@ def under_way(server: Any) -> int:
 async def test_the_silent_and_the_unknown_hold_no_turn(make_transport, serve, echo, send, collect):
     limits = Limits(bulk_calls_max=1)
     server, channel = await serve(
-        Route(method=echo.bulk, handle=mirror, caller=caller), transport=make_transport(limits=limits)
+        Route(allows=EVERYBODY, method=echo.bulk, handle=mirror, identify=caller),
+        transport=make_transport(limits=limits),
     )
     silent = [Caller(channel, echo.bulk, says()) for _ in range(8)]
     await until(lambda: being_read(server) == 8)
@@ -106,7 +109,8 @@ async def test_the_silent_and_the_unknown_hold_no_turn(make_transport, serve, ec
 async def test_one_caller_cannot_take_every_turn(make_transport, serve, echo):
     limits = Limits(bulk_calls_max=2, bulk_calls_of_caller_max=1)
     server, channel = await serve(
-        Route(method=echo.bulk, handle=mirror, caller=caller), transport=make_transport(limits=limits)
+        Route(allows=EVERYBODY, method=echo.bulk, handle=mirror, identify=caller),
+        transport=make_transport(limits=limits),
     )
     first = Caller(channel, echo.bulk, says(named("greedy")))
     await first.hear()
@@ -127,7 +131,8 @@ async def test_one_caller_cannot_take_every_turn(make_transport, serve, echo):
 
 async def test_a_call_says_in_time_what_it_wants(make_transport, serve, echo):
     _, channel = await serve(
-        Route(method=echo.both, handle=mirror), transport=make_transport(limits=Limits(first_seconds=0.05))
+        Route(allows=EVERYBODY, method=echo.both, handle=mirror),
+        transport=make_transport(limits=Limits(first_seconds=0.05)),
     )
     with pytest.raises(DeadlineError) as caught:
         await Caller(channel, echo.both, says()).ends()
@@ -142,8 +147,8 @@ async def test_a_call_says_in_time_what_it_wants(make_transport, serve, echo):
 async def test_who_says_nothing_makes_room_for_who_waits(make_transport, serve, echo):
     limits = Limits(first_reads_max=1, first_seconds=600.0, first_seconds_crowded=0.01)
     server, channel = await serve(
-        Route(method=echo.both, handle=mirror),
-        Route(method=echo.unary, handle=answer),
+        Route(allows=EVERYBODY, method=echo.both, handle=mirror),
+        Route(allows=EVERYBODY, method=echo.unary, handle=answer),
         transport=make_transport(limits=limits),
     )
     silent = [Caller(channel, echo.both, says()) for _ in range(3)]
@@ -158,8 +163,8 @@ async def test_who_says_nothing_makes_room_for_who_waits(make_transport, serve, 
 async def test_the_connections_take_turns_at_the_entrance(make_transport, serve, echo):
     limits = Limits(first_reads_max=2, first_seconds=600.0, first_seconds_crowded=0.5, first_waiting_max=40)
     server, channel = await serve(
-        Route(method=echo.both, handle=mirror),
-        Route(method=echo.unary, handle=answer),
+        Route(allows=EVERYBODY, method=echo.both, handle=mirror),
+        Route(allows=EVERYBODY, method=echo.unary, handle=answer),
         transport=make_transport(limits=limits),
     )
     silent = [Caller(channel, echo.both, says()) for _ in range(60)]  # of one connection: more than may wait
@@ -180,8 +185,8 @@ async def test_the_connections_take_turns_at_the_entrance(make_transport, serve,
 async def test_strangers_leave_room_for_known_callers(make_transport, serve, echo):
     limits = Limits(calls_max=16)
     _, channel = await serve(
-        Route(method=replace(echo.both, name="Watch"), handle=mirror),
-        Route(method=echo.both, handle=mirror, caller=caller),
+        Route(allows=EVERYBODY, method=replace(echo.both, name="Watch"), handle=mirror),
+        Route(allows=EVERYBODY, method=echo.both, handle=mirror, identify=caller),
         transport=make_transport(limits=limits),
     )
     watchers = [Caller(channel, replace(echo.both, name="Watch"), says(Chunk())) for _ in range(2)]
@@ -204,8 +209,8 @@ async def test_strangers_streams_are_bounded_by_method_and_by_connection(make_tr
     watch, pull = replace(echo.both, name="Watch"), replace(echo.both, name="Pull")
     limits = Limits(calls_max=16, strange_calls_of_connection_max=1)  # two of each method
     server, channel = await serve(
-        Route(method=watch, handle=mirror),
-        Route(method=pull, handle=mirror),
+        Route(allows=EVERYBODY, method=watch, handle=mirror),
+        Route(allows=EVERYBODY, method=pull, handle=mirror),
         transport=make_transport(limits=limits),
     )
     others = [make_transport().connect(server.address) for _ in range(2)]
@@ -231,7 +236,7 @@ async def test_strangers_streams_are_bounded_by_method_and_by_connection(make_tr
 async def test_the_connection_with_the_most_streams_makes_room(make_transport, serve, echo):
     limits = Limits(calls_max=16, strange_calls_of_connection_max=2, turn_seconds=0.3)  # two of a method
     server, channel = await serve(
-        Route(method=echo.both, handle=mirror), transport=make_transport(limits=limits)
+        Route(allows=EVERYBODY, method=echo.both, handle=mirror), transport=make_transport(limits=limits)
     )
     others = [make_transport().connect(server.address) for _ in range(2)]
     first, second = [Caller(channel, echo.both, says(Chunk())) for _ in range(2)]
@@ -269,9 +274,14 @@ async def test_what_strangers_send_is_bounded_while_it_is_answered(make_transpor
         return request
 
     server, channel = await serve(
-        Route(method=slow, handle=hang),
-        Route(method=echo.unary, handle=answer),
-        Route(method=replace(echo.unary, name="Known"), handle=answer, caller=lambda _: "ward"),
+        Route(allows=EVERYBODY, method=slow, handle=hang),
+        Route(allows=EVERYBODY, method=echo.unary, handle=answer),
+        Route(
+            allows=EVERYBODY,
+            method=replace(echo.unary, name="Known"),
+            handle=answer,
+            identify=lambda _: Identity.peer("ward"),
+        ),
         transport=make_transport(limits=Limits(strange_bytes_max=1000)),
     )
     large = Chunk(data=bytes(800))
@@ -299,9 +309,9 @@ async def test_probes_are_answered_whatever_strangers_hold(make_transport, serve
 
     limits = Limits(calls_max=1, probes_max=1)
     _, channel = await serve(
-        Route(method=echo.both, handle=mirror),
-        Route(method=probe, handle=answer),
-        Route(method=slow, handle=hang),
+        Route(allows=EVERYBODY, method=echo.both, handle=mirror),
+        Route(allows=EVERYBODY, method=probe, handle=answer),
+        Route(allows=EVERYBODY, method=slow, handle=hang),
         transport=make_transport(limits=limits),
     )
     held = Caller(channel, echo.both, says(Chunk()))
@@ -321,7 +331,13 @@ async def test_probes_are_answered_whatever_strangers_hold(make_transport, serve
 async def test_a_name_alone_has_no_turns_of_its_own(make_transport, serve, echo):
     limits = Limits(bulk_calls_max=4)  # one of strangers
     server, channel = await serve(
-        Route(method=echo.bulk, handle=mirror, caller=caller, present=lambda name: name == "ward"),
+        Route(
+            allows=EVERYBODY,
+            method=echo.bulk,
+            handle=mirror,
+            identify=caller,
+            present=lambda name: name == "ward",
+        ),
         transport=make_transport(limits=limits),
     )
     names = [Caller(channel, echo.bulk, says(named(f"name-{i}"))) for i in range(6)]
@@ -346,7 +362,8 @@ async def test_the_slowest_loses_its_turn_once_others_wait(make_transport, serve
         bulk_calls_max=2, turn_seconds=0.4, turn_bytes_per_second=5_000.0, bytes_per_second_min=1.0
     )
     _, channel = await serve(
-        Route(method=echo.bulk, handle=mirror, caller=caller), transport=make_transport(limits=limits)
+        Route(allows=EVERYBODY, method=echo.bulk, handle=mirror, identify=caller),
+        transport=make_transport(limits=limits),
     )
     slow = Caller(channel, echo.bulk, drips("slow", 5))
     fast = Caller(channel, echo.bulk, drips("fast", 10_000))
@@ -370,7 +387,8 @@ async def test_who_sends_slower_than_the_least_pace_loses_its_turn(
 ):
     limits = Limits(bulk_calls_max=1, window_seconds=0.1, bytes_per_second_min=10_000)
     _, channel = await serve(
-        Route(method=echo.bulk, handle=mirror, caller=caller), transport=make_transport(limits=limits)
+        Route(allows=EVERYBODY, method=echo.bulk, handle=mirror, identify=caller),
+        transport=make_transport(limits=limits),
     )
     with pytest.raises(TransferError) as caught:
         await Caller(channel, echo.bulk, says(named("ward"))).ends()
@@ -391,7 +409,8 @@ async def test_who_sends_slower_than_the_least_pace_loses_its_turn(
 async def test_who_keeps_the_least_pace_is_never_cut_off(make_transport, serve, echo, collect):
     limits = Limits(window_seconds=1.0, bytes_per_second_min=400)
     _, channel = await serve(
-        Route(method=echo.bulk, handle=mirror, caller=caller), transport=make_transport(limits=limits)
+        Route(allows=EVERYBODY, method=echo.bulk, handle=mirror, identify=caller),
+        transport=make_transport(limits=limits),
     )
 
     async def slowly() -> Any:
@@ -411,7 +430,8 @@ async def test_time_that_the_server_takes_itself_does_not_count(make_transport, 
 
     limits = Limits(window_seconds=0.6, bytes_per_second_min=1e6)
     _, channel = await serve(
-        Route(method=echo.bulk, handle=busy, caller=caller), transport=make_transport(limits=limits)
+        Route(allows=EVERYBODY, method=echo.bulk, handle=busy, identify=caller),
+        transport=make_transport(limits=limits),
     )
     items = [named("ward"), Chunk(offset=1), Chunk(offset=2), Chunk(offset=3)]
     assert await collect(channel.stream(echo.bulk, send(items))) == items
@@ -420,8 +440,8 @@ async def test_time_that_the_server_takes_itself_does_not_count(make_transport, 
 async def test_who_reads_nothing_loses_its_turn(make_transport, serve, echo, send, collect):
     limits = Limits(bulk_calls_max=1, window_seconds=0.2, bytes_per_second_min=1000)
     _, channel = await serve(
-        Route(method=echo.bulk, handle=flood, caller=caller),
-        Route(method=replace(echo.bulk, name="Other"), handle=mirror, caller=caller),
+        Route(allows=EVERYBODY, method=echo.bulk, handle=flood, identify=caller),
+        Route(allows=EVERYBODY, method=replace(echo.bulk, name="Other"), handle=mirror, identify=caller),
         transport=make_transport(limits=limits),
     )
     unread = channel.stream(echo.bulk, says(named("sleeper")))
@@ -434,7 +454,10 @@ async def test_who_reads_nothing_loses_its_turn(make_transport, serve, echo, sen
 
 async def test_a_request_has_the_size_of_its_method(make_transport, serve, echo, send, collect):
     small, large = replace(echo.unary, request_bytes_max=100), replace(echo.both, request_bytes_max=1000)
-    _, channel = await serve(Route(method=small, handle=answer), Route(method=large, handle=mirror))
+    _, channel = await serve(
+        Route(allows=EVERYBODY, method=small, handle=answer),
+        Route(allows=EVERYBODY, method=large, handle=mirror),
+    )
     with pytest.raises(TransferError) as caught:
         await channel.unary(small, Chunk(data=bytes(200)), timeout_seconds=10)
     assert caught.value.id == "transport.message_too_large"
@@ -463,7 +486,8 @@ async def test_what_a_refused_call_held_waits_for_no_garbage_collection(make_tra
         yield LARGE
 
     _, channel = await serve(
-        Route(method=echo.unary, handle=refuse), Route(method=echo.bulk, handle=refuse_stream)
+        Route(allows=EVERYBODY, method=echo.unary, handle=refuse),
+        Route(allows=EVERYBODY, method=echo.bulk, handle=refuse_stream),
     )
     gc.disable()
     try:
@@ -487,7 +511,7 @@ async def test_an_answer_that_takes_for_ever_is_given_up(make_transport, serve, 
         return request
 
     _, channel = await serve(
-        Route(method=echo.unary, handle=hang),
+        Route(allows=EVERYBODY, method=echo.unary, handle=hang),
         transport=make_transport(limits=Limits(answer_seconds_max=0.05)),
     )
     with pytest.raises(DeadlineError) as caught:

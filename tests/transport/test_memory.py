@@ -10,6 +10,7 @@ import pytest
 from muster.errors import UnreachableError
 from muster.transport import MemoryTransport, Route
 from muster.transport.faults import Fault, Passage, SeededFaults
+from muster.transport.identity import EVERYBODY
 from muster.transport.memory import MemoryHub
 from protos.v1.tensors_pb2 import Chunk
 from simulator.virtual_loop import run
@@ -52,7 +53,7 @@ async def test_a_dropped_connection_looks_to_the_handler_like_the_end(echo):
         return Fault(drop=True) if passage.to_server and passage.index == 2 else None
 
     transport = MemoryTransport(MemoryHub(faults=drop_third))
-    server = await transport.serve("c", [Route(method=echo.both, handle=watch)])
+    server = await transport.serve("c", [Route(allows=EVERYBODY, method=echo.both, handle=watch)])
     channel = transport.connect("c")
     echoed = asyncio.Semaphore(1)
 
@@ -77,7 +78,7 @@ async def test_a_dropped_connection_takes_its_other_calls_and_not_the_other_conn
         return Fault(drop=passage.method.bulk and passage.to_server and passage.index == 1)
 
     transport = MemoryTransport(MemoryHub(faults=drop_marked))
-    routes = [Route(method=method, handle=mirror) for method in (echo.both, echo.bulk)]
+    routes = [Route(allows=EVERYBODY, method=method, handle=mirror) for method in (echo.both, echo.bulk)]
     server = await transport.serve("c", routes)
     channel = transport.connect("c")
     more = asyncio.Event()
@@ -112,7 +113,7 @@ async def outcomes(echo: Any, send: Any, seed: int) -> tuple[list[str], float]:
     """What becomes of some calls, and how long they take."""
     faults = SeededFaults(seed, drop_probability=0.1, delay_seconds_max=5.0)
     transport = MemoryTransport(MemoryHub(faults=faults))
-    server = await transport.serve("c", [Route(method=echo.both, handle=mirror)])
+    server = await transport.serve("c", [Route(allows=EVERYBODY, method=echo.both, handle=mirror)])
     channel = transport.connect("c")
     results: list[str] = []
     for _ in range(20):
@@ -140,7 +141,7 @@ async def test_a_partition_is_between_two_that_have_names(echo, send):
     """Both ways, whoever calls; others are heard."""
     transport = {name: MemoryTransport(hub, name=name) for hub in [MemoryHub()] for name in ("a", "b", "c")}
     servers = [
-        await each.serve(f"{name}:0", [Route(method=echo.both, handle=mirror)])
+        await each.serve(f"{name}:0", [Route(allows=EVERYBODY, method=echo.both, handle=mirror)])
         for name, each in transport.items()
     ]
     transport["a"].hub.faults = lambda passage: Fault(drop=True) if passage.between("a", "b") else None
