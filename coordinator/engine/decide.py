@@ -18,6 +18,7 @@ from coordinator.engine import schedule as plan
 from coordinator.engine.decision_builder import DecisionBuilder, deadlines
 from coordinator.engine.run import new_run
 from coordinator.engine.state import (
+    ENGINE,
     Aggregated,
     AggregationSkipped,
     AlreadySo,
@@ -62,7 +63,7 @@ def decide(
         return Decision(state=state, reason=f"the event is meant for run {event.run_id}", accepted=False)
     if state.status.ended:
         return Decision(state=state, reason=f"the run has ended: it is {state.status}", accepted=False)
-    draft = DecisionBuilder(state, now, peers)
+    draft = DecisionBuilder(state, now, peers, actor=event.actor)
     apply = _EVENTS.get(type(event))
     if apply is None:
         what = f"a {type(event).__name__} means nothing to a run under way"
@@ -72,6 +73,7 @@ def decide(
         return Decision(state=state, reason=ignored, accepted=isinstance(ignored, AlreadySo))
     if isinstance(event, AssignmentProgressed):
         return draft.decision()  # tells of work under way and changes nothing that a schedule looks at
+    draft.actor = ENGINE
     run.pause_exhausted(draft)
     assignments.expire_overdue(draft)
     evaluations.finish_complete(draft)

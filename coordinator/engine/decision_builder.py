@@ -12,6 +12,7 @@ from typing import Any
 
 from coordinator.engine import preparing
 from coordinator.engine.state import (
+    ENGINE,
     AssignmentState,
     Decision,
     Effect,
@@ -66,7 +67,17 @@ def _run_row(state: RunState) -> dict[str, Any]:
 
 
 class DecisionBuilder:
-    def __init__(self, state: RunState, now: float, peers: Mapping[str, PeerView] | None = None) -> None:
+    """`actor` is who causes what is recorded from then on."""
+
+    def __init__(
+        self,
+        state: RunState,
+        now: float,
+        peers: Mapping[str, PeerView] | None = None,
+        *,
+        actor: str = ENGINE,
+    ) -> None:
+        self.actor = actor
         self.state = state
         self.now = now
         self.peers: Mapping[str, PeerView] = peers or {}
@@ -141,6 +152,7 @@ class DecisionBuilder:
                 assignment_id=assignment.assignment_id if assignment is not None else "",
                 peer_id=assignment.peer_id if assignment is not None else peer_id,
                 data=told,
+                actor=self.actor,
             )
         )
         if kind:
@@ -211,6 +223,7 @@ class DecisionBuilder:
                 round=round,
                 peer_id=peer_id,
                 data={"cause": cause, **({"traceback": traceback} if traceback else {})},
+                actor=self.actor,
             )
         )
 

@@ -24,7 +24,7 @@ def new_run(event: RunSubmitted, run_id: str, now: float) -> Decision:
     name = spec.name or spec.task.partition(":")[2]
     reason = f"{name} is submitted; its initial model is being made"
     state = RunState(run_id=run_id, spec=spec, status=RunStatus.QUEUED, reason=reason, created_at=now)
-    draft = DecisionBuilder(state, now)
+    draft = DecisionBuilder(state, now, actor=event.actor)
     draft.record_run(
         "run.submitted",
         reason,

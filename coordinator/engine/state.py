@@ -264,9 +264,18 @@ class PeerView:
 # -- events ----------------------------------------------------------------------------------------------
 
 
+# Who causes what happens, as events name it; a peer is "peer:NAME".
+ENGINE = "engine"  # it follows from what has happened before, by the rules of the run
+COORDINATOR = "coordinator"  # its own work: models, aggregation, admission, who is there
+ADMIN = "admin"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Event:
     run_id: str
+    actor: str = (
+        COORDINATOR  # who causes it, and with it the transitions that are its own; what follows is `ENGINE`'s
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +284,7 @@ class RunSubmitted(Event):
     spec_toml: str
     request_id: str
     warnings: tuple[tuple[str, str], ...] = ()  # of the spec: cause and sentence
+    actor: str = ADMIN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,6 +313,8 @@ class ModelFailed(Event):
 @dataclass(frozen=True, kw_only=True)
 class Tick(Event):
     """Time has come, or who is there has changed."""
+
+    actor: str = ENGINE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -415,17 +427,18 @@ class OwnPreparing(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class PauseRequested(Event):
-    pass
+    actor: str = ADMIN
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeRequested(Event):
-    pass
+    actor: str = ADMIN
 
 
 @dataclass(frozen=True, kw_only=True)
 class StopRequested(Event):
     reason: str
+    actor: str = ADMIN
 
 
 class AlreadySo(str):
@@ -461,6 +474,7 @@ class Transition:
     assignment_id: str = ""
     peer_id: str = ""
     data: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    actor: str = ENGINE  # who caused it
     removes: bool = False
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
-from coordinator.engine.state import PeerStatus, PeerView, Transition
+from coordinator.engine.state import ADMIN, COORDINATOR, PeerStatus, PeerView, Transition
 
 _WATCHED = (PeerStatus.ACTIVE, PeerStatus.SUSPECT, PeerStatus.DRAINING)
 _GONE = (PeerStatus.LOST, PeerStatus.QUARANTINED, PeerStatus.REVOKED)
@@ -180,22 +180,29 @@ class HeartbeatSeen(PeerEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drain(PeerEvent):
+class Command(PeerEvent):
+    """What an admin says of a peer."""
+
+    actor: str = ADMIN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drain(Command):
     reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quarantine(PeerEvent):
+class Quarantine(Command):
     reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Release(PeerEvent):
+class Release(Command):
     """Ends a quarantine or a draining."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remove(PeerEvent):
+class Remove(Command):
     reason: str = ""
 
 
@@ -229,6 +236,26 @@ class MembershipDecision(NamedTuple):
 
 
 def decide(
+    members: Members, event: PeerEvent | Tick | Prune, now: float, limits: Limits
+) -> MembershipDecision:
+    decision = _decide(members, event, now, limits)
+    if not decision.transitions:
+        return decision
+    actor = _actor(event)
+    return decision._replace(transitions=tuple(replace(each, actor=actor) for each in decision.transitions))
+
+
+def _actor(event: PeerEvent | Tick | Prune) -> str:
+    match event:
+        case Command():
+            return event.actor
+        case Enrolled() | Connected() | HeartbeatSeen() | Disconnected(goodbye=True):
+            return f"peer:{event.peer_id}"
+        case _:
+            return COORDINATOR
+
+
+def _decide(
     members: Members, event: PeerEvent | Tick | Prune, now: float, limits: Limits
 ) -> MembershipDecision:
     if isinstance(event, Tick):

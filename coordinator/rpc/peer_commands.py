@@ -18,26 +18,27 @@ class PeerCommands:
         self._listing = listing
 
     async def drain_peer(self, request: pb.DrainPeerRequest, context: CallContext) -> pb.DrainPeerResponse:
-        await self._members.command(detector.Drain(peer_id=request.peer_id, reason=one_line(request.reason)))
+        reason, actor = one_line(request.reason), context.identity.actor
+        await self._members.command(detector.Drain(peer_id=request.peer_id, reason=reason, actor=actor))
         return pb.DrainPeerResponse(peer=await self._listing.peer(request.peer_id))
 
     async def quarantine_peer(
         self, request: pb.QuarantinePeerRequest, context: CallContext
     ) -> pb.QuarantinePeerResponse:
-        await self._members.command(
-            detector.Quarantine(peer_id=request.peer_id, reason=one_line(request.reason))
-        )
+        reason, actor = one_line(request.reason), context.identity.actor
+        await self._members.command(detector.Quarantine(peer_id=request.peer_id, reason=reason, actor=actor))
         return pb.QuarantinePeerResponse(peer=await self._listing.peer(request.peer_id))
 
     async def release_peer(
         self, request: pb.ReleasePeerRequest, context: CallContext
     ) -> pb.ReleasePeerResponse:
-        await self._members.command(detector.Release(peer_id=request.peer_id))
+        await self._members.command(detector.Release(peer_id=request.peer_id, actor=context.identity.actor))
         return pb.ReleasePeerResponse(peer=await self._listing.peer(request.peer_id))
 
     async def remove_peer(self, request: pb.RemovePeerRequest, context: CallContext) -> pb.RemovePeerResponse:
+        reason, actor = one_line(request.reason), context.identity.actor
         told = await self._members.command(
-            detector.Remove(peer_id=request.peer_id, reason=one_line(request.reason))
+            detector.Remove(peer_id=request.peer_id, reason=reason, actor=actor)
         )
         session = self._sessions.get(request.peer_id)
         if session is not None:

@@ -64,11 +64,11 @@ class RunCommands:
             )
         self._under_check += 1
         try:
-            return await self._submit_run(request)
+            return await self._submit_run(request, context.identity.actor)
         finally:
             self._under_check -= 1
 
-    async def _submit_run(self, request: pb.SubmitRunRequest) -> pb.SubmitRunResponse:
+    async def _submit_run(self, request: pb.SubmitRunRequest, actor: str) -> pb.SubmitRunResponse:
         spec = _spec(request.spec_json, request.spec_toml)
         request_id = request.request_id or hex_id(self._random, 8)
         if request_id != one_line(request_id, REQUEST_ID_CHARS_MAX):
@@ -82,7 +82,11 @@ class RunCommands:
             if known is None:
                 run_id = f"{_slug(spec.name or spec.task.split(':')[1])}-{hex_id(self._random, 3)}"
                 event = RunSubmitted(
-                    run_id=run_id, spec=spec, spec_toml=request.spec_toml, request_id=request_id
+                    run_id=run_id,
+                    spec=spec,
+                    spec_toml=request.spec_toml,
+                    request_id=request_id,
+                    actor=actor,
                 )
                 await self._submissions.submit(event)
                 known = await self._listing.run(run_id)
@@ -90,12 +94,14 @@ class RunCommands:
         return pb.SubmitRunResponse(run=run, warnings=[each.reason for each in run.warnings])
 
     async def pause_run(self, request: pb.PauseRunRequest, context: CallContext) -> pb.PauseRunResponse:
-        row = await self._change(PauseRequested(run_id=request.run_id), "PAUSED")
+        actor = context.identity.actor
+        row = await self._change(PauseRequested(run_id=request.run_id, actor=actor), "PAUSED")
         return pb.PauseRunResponse(run=self._listing.run_message(row))
 
     async def resume_run(self, request: pb.ResumeRunRequest, context: CallContext) -> pb.ResumeRunResponse:
         """Of one that runs too: whoever is set aside in it is asked again."""
-        row = await self._change(ResumeRequested(run_id=request.run_id), "RUNNING")
+        actor = context.identity.actor
+        row = await self._change(ResumeRequested(run_id=request.run_id, actor=actor), "RUNNING")
         return pb.ResumeRunResponse(run=self._listing.run_message(row))
 
     async def stop_run(self, request: pb.StopRunRequest, context: CallContext) -> pb.StopRunResponse:
@@ -105,7 +111,10 @@ class RunCommands:
                 request.run_id, f"cancelled: {reason}", clock.now(), fence=self._journal.fence
             )
             self._runs.end_unreadable(request.run_id)
-        row = await self._change(StopRequested(run_id=request.run_id, reason=reason), "CANCELLED")
+        actor = context.identity.actor
+        row = await self._change(
+            StopRequested(run_id=request.run_id, reason=reason, actor=actor), "CANCELLED"
+        )
         return pb.StopRunResponse(run=self._listing.run_message(row))
 
     async def remove_run(self, request: pb.RemoveRunRequest, context: CallContext) -> pb.RemoveRunResponse:

@@ -171,7 +171,7 @@ class MembershipServicer:
             # Perhaps of a time before the database was lost; the peer has been told to drop it, and goes on.
             log.warning("report.ignored", peer_id=session.peer_id, assignment_id=report.assignment_id)
             return
-        event = convert.report_event(assignment.run_id, report)
+        event = convert.report_event(assignment.run_id, report, Identity.peer(session.peer_id).actor)
         if run is None or assignment.status.ended:
             return  # it crossed with a deadline or a cancellation, which the peer has been told of
         try:

@@ -118,6 +118,7 @@ class UpdatesServicer:
                         run_id=assignment.run_id,
                         assignment_id=assignment.assignment_id,
                         status=AssignmentStatus.UPLOADING,
+                        actor=context.identity.actor,
                     )
                 )
             return pb.BeginUpdateResponse(offset=body.offset)
@@ -165,7 +166,12 @@ class UpdatesServicer:
             facts = self._admitted_as(request.assignment_id, request.digest)
             if facts is None:
                 facts = await self._intake.admit(live, assignment, request.digest)
-            event = UpdateAdmitted(run_id=live.run_id, assignment_id=assignment.assignment_id, update=facts)
+            event = UpdateAdmitted(
+                run_id=live.run_id,
+                assignment_id=assignment.assignment_id,
+                update=facts,
+                actor=context.identity.actor,
+            )
             self._admitted.pop(request.assignment_id, None)
             try:
                 committed = await self._runs.post(event)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, update
 
 from coordinator.engine.state import (
+    ADMIN,
     AssignmentStatus,
     EvaluationStatus,
     RoundStatus,
@@ -52,4 +53,5 @@ def ended_transition(run_id: str, reason: str, at: float) -> Transition:
         at=at,
         run_id=run_id,
         data={"state": state},
+        actor=ADMIN,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, delete, func, select
 
-from coordinator.engine.state import RunStatus, Transition
+from coordinator.engine.state import ADMIN, RunStatus, Transition
 from coordinator.store import blobs, tables
 from coordinator.store.write import write_events
 from muster.errors import NotFoundError, StateError
@@ -72,4 +72,5 @@ def removed_transition(run_id: str, at: float, reason: str) -> Transition:
         reason=reason,
         at=at,
         data={"run_id": run_id},
+        actor=ADMIN,
     )

@@ -195,3 +195,6 @@ class EventRow:
     reason: str
     data_json: str
     data: Mapping[str, Any]
+    actor: str = (
+        ""  # who caused it: "engine", "coordinator", "admin", "peer:NAME"; empty where it was not recorded
+    )

@@ -312,6 +312,7 @@ EVENTS = Table(
     _text("peer_id"),
     _text("reason"),
     _text("data_json"),
+    _text("actor", ""),  # empty in rows of before it was recorded
 )
 Index("ix_events_run", EVENTS.c.run_id, EVENTS.c.sequence)
 Index("ix_events_peer", EVENTS.c.peer_id, EVENTS.c.sequence)

@@ -149,6 +149,7 @@ def event_row(transition: Transition, sequence: int) -> Row:
             "assignment_id": transition.assignment_id,
             "peer_id": transition.peer_id,
             "reason": transition.reason,
+            "actor": transition.actor,
             "data_json": _to_json(dict(transition.data)),
         }
     )

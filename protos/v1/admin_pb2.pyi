@@ -674,6 +674,7 @@ class Event(_message.Message):
     PEER_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     DATA_JSON_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     at: _builtins.float
     kind: _builtins.str
@@ -684,6 +685,8 @@ class Event(_message.Message):
     peer_id: _builtins.str
     reason: _builtins.str
     data_json: _builtins.str
+    actor: _builtins.str
+    """who caused it: "engine", "coordinator", "admin", "peer:NAME"; empty where it was not recorded"""
     def __init__(
         self,
         *,
@@ -696,10 +699,11 @@ class Event(_message.Message):
         peer_id: _builtins.str = ...,
         reason: _builtins.str = ...,
         data_json: _builtins.str = ...,
+        actor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "at", b"at", "data_json", b"data_json", "kind", b"kind", "peer_id", b"peer_id", "reason", b"reason", "round", b"round", "run_id", b"run_id", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "assignment_id", b"assignment_id", "at", b"at", "data_json", b"data_json", "kind", b"kind", "peer_id", b"peer_id", "reason", b"reason", "round", b"round", "run_id", b"run_id", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -160,7 +160,15 @@ class Fake:
     def _event(self, kind: str, run_id: str, reason: str, **fields: Any) -> None:
         sequence = len(self.events) + 1
         self.events.append(
-            pb.Event(sequence=sequence, at=T0 + sequence, kind=kind, run_id=run_id, reason=reason, **fields)
+            pb.Event(
+                sequence=sequence,
+                at=T0 + sequence,
+                kind=kind,
+                run_id=run_id,
+                reason=reason,
+                actor="engine",
+                **fields,
+            )
         )
 
     def run(self, run_id: str) -> pb.Run:

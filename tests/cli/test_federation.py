@@ -311,6 +311,7 @@ def test_logs_show_failures_with_their_tracebacks(
     assert "round 2, ward-1: the task failed [worker.failed]" in said
     assert "    ZeroDivisionError: division by zero" in said
     (entry,) = ask_json("run", "logs", "digits")
+    assert entry["actor"] == "engine"
     assert entry["error_id"] == "worker.failed"
     assert "line 7, in loss" in entry["traceback"]
     assert len(ask("run", "logs", "digits", "--follow", "--json").lines) == 1

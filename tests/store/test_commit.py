@@ -27,9 +27,17 @@ async def test_commit_gives_each_transition_its_event_number(store: Store, scrip
     assert offered.assignment_id == "r1.1.a.1"
     assert offered.reason == "assignment.offered, as told"
     assert offered.data == {"state": "OFFERED"}
+    assert offered.actor == "engine"
     run = await store.run("r1")
     assert run is not None
     assert run.last_round == 1
+
+
+async def test_an_event_keeps_who_caused_it(store: Store, script: Any) -> None:
+    actors = ["peer:a", "coordinator", "admin"]
+    await store.commit([replace(script.peer(f"p{i}"), actor=each) for i, each in enumerate(actors)])
+    assert [row.actor for row in await store.events()] == actors
+    assert [row.actor for row in await store.recent_events(peer_id="p2")] == ["admin"]
 
 
 async def test_rows_touched_twice_in_one_commit_keep_their_order(store: Store, script: Any) -> None:

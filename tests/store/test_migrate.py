@@ -3,6 +3,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,18 +170,12 @@ async def test_what_was_asked_of_a_peer_becomes_one_value(
     database_url: str, tmp_path: Path, script: Any
 ) -> None:
     """From schema 0005, in which role and base had columns of their own."""
-    older = tmp_path / "older"
-    shutil.copytree(
-        migrate.VERSIONS, older, ignore=shutil.ignore_patterns("__pycache__", "v000[6-9]*", "v00[1-9]*")
-    )
-    path = parse_url(database_url).database
-    if path is not None and database_url.startswith("sqlite"):
-        Path(path).parent.mkdir()
-    engine = make_migrating_engine(parse_url(database_url))
+    older = _versions(tmp_path, without=("v000[6-9]*", "v00[1-9]*"))
 
     def fill(connection: Connection) -> None:
         migrate.upgrade(connection, older)
-        write_transitions(connection, [script.peer("a"), script.run(model_version=1)])
+        rows = [script.peer("a"), script.run(model_version=1)]
+        write_transitions(connection, [replace(row, kind="") for row in rows])
         columns = (
             "assignment_id, run_id, round, peer_id, role, attempt, base_version, state, reason, offered_at"
         )
@@ -187,8 +183,7 @@ async def test_what_was_asked_of_a_peer_becomes_one_value(
             values = f"'{name}', 'r1', 1, 'a', '{role}', 1, {base}, 'DELIVERED', 'there', 1.0"
             connection.execute(text(f"INSERT INTO assignments ({columns}) VALUES ({values})"))
 
-    write(engine, fill)
-    engine.dispose()
+    _fill(database_url, fill)
     store = await SqlStore.open(database_url)
     found = await store.assignments("r1", 1)
     await store.close()
@@ -196,3 +191,38 @@ async def test_what_was_asked_of_a_peer_becomes_one_value(
         (Work(role="train", base=0), False),
         (Work(role="evaluate", base=1), True),
     ]
+
+
+async def test_of_earlier_events_nobody_knows_who_caused_them(
+    database_url: str, tmp_path: Path, script: Any
+) -> None:
+    """From schema 0009."""
+    older = _versions(tmp_path, without=("v001*",))
+
+    def fill(connection: Connection) -> None:
+        migrate.upgrade(connection, older)
+        columns = "sequence, at, kind, run_id, round, assignment_id, peer_id, reason, data_json"
+        values = "1, 2.0, 'peer.enrolled', '', 0, '', 'a', 'as it was', '{}'"
+        connection.execute(text(f"INSERT INTO events ({columns}) VALUES ({values})"))
+
+    _fill(database_url, fill)
+    store = await SqlStore.open(database_url)
+    await store.commit([replace(script.peer("b"), actor="peer:b")])
+    found = [(event.reason, event.actor) for event in await store.events()]
+    await store.close()
+    assert found == [("as it was", ""), ("peer.enrolled, as told", "peer:b")]
+
+
+def _versions(tmp_path: Path, *, without: tuple[str, ...]) -> Path:
+    older = tmp_path / "older"
+    shutil.copytree(migrate.VERSIONS, older, ignore=shutil.ignore_patterns("__pycache__", *without))
+    return older
+
+
+def _fill(url: str, work: Callable[[Connection], None]) -> None:
+    path = parse_url(url).database
+    if path is not None and url.startswith("sqlite"):
+        Path(path).parent.mkdir()
+    engine = make_migrating_engine(parse_url(url))
+    write(engine, work)
+    engine.dispose()

@@ -232,6 +232,7 @@ def event(row: rows.EventRow) -> pb.Event:
         peer_id=row.peer_id,
         reason=text(row.reason),
         data_json=_bounded_json(row.data_json),
+        actor=text(row.actor),
     )
 
 

@@ -40,10 +40,11 @@ _PROGRESS = {
 }
 
 
-def report_event(run_id: str, report: pb.AssignmentReport) -> Event:
+def report_event(run_id: str, report: pb.AssignmentReport, actor: str) -> Event:
     if report.phase in _PROGRESS:
         return AssignmentProgressed(
             run_id=run_id,
+            actor=actor,
             assignment_id=report.assignment_id,
             status=_PROGRESS[report.phase],
             warnings=_warnings(report),
@@ -51,6 +52,7 @@ def report_event(run_id: str, report: pb.AssignmentReport) -> Event:
     if report.phase == pb.ASSIGNMENT_PHASE_EVALUATED:
         return AssignmentEvaluated(
             run_id=run_id,
+            actor=actor,
             assignment_id=report.assignment_id,
             metrics={one_line(name, NAME_CHARACTERS_MAX): value for name, value in report.metrics.items()},
             examples=min(report.example_count, EXAMPLES_MAX),
@@ -61,6 +63,7 @@ def report_event(run_id: str, report: pb.AssignmentReport) -> Event:
         failure = report.failure
         return AssignmentFailed(
             run_id=run_id,
+            actor=actor,
             assignment_id=report.assignment_id,
             error_id=one_line(failure.error_id, DESCRIPTION_CHARS_MAX),
             message=many_lines(failure.message),
