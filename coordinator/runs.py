@@ -168,7 +168,7 @@ class Runs(Mapping[str, RunState]):
         decision = Decision(state=state)
         for each in events:
             following = engine.decide(
-                decision.state, each, clock.now(), self._peers(), self._schedules.get(event.run_id)
+                decision.state, each, clock.now(), self._peers(), self._schedules[event.run_id]
             )
             decision = replace(
                 following,

@@ -55,10 +55,9 @@ def decide(
     event: Event,
     now: float,
     peers: Mapping[str, PeerView],
-    schedule: plan.Schedule | None = None,
+    schedule: plan.Schedule,
 ) -> Decision:
-    """`peers` is everybody who is known; `schedule` is the run's, built once by `schedule.build` (None:
-    here)."""
+    """`peers` is everybody who is known; `schedule` is the run's, built once by `schedule.build`."""
     if event.run_id != state.run_id:
         return Decision(state=state, reason=f"the event is meant for run {event.run_id}", accepted=False)
     if state.status.ended:
@@ -81,7 +80,7 @@ def decide(
     if draft.state.status in (RunStatus.RUNNING, RunStatus.PAUSED):
         standings.take_back(draft)
         standings.wake(draft)
-        waiting = _follow(draft, peers, schedule or plan.build(state.spec))
+        waiting = _follow(draft, peers, schedule)
     if isinstance(event, Tick | Restored):
         # A clock that woke us too early, or a shell that has forgotten: say again what comes first.
         _wake_first(draft)

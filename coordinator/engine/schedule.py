@@ -137,21 +137,9 @@ def defenceless(spec: RunSpec, cohort: int) -> str:
     )
 
 
-def build(spec: RunSpec, refuse: Refuse | None = None) -> Schedule:
-    """The schedule that a spec names. `refuse` is the bound of the spec's aggregation rule.
-
-    Without it the rule itself is asked, which imports torch at first use: a shell that must not block
-    builds its schedules where it may, one for each run, and hands them to `decide`. Raises `ConfigError`
-    for an unknown name.
-    """
+def build(spec: RunSpec, refuse: Refuse) -> Schedule:
+    """The schedule that a spec names. `refuse` is the bound of the spec's aggregation rule. Raises `ConfigError` for an
+    unknown name."""
     table = spec.schedule
-    made: Schedule = plugins.make(
-        SCHEDULES, table.name, table.options, spec=spec, refuse=refuse or _rule_bound(spec)
-    )
+    made: Schedule = plugins.make(SCHEDULES, table.name, table.options, spec=spec, refuse=refuse)
     return made
-
-
-def _rule_bound(spec: RunSpec) -> Refuse:
-    from exchange import recipe
-
-    return lambda n, cohort: recipe.refuse(spec, n, cohort)

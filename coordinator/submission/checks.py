@@ -46,7 +46,15 @@ def check_spec(spec: RunSpec, text: str = "", filename: str = "the run spec") ->
         )
     optimizers.build(spec.server)
     sampling.build(spec.sampling)
-    return schedule.build(spec)
+    return build_schedule(spec)
+
+
+def build_schedule(spec: RunSpec) -> Schedule:
+    """The spec's schedule with the bound of its own aggregation rule. Blocking: rules import torch. Raises
+    `ConfigError` for an unknown name."""
+    from exchange import recipe
+
+    return schedule.build(spec, lambda n, cohort: recipe.refuse(spec, n, cohort))
 
 
 def warnings(spec: RunSpec) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from coordinator.engine.state import (
     RunState,
     RunSubmitted,
 )
-from coordinator.submission.checks import cautions
+from coordinator.submission.checks import build_schedule, cautions
 from exchange import recipe
 from muster.spec.model import RunSpec
 
@@ -32,7 +32,7 @@ def opened(spec: RunSpec, peers: int) -> RunState:
         f"p{i}": PeerView(peer_id=f"p{i}", status=PeerStatus.ACTIVE, connected=True) for i in range(peers)
     }
     model = ModelVersion(version=0, round=0, digest="0", size_bytes=4, layout_digest="1")
-    return decide(state, ModelReady(run_id="run", model=model), 2.0, views).state
+    return decide(state, ModelReady(run_id="run", model=model), 2.0, views, build_schedule(spec)).state
 
 
 def test_one_of_three_or_more_and_a_fifth_of_many() -> None:

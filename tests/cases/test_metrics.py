@@ -29,6 +29,7 @@ from coordinator.engine.state import (
     Transition,
 )
 from coordinator.store import SqlStore
+from coordinator.submission.checks import build_schedule
 from muster.spec.model import RunSpec
 from muster.task import metrics
 from muster.task.metrics import METRICS_MAX, as_number, measured
@@ -256,7 +257,8 @@ async def test_not_finite_is_kept_in_both_databases(database_url: str) -> None:
     spec = RunSpec.model_validate({"task": "digits:Digits", "rounds": 1})
     submitted = new_run(RunSubmitted(run_id="r", spec=spec, spec_toml="", request_id="q"), "r", 1.0)
     model = ModelVersion(version=0, round=0, digest="0", size_bytes=4, layout_digest="1")
-    started = decide(submitted.state, ModelReady(run_id="r", model=model), 2.0, {})
+    ready = ModelReady(run_id="r", model=model)
+    started = decide(submitted.state, ready, 2.0, {}, build_schedule(spec))
     found = {"auc": math.nan, "loss": math.inf, "least": -math.inf, "accuracy": 0.5}
     evaluated = Transition(
         kind="evaluation.finished",

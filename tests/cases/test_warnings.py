@@ -9,6 +9,7 @@ from coordinator.engine.decide import decide, new_run
 from coordinator.engine.decision_builder import MORE_WARNINGS, WARNINGS_MAX
 from coordinator.engine.state import Decision, ModelReady, ModelVersion, RunState, RunSubmitted, RunWarned
 from coordinator.store import SqlStore
+from coordinator.submission.checks import build_schedule
 from muster.spec.model import RunSpec
 
 SPEC = RunSpec.model_validate({"task": "digits:Digits", "rounds": 3})
@@ -20,7 +21,13 @@ def submitted(*warnings: tuple[str, str]) -> Decision:
 
 
 def warn(state: RunState, cause: str, reason: str, **more: Any) -> Decision:
-    return decide(state, RunWarned(run_id="run", cause=cause, reason=reason, **more), 9.0, {})
+    return decide(
+        state,
+        RunWarned(run_id="run", cause=cause, reason=reason, **more),
+        9.0,
+        {},
+        build_schedule(state.spec),
+    )
 
 
 def told(decision: Decision) -> list[str]:
@@ -80,7 +87,8 @@ async def test_warnings_outlive_the_coordinator(database_url: str) -> None:
 
 async def test_a_running_run_goes_on_with_a_warning(tmp_path: Path) -> None:
     model = ModelVersion(version=0, round=0, digest="0", size_bytes=4, layout_digest="1")
-    running = decide(submitted().state, ModelReady(run_id="run", model=model), 6.0, {}).state
+    ready = ModelReady(run_id="run", model=model)
+    running = decide(submitted().state, ready, 6.0, {}, build_schedule(SPEC)).state
     decision = warn(running, "few", "few peers")
     assert decision.state.status == "RUNNING"
     assert told(decision) == ["few peers"]

@@ -70,7 +70,7 @@ def test_what_does_not_fit_is_not_accepted(make_world: Any) -> None:
     world = make_world()
     step = AssignmentProgressed(run_id="run", assignment_id="run.9.a.1", status=AssignmentStatus.TRAINING)
     assert not world.send(step).accepted
-    assert not decide(world.state, Tick(run_id="other"), world.now, world.peers).accepted
+    assert not decide(world.state, Tick(run_id="other"), world.now, world.peers, world.schedule).accepted
     assert world.send(Tick(run_id="run")).accepted
     assert world.send(StopRequested(run_id="run", reason="enough")).accepted
     world.checked = False

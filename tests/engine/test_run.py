@@ -27,6 +27,7 @@ from coordinator.engine.state import (
     WakeAt,
 )
 from coordinator.engine.synchronous import Synchronous
+from coordinator.submission.checks import build_schedule
 from exchange.facts import UpdateFacts
 from muster.errors import ConfigError
 from muster.spec.model import RunSpec, ScheduleTable
@@ -221,14 +222,14 @@ def test_the_schedule_is_found_by_its_name() -> None:
         )
 
 
-def test_without_a_bound_given_the_rule_itself_is_asked(make_world: Any) -> None:
+def test_a_run_has_the_bound_of_its_own_rule(make_world: Any) -> None:
     world = make_world(peers="", aggregation={"rule": "trimmed-mean", "faults": 1})
-    peers = make_world(peers="ab").peers
-    waiting = decide(world.state, Tick(run_id="run"), world.now, peers)
+    peers, bound = make_world(peers="ab").peers, build_schedule(world.state.spec)
+    waiting = decide(world.state, Tick(run_id="run"), world.now, peers, bound)
     assert waiting.state.reason == (
         "round 1 waits for more peers, 2 are active and connected: trimmed-mean needs n > 2f: n is 2, f is 1"
     )
-    enough = decide(world.state, Tick(run_id="run"), world.now, make_world(peers="abc").peers)
+    enough = decide(world.state, Tick(run_id="run"), world.now, make_world(peers="abc").peers, bound)
     assert enough.state.rounds[1].cohort == ("a", "b", "c")
 
 

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.engine import schedule as plan
 from coordinator.engine.standings import (
     FAILURES_IN_ROW,
     LATENESS_IN_ROW,
@@ -24,6 +23,7 @@ from coordinator.engine.state import (
     UpdateRefused,
     WakeAt,
 )
+from coordinator.submission.checks import build_schedule
 from muster.spec.model import RoundTable
 
 RESUME = ResumeRequested(run_id="run")
@@ -229,7 +229,7 @@ def test_who_is_lost_late_or_killed_is_not_set_aside(make_world: Any) -> None:
 def never_done(make_world: Any, peers: str = "abc", **tables: Any) -> Any:
     """A run with the rule that it has where its spec names none; its last peer is at work and never done."""
     world = make_world(peers=peers, started=False, aggregation={}, rounds=9, round=OPEN, **tables)
-    world.schedule = plan.build(world.state.spec)
+    world.schedule = build_schedule(world.state.spec)
     world.start()
     return world
 

@@ -43,6 +43,7 @@ from coordinator.engine.state import (
 )
 from coordinator.engine.works import Works
 from coordinator.store import Store
+from coordinator.submission.checks import build_schedule
 from exchange.facts import UpdateFacts
 from muster.spec.model import EvaluateTable, RoundTable, RunSpec
 from muster.work import Work
@@ -296,7 +297,8 @@ class Life:
     async def happen(self, kind: type[Event], /, **values: Any) -> None:
         assert self.state is not None
         self.now += 0.125
-        await self._take(decide(self.state, kind(run_id="r1", **values), self.now, self.peers))
+        event, schedule = kind(run_id="r1", **values), build_schedule(self.state.spec)
+        await self._take(decide(self.state, event, self.now, self.peers, schedule))
 
     async def _take(self, decision: Any) -> None:
         assert decision.transitions, decision.reason
