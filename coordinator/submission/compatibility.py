@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from coordinator.engine import sampling
+from coordinator.engine import sampling, schedule
 from exchange import algorithms, optimizers
 from methods import Requirement, SpecValues, requirements
 from muster.spec.model import RunSpec
@@ -48,6 +48,7 @@ def _plugins(spec: RunSpec) -> Iterator[tuple[str, object]]:
 
     train, table = spec.train, spec.compression
     built = recipe.pipeline(spec, spec.sampling.count or recipe.COHORT_ANY)
+    yield "schedule.name", schedule.build(spec, refuse=lambda _n, _cohort: None)
     yield "sampling.policy", sampling.build(spec.sampling)
     yield "aggregation.rule", built.rule
     for number, before in enumerate(built.pre):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coordinator.engine import assignments, schedule
@@ -14,6 +14,7 @@ from coordinator.engine.sorted_map import SortedMap
 from coordinator.engine.state import (
     Aggregate,
     AggregationSkipped,
+    AssignmentFailed,
     AssignmentProgressed,
     AssignmentStatus,
     PeerView,
@@ -42,7 +43,9 @@ class Buffer:
         for round_ in state.rounds.values():
             works = round_.assignments
             busy |= {works[name].peer_id for name in works.live}
-            free = [p for p in sorted(peers) if p not in busy and works.newest(p) is None]
+            there = {peer.peer_id for peer in peers.values() if peer.connected} - busy
+            there -= {each.peer_id for each in works.delivered}
+            free = sorted(there)
             if free:
                 work = Work(role=TRAIN, base=round_.base_version, params={"round": round_.number})
                 return [schedule.OfferWork(round=round_.number, peer_ids=(*free,), work=work, reason="free")]
@@ -161,7 +164,7 @@ def test_a_fold_that_is_refused_drops_its_updates_and_no_others(make_world: Any)
     assert world.state.counted == {}
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 200)), max_size=400))
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 200)), max_size=250))
 @settings(deadline=None)
 def test_a_sorted_map_is_a_map_and_never_changes(changes: list[tuple[bool, int]]) -> None:
     model: dict[int, int] = {}
@@ -177,3 +180,73 @@ def test_a_sorted_map_is_a_map_and_never_changes(changes: list[tuple[bool, int]]
     if model:
         assert (held.first(), held.last()) == (min(model), max(model))
     assert SortedMap(model.items()) == model
+
+
+STEPS = [
+    "deliver",
+    "deliver",
+    "deliver",
+    "aggregated",
+    "aggregated",
+    "fail",
+    "skip",
+    "leave",
+    "join",
+    "late",
+    "crash",
+]
+
+
+@given(steps=st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 7)), max_size=40))
+@settings(deadline=None, max_examples=25, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_whatever_happens_rows_and_state_agree_and_the_log_is_sound(
+    make_world: Any, steps: list[tuple[str, int]]
+) -> None:
+    """`make_world` checks both after every event."""
+    world = _world(make_world, rounds=6)
+    for step, number in steps:
+        if world.state.status.ended:
+            break
+        _happen(world, step, number)
+    for _ in range(60):  # once all are there, work and stay, the run comes to its end
+        if world.state.status.ended:
+            break
+        for peer_id in "abc":
+            world.join(peer_id)
+        _happen(world, "deliver", 0)
+        _happen(world, "aggregated", 0)
+        world.tick(1.0)
+    assert world.state.status == "FINISHED", world.state.reason
+
+
+def _happen(world: Any, step: str, number: int) -> None:
+    state = world.state
+    live = sorted(
+        [*state.carried.live, *(name for r in state.rounds.values() for name in r.assignments.live)]
+    )
+    closed = [r.number for r in state.rounds.values() if r.status is RoundStatus.AGGREGATING]
+    one = live[number % len(live)] if live else None
+    peer_id = "abc"[number % 3]
+    match step:
+        case "deliver" if one is not None:
+            _deliver(world, one)
+        case "fail" if one is not None:
+            world.send(
+                AssignmentFailed(
+                    run_id="run", assignment_id=one, error_id="x", message="m", traceback="", retry=True
+                )
+            )
+        case "aggregated" if closed:
+            world.send(world.result(closed[0]))
+        case "skip" if closed:
+            world.send(AggregationSkipped(run_id="run", round=closed[0], reason_given="not finite"))
+        case "leave":
+            world.leave(peer_id)
+        case "join":
+            world.join(peer_id)
+        case "late":
+            world.tick(30.0)
+        case "crash":
+            world.restart()
+        case _:
+            pass
