@@ -20,6 +20,9 @@ from torch.utils.data import TensorDataset
 import muster
 
 
+calls = 0  # in this process, of which the first is the trial
+
+
 class Gated(muster.Task):
     def model(self):
         return nn.Linear(4, 2)
@@ -28,7 +31,9 @@ class Gated(muster.Task):
         return TensorDataset(torch.ones(8, 4), torch.zeros(8, dtype=torch.long))
 
     def fit(self, model, context):
-        while not Path(context.site.data["gate"]).exists():
+        global calls
+        calls += 1
+        while calls > 1 and not Path(context.site.data["gate"]).exists():
             time.sleep(0.01)
 """
 

@@ -23,7 +23,7 @@ from muster.errors import (
 )
 from muster.files.digests import checksum
 from muster.transport import GrpcTransport, MemoryTransport
-from muster.wire import BEGIN_UPDATE, ENROL, GET_UPDATE_STATUS
+from muster.wire import BEGIN_UPDATE, ENROL, GET_UPDATE_STATUS, PROTOCOL_VERSION
 from protos.v1 import admin_pb2, membership_pb2, updates_pb2
 from protos.v1.tensors_pb2 import Chunk
 
@@ -281,7 +281,7 @@ async def test_a_name_that_is_none(stage: Any, name: str) -> None:
 
 
 async def test_a_peer_of_another_protocol_is_refused_at_once(stage: Any) -> None:
-    other = MemoryTransport(stage.transport.hub, protocol=2)
+    other = MemoryTransport(stage.transport.hub, protocol=PROTOCOL_VERSION + 1)
     request = membership_pb2.EnrolRequest(name="new", secret="a secret that is long enough")
     with pytest.raises(VersionError) as caught:
         await stage.channel(other).unary(ENROL, request, timeout_seconds=10)
@@ -295,7 +295,9 @@ async def test_over_grpc_a_bad_update_and_another_protocol_are_told_the_same(sta
     await stage.start()
     request = membership_pb2.EnrolRequest(name="new", secret="a secret that is long enough")
     with pytest.raises(VersionError) as refused:
-        await stage.channel(GrpcTransport(protocol=2)).unary(ENROL, request, timeout_seconds=10)
+        await stage.channel(GrpcTransport(protocol=PROTOCOL_VERSION + 1)).unary(
+            ENROL, request, timeout_seconds=10
+        )
     assert refused.value.id == "transport.protocol_mismatch"
     run_id, peers, offers = await cast(stage)
     with pytest.raises(UpdateRejected) as caught:
