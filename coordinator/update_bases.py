@@ -43,7 +43,7 @@ class UpdateBases:
         states = self._states[version]
         differences = links.sends_differences(self._spec)
         estimate = states.get(links.state_name(peer_id)) if differences else None
-        factor = states.get(FACTOR) if self._spec.compression.common_factor else None
+        factor = states.get(FACTOR) if links.shares_factor(self._spec) else None
         return UpdateBase(
             version=version,
             digest=self._digests[version],

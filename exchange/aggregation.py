@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from exchange import downlink, folds, groups, kept, optimizers, recipe, step
+from exchange import downlink, folds, groups, kept, links, optimizers, recipe, step
 from exchange.decision import decide, refuse
 from exchange.declared_groups import groups_of_roles
 from exchange.decoded import decoded, kept_names
@@ -54,7 +54,7 @@ def state_names(
         *optimizers.build(spec.server).state_names,
         *downlink.state_names(spec, base_version),
         *((DELTA,) if downlink.compresses(spec) else ()),
-        *((FACTOR,) if spec.compression.common_factor else ()),
+        *((FACTOR,) if links.shares_factor(spec) else ()),
         *kept.state_names(spec, recipe.pipeline(spec, cohort), updates),
         *groups.kept_names(groups_of_roles(spec, [update.role for update in updates])),
     )

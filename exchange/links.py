@@ -35,6 +35,11 @@ def sends_differences(spec: RunSpec) -> bool:
     return bool(compressors.build_feedback(spec.compression.feedback).receiver_state_names)
 
 
+def shares_factor(spec: RunSpec) -> bool:
+    """Whether the updates of a round are read with a factor that all senders have in common, see `exchange.factors`."""
+    return compressors.build(spec.compression.up).shares_factor
+
+
 def codecs(spec: RunSpec, version: int) -> tuple[str, ...]:
     """The spellings with which an update made against this version may be encoded, the usual one first."""
     table = spec.compression

@@ -10,7 +10,7 @@ from torch import Tensor
 import aggregators
 import compressors
 from compressors.core.replay import TERMS_MAX
-from exchange import downlink, optimizers
+from exchange import downlink, links, optimizers
 from exchange.contexts import ChunkContexts
 from exchange.decoded import Decoded
 from exchange.factors import CommonFactor, NextFactor
@@ -63,7 +63,7 @@ class _Step:
         self._shares = [spec.server.lr * float(weight) for weight in plan.weights]
         self._down = _downlink(job, source, plan)
         self._factor: NextFactor | None = None
-        if spec.compression.common_factor:
+        if links.shares_factor(spec):
             up = compressors.build(spec.compression.up)
             present = CommonFactor(up, layout, job.base_version, job.states.get(FACTOR))
             stack.callback(present.close)

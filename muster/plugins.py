@@ -60,6 +60,14 @@ def find(group: str, name: str) -> Any:
         ) from error
 
 
+def fact(group: str, name: str, attribute: str, default: Any) -> Any:
+    """What the class of a plug-in says of itself; the default where it says nothing or is not installed."""
+    try:
+        return getattr(registry.find(group, name), attribute, default)
+    except MethodError:
+        return default
+
+
 def values(group: str, name: str, table: HasOptions) -> dict[str, Any]:
     """The options that a table of a run spec gives to its plug-in: what stands in `options`, and of the table's own
     keys those that the plug-in has an option for. Raises `ConfigError` as `find`."""
@@ -83,4 +91,4 @@ def make(group: str, name: str, values: Mapping[str, Any], **given: Any) -> Any:
         ) from error
 
 
-__all__ = ["ALIASES", "GROUPS", "canonical", "find", "make", "names", "nearest", "unknown", "values"]
+__all__ = ["ALIASES", "GROUPS", "canonical", "fact", "find", "make", "names", "nearest", "unknown", "values"]

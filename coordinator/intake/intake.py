@@ -124,7 +124,7 @@ class Intake:
         """What an update against its base version is read with: the peer's estimate and the round's factor, if any."""
         from exchange import links
 
-        differences, factor = links.sends_differences(run.spec), run.spec.compression.common_factor
+        differences, factor = links.sends_differences(run.spec), links.shares_factor(run.spec)
         if not (differences or factor):
             return None, None
         blobs = self._blobs

@@ -18,7 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from methods.spelling import spell_table
+from methods.kinds import PRE_RULES
+from methods.spelling import spell_table, split
 from muster import plugins
 from muster.files.digests import digest_bytes
 
@@ -190,11 +191,16 @@ class AggregationTable(Table):
             return self.faults
         part = FAULTS_SHARE if self.faults is None else self.faults
         found = math.floor(part * cohort + 1e-9)  # 0.1 * 30 is 3, whatever floating point makes of it
-        # No rule bears one faulty of two, nor do the rows that bucketing makes of few.
-        bears_one = (cohort if wanted is None else wanted) > 2 and not any(
-            "bucketing" in pre for pre in self.pre
-        )
-        return 1 if self.faults is None and found == 0 and bears_one else found
+        if self.faults is not None or found or (cohort if wanted is None else wanted) <= 2:
+            return found  # no rule bears one faulty of two
+        return 0 if self._merges_rows() else 1
+
+    def _merges_rows(self) -> bool:
+        """Whether a pre-rule makes one row of several, so that few updates leave too few rows to bear one faulty. Loads
+        pre-rules that the spec's author has chosen."""
+        if self.pre == type(self).model_fields["pre"].default:
+            return False
+        return any(plugins.fact(PRE_RULES, split(each)[0], "keeps_rows", True) is False for each in self.pre)
 
     def format_faults(self, cohort: int, wanted: int | None = None) -> str:
         """f, and where it comes from: "f is 2 (0.2 of a cohort of 11)"; "" where nobody is to be faulty."""
@@ -236,12 +242,6 @@ class CompressionTable(Table):
     @classmethod
     def _spelled(cls, value: Any) -> Any:
         return _spelled(value)
-
-    @property
-    def common_factor(self) -> bool:
-        """Whether all senders of a round share a factor, which goes down beside the model: "powersgd:4:common"."""
-        name, _, argument = self.up.partition(":")
-        return name == "powersgd" and argument.endswith(":common")
 
 
 class ExchangeTable(Table):

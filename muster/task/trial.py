@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from methods.kinds import ALGORITHMS
 from muster import plugins
-from muster.errors import ConfigError, MusterError, TaskError
+from muster.errors import MusterError, TaskError
 from muster.task.evaluation import to_device
 from muster.task.loading import is_map_style
 from muster.task.task import Task
@@ -43,10 +43,7 @@ def asks_loss(algorithm: str) -> bool:
 
 def _asks_gradient(algorithm: str) -> bool | None:
     """What the algorithm says that it asks of a task's loss: a gradient, the loss alone, or (None) maybe nothing."""
-    try:
-        found: bool | None = getattr(plugins.find(ALGORITHMS, algorithm), "asks_gradient", None)
-    except ConfigError:  # reported where it is used
-        return None
+    found: bool | None = plugins.fact(ALGORITHMS, algorithm, "asks_gradient", None)
     return found
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from exchange.names import FACTOR
 from muster import plugins
 from muster.errors import MusterError, NotAllowedError, UsageError
 from muster.runtime import clock
@@ -83,9 +84,10 @@ class JobRunner:
         `NotAllowedError` (the policy has changed), what `Transfers.base` and `WorkerHost.run` raise.
         """
         spec, data = self._spec_and_data(offer)
+        kept = set(offer.work.groups) - {FACTOR}
         async with (
-            self._factor(offer, spec, deadline_at) as factor,
-            self.courier.groups(offer, offer.work.groups, deadline_at=deadline_at) as received,
+            self._factor(offer, deadline_at) as factor,
+            self.courier.groups(offer, kept, deadline_at=deadline_at) as received,
             self._ready(offer, spec, data, deadline_at, steps) as (base, desk),
         ):
             order = train_order(
@@ -128,10 +130,8 @@ class JobRunner:
         return deadline_at - clock.now()
 
     @asynccontextmanager
-    async def _factor(
-        self, offer: Assignment, spec: RunSpec, deadline_at: DeadlineAt
-    ) -> AsyncGenerator[Path | None]:
-        if not spec.compression.common_factor:
+    async def _factor(self, offer: Assignment, deadline_at: DeadlineAt) -> AsyncGenerator[Path | None]:
+        if FACTOR not in offer.work.groups:
             yield None
             return
         async with self.courier.factor(offer, deadline_at=deadline_at) as path:

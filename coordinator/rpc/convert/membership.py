@@ -19,6 +19,7 @@ from coordinator.engine.state import (
     RunState,
 )
 from coordinator.membership import detector
+from exchange.names import FACTOR
 from muster.errors import UsageError
 from muster.seeds import assignment_seed
 from muster.task.metrics import EXAMPLES_MAX, NAME_CHARACTERS_MAX
@@ -151,10 +152,12 @@ def offer(
 
 
 def _groups(run: RunState, work: Work) -> tuple[str, ...]:
-    """The groups that come down beside the base: those that the schedule asks for, else all that the work's algorithm
-    has the coordinator keep."""
-    if work.groups or evaluates(work.role) or not work.base:
+    """What comes down beside the base: the groups that the schedule asks for, else all that the algorithm has the
+    coordinator keep, and the factor that all updates of the round share, if they do."""
+    if evaluates(work.role) or not work.base:
         return work.groups
+    from exchange import links
     from exchange.declared_groups import groups_of_run
 
-    return tuple(group.name for group in groups_of_run(run.spec, work.role) if group.keep)
+    kept = (group.name for group in groups_of_run(run.spec, work.role) if group.keep)
+    return (*(work.groups or kept), *((FACTOR,) if links.shares_factor(run.spec) else ()))
