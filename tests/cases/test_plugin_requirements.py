@@ -62,6 +62,25 @@ class Steady(Uniform):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Asynchronous:
+    """Somebody's schedule, which bears no peer that every round needs."""
+
+    spec: RunSpec
+    refuse: Any
+    concurrency: int = 2
+
+    def requires(self, spec: SpecValues) -> Iterator[Requirement]:
+        if spec["evaluate"]["every"] < self.concurrency:
+            yield Requirement(
+                f"asynchronous commits a version an update: evaluate.every {self.concurrency} or more",
+                {"evaluate.every": self.concurrency},
+            )
+
+    def next(self, *_: Any) -> list[Any]:
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
 class Frozen(ServerOptimizer):
     """Somebody's optimizer, which moves nothing and demands nothing."""
 
@@ -74,6 +93,7 @@ def plugged_in(plug_in: PlugIn) -> None:
     plug_in(kinds.CODECS, "half", Half)
     plug_in(kinds.SAMPLERS, "steady", Steady)
     plug_in(kinds.SERVER_OPTIMIZERS, "frozen", Frozen)
+    plug_in(kinds.SCHEDULES, "asynchronous", Asynchronous)
 
 
 def refusal(tables: str) -> ConfigError:
@@ -104,6 +124,12 @@ def test_a_demand_for_one_key_has_its_line() -> None:
     error = refusal("[sampling]\npolicy = 'steady'\n[round]\npeers_min = 1\n")
     assert error.message.endswith("run.toml:6: round.peers_min: steady needs 2 peers")
     assert error.fix.split(", or ")[0] == "set round.peers_min = 2"
+
+
+def test_a_schedule_demands_with_the_options_that_it_was_given() -> None:
+    error = refusal("[schedule]\nname = 'asynchronous'\n[schedule.options]\nconcurrency = 3\n")
+    assert "asynchronous commits a version an update: evaluate.every 3 or more" in error.message
+    assert error.fix.split(", or ")[0] == "set evaluate.every = 3"
 
 
 def test_what_all_demands_are_met_by_is_accepted() -> None:
