@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from muster.task.metrics import shown
+from muster.work import evaluates
 from protos.v1 import admin_pb2 as pb
 
 STATE_STYLES = {
@@ -329,7 +330,7 @@ def followed_peers_table(peers: Sequence[pb.Peer], newest: pb.Round | None) -> R
     """Each peer and its part in the newest round."""
     if not peers:
         return "No peers yet. Start one on its machine: muster join"
-    work = {each.peer_id: each for each in newest.assignments if each.role != "evaluate"} if newest else {}
+    work = {each.peer_id: each for each in newest.assignments if not evaluates(each.role)} if newest else {}
     made = table("PEER", "STATE", "THIS ROUND", "WEIGHT", "DELIVERED", "REJECTED", numbers=("WEIGHT",))
     for peer in peers:
         part = work.get(peer.peer_id)

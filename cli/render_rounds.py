@@ -10,12 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.render import cell, duration, facts, metrics_line, moment, size, state, table
+from muster.work import evaluates
 from protos.v1 import admin_pb2 as pb
 
 
 def delivered(round: pb.Round) -> str:
     """Updates in, of those asked; each peer counts once, however often it was asked."""
-    training = [each for each in round.assignments if each.role != "evaluate"]
+    training = [each for each in round.assignments if not evaluates(each.role)]
     got = {each.peer_id for each in training if each.state == "DELIVERED"}
     return f"{len(got)}/{len({each.peer_id for each in training})}"
 
@@ -47,7 +48,7 @@ def assignments_table(assignments: Sequence[pb.RoundAssignment]) -> Table:
     numbers = ("EXAMPLES", "BYTES", "NORM", "SCORE", "WEIGHT")
     made = table("PEER", "STATE", *numbers, "HOW IT WAS TREATED", numbers=numbers)
     for each in sorted(assignments, key=lambda a: (a.role, a.peer_id, a.attempt)):
-        in_aggregate = each.state == "DELIVERED" and each.role != "evaluate"
+        in_aggregate = each.state == "DELIVERED" and not evaluates(each.role)
         made.add_row(
             each.peer_id + (f" (attempt {each.attempt})" if each.attempt > 1 else ""),
             state(each.state),
@@ -111,7 +112,7 @@ def round_explained(round: pb.Round) -> RenderableType:
     if round.score_meaning:
         lines += [f"score of {round.rule.rpartition('+')[2]}: {round.score_meaning}", ""]
     for each in sorted(round.assignments, key=lambda a: (a.peer_id, a.attempt)):
-        if each.role == "evaluate":
+        if evaluates(each.role):
             continue
         lines.append(f"{each.peer_id} ({each.state.lower()}): {each.reason}")
         if each.treatment:

@@ -137,8 +137,12 @@ def _needed_bases(connection: Connection) -> list[Select[str]]:
     for run_id, text in connection.execute(union(live, waiting)):
         with suppress(*UNREADABLE):  # of a run that cannot be read, and goes nowhere
             bases.add((run_id, Work.from_json(text).base))
-    wanted = tuple_(MODELS.c.run_id, MODELS.c.version).in_(sorted(bases))
-    return [select(MODELS.c.digest).where(wanted)] if bases else []
+    # The version itself, and what an update made against it is decoded with.
+    return [
+        select(table.c.digest).where(tuple_(table.c.run_id, table.c.version).in_(sorted(bases)))
+        for table in (MODELS, STATES)
+        if bases
+    ]
 
 
 def _needed_states(keep_rounds: int) -> Select[str]:

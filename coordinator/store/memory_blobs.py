@@ -83,19 +83,30 @@ def _needed_models(
 
 
 def _in_use(held: MemoryTables) -> Iterator[Row]:
-    """The versions from which live work starts, and those under evaluation."""
+    """The versions from which live work starts, with what an update against them is decoded with, and those under
+    evaluation."""
     models = held[MODELS].rows
     live_rounds = (row for state in LIVE_ROUNDS for row in held[ROUNDS].where(state=state))
-    live_work = (row for state in _LIVE_ASSIGNMENTS for row in held[ASSIGNMENTS].where(state=state))
-    keys = {(row["run_id"], row["base_version"]) for row in live_rounds}
-    going_on = {row["run_id"] for row in held[RUNS].rows.values() if row["state"] not in ENDED_RUNS}
-    waiting = [row for run_id in going_on for row in held[ASSIGNMENTS].where(run_id=run_id) if row["carried"]]
-    for row in (*live_work, *waiting):
-        with suppress(*UNREADABLE):  # of a run that cannot be read, and goes nowhere
-            keys.add((row["run_id"], Work.from_json(row["work_json"]).base))
     running = held[tables.EVALUATIONS].where(state=EvaluationStatus.RUNNING.value)
+    bases = _bases(held)
+    keys = bases | {(row["run_id"], row["base_version"]) for row in live_rounds}
     keys |= {(row["run_id"], row["version"]) for row in running}
-    return (models[key] for key in keys if key in models)
+    yield from (models[key] for key in keys if key in models)
+    for run_id, version in bases:
+        yield from held[tables.OPTIMIZER_STATES].where(run_id=run_id, version=version)
+
+
+def _bases(held: MemoryTables) -> set[tuple[str, int]]:
+    """Run and version of what work under way starts from, and updates that wait for a round."""
+    work = [row for state in _LIVE_ASSIGNMENTS for row in held[ASSIGNMENTS].where(state=state)]
+    for run in held[RUNS].rows.values():
+        if run["state"] not in ENDED_RUNS:
+            work += [row for row in held[ASSIGNMENTS].where(run_id=run["run_id"]) if row["carried"]]
+    bases: set[tuple[str, int]] = set()
+    for row in work:
+        with suppress(*UNREADABLE):  # of a run that cannot be read, and goes nowhere
+            bases.add((row["run_id"], Work.from_json(row["work_json"]).base))
+    return bases
 
 
 def _needed_states(held: MemoryTables, keep_rounds: int, whole: Mapping[str, bool]) -> Iterator[str]:

@@ -49,11 +49,22 @@ async def test_only_what_nothing_asks_for_is_unneeded(filled: Store) -> None:
     gone = await filled.unneeded_blobs(updates_keep_rounds=2, models_keep=1)
     # Live work starts from version 2, and version 1 is being evaluated; a replay of two rounds starts from 2 or 3.
     assert gone == {"model0", "u1", "u2", "u3", "s1"}
+    # What goes with version 2 is what an update against it is decoded with.
     assert await filled.unneeded_blobs(updates_keep_rounds=0, models_keep=None) == {
-        "u1", "u2", "u3", "u4", "s1", "s2", "s3",
+        "u1", "u2", "u3", "u4", "s1", "s3",
     }  # fmt: skip
     assert await filled.unneeded_blobs(updates_keep_rounds=9, models_keep=9) == set()
     assert await filled.live_blobs() == ALL  # to ask is not to remove
+
+
+async def test_an_update_that_waits_for_a_later_round_is_kept_with_its_base(
+    filled: Store, script: Any
+) -> None:
+    waits = script.assignment(1, "b", "DELIVERED", digest="waits", carried=True)
+    folded = script.assignment(2, "b", "DELIVERED", digest="folded", folded_in=4)
+    await filled.commit([waits, folded])
+    gone = await filled.unneeded_blobs(updates_keep_rounds=2, models_keep=1)
+    assert gone == {"u1", "u2", "u3", "s1"}
 
 
 async def test_the_newest_version_is_always_kept(filled: Store) -> None:
