@@ -65,6 +65,7 @@ class LocalMomentum(Feedback):
         return contractive_only("momentum", codec)
 
     def requires(self, spec: SpecValues) -> Iterator[Requirement]:
+        """The server that divides by what it has learnt."""
         return demand(
             spec,
             f"compression.feedback {self.spelling} belongs to server.optimizer onebit-adam",

@@ -80,6 +80,7 @@ class Masha(Feedback):
         return f"masha needs an unbiased codec or a contractive one, and {codec.spelling} is neither"
 
     def requires(self, spec: SpecValues) -> Iterator[Requirement]:
+        """The server that takes the half steps."""
         return demand(
             spec,
             f"compression.feedback {self.spelling} belongs to server.optimizer masha",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from coordinator.engine.history import NO_HISTORY
 from coordinator.engine.state import PeerView, RunState
@@ -52,9 +52,18 @@ def build(table: SamplingTable) -> Sampler:
     return sampler
 
 
+KNOBS: Mapping[str, str] = {
+    "fraction": "share of the active peers, above 0 and up to 1; None: all, if there is no count",
+    "count": "so many peers instead of a share, at least 1",
+    "over_select": "asks so many times more peers than are needed, from 1 to 4; the first to deliver count",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Uniform:
     """A fixed number of peers, every subset of that size equally likely."""
+
+    knobs: ClassVar[Mapping[str, str]] = KNOBS
 
     fraction: float | None = None
     count: int | None = None
@@ -81,10 +90,13 @@ class Poisson:
     fewer of those drawn.
     """
 
+    knobs: ClassVar[Mapping[str, str]] = KNOBS
+
     fraction: float | None = None
     over_select: float = 1.0
 
     def requires(self, spec: SpecValues) -> Iterator[Requirement]:
+        """A fraction, which is the probability, and no peer that every round needs."""
         table, aggregation = spec["sampling"], spec["aggregation"]
         if table["count"] is not None:
             yield Requirement(

@@ -30,6 +30,13 @@ class ServerOptimizer(ABC):
     """
 
     state_names: ClassVar[tuple[str, ...]] = ()
+    knobs: ClassVar[Mapping[str, str]] = {
+        "lr": "step size of the server, above 0",
+        "momentum": "share of the momentum that is kept, from 0 to below 1",
+        "beta1": "share of the first moment that is kept, from 0 to below 1",
+        "beta2": "share of the second moment that is kept, from 0 to below 1",
+        "tau": "added to the root of the second moment, above 0: larger is steadier and less adaptive",
+    }
     has_momentum: ClassVar[bool] = True  # updates of earlier rounds go on moving the model
     only_scales: ClassVar[bool] = False  # the step is lr times the aggregate and nothing else
     learns_scale: ClassVar[bool] = (

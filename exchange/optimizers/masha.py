@@ -35,6 +35,11 @@ class Masha(ServerOptimizer):
 
     state_names: ClassVar[tuple[str, ...]] = ("anchor", "slope")
 
+    knobs: ClassVar[Mapping[str, str]] = {
+        **ServerOptimizer.knobs,
+        "momentum": "tau, the chance that an anchor stays, above 0 and below 1",
+    }
+
     lr: float = 1.0
     momentum: float = 0.9
 
