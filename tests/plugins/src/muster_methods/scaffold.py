@@ -64,8 +64,8 @@ class Scaffold:
                 if done == steps:
                     break
         new = {
-            name: own[name] - server[name] + (first[name] - p.detach().double()) / (steps * lr)
-            for name, p in parameters.items()
+            name: own[name] - server[name] + (first[name] - parameters[name].detach().double()) / (steps * lr)
+            for name in own
         }
         return Contribution.of(
             FitReport(examples=batches.examples, steps=steps, metrics={"loss": float(loss)}),
@@ -83,5 +83,7 @@ def _step(compute: Any, parameters: dict[str, nn.Parameter], correction: Tensors
     with torch.no_grad():
         for name, parameter in parameters.items():
             assert parameter.grad is not None
-            parameter.sub_(parameter.grad + correction[name].to(parameter.dtype), alpha=lr)
+            parameter.sub_(parameter.grad, alpha=lr)
+            if name in correction:  # what the run leaves to each peer has no control
+                parameter.sub_(correction[name].to(parameter.dtype), alpha=lr)
     return loss.detach()
