@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,13 +56,23 @@ def _spec(**tables: Any) -> RunSpec:
     )
 
 
-async def _play(folder: Path, spec: RunSpec, environment: Mapping[str, str]) -> tuple[Any, SqlStore]:
+async def _play(
+    folder: Path, spec: RunSpec, environment: Mapping[str, str], *, kills: bool = False
+) -> tuple[Any, SqlStore]:
+    """With `kills` the coordinator and a peer are killed on the way."""
     (folder / "slow_task.py").write_text(SLOW)
     async with ProcessFederation(folder / "federation", task_folders=[folder]) as federation:
         await federation.start_coordinator(env=environment)
         for index in range(PEERS):
             federation.start_peer(f"peer-{index}", data={"index": index}, env=environment)
-        run = await federation.run_to_end(spec)
+        run_id = await federation.submit(spec)
+        if kills:
+            await federation.progressed(run_id, 2)
+            for name in ("coordinator", "peer-1"):
+                await federation.stop(name, signal.SIGKILL)
+            await federation.start_coordinator(env=environment)
+            federation.start_peer("peer-1", data={"index": 1}, env=environment)
+        run = [each async for each in federation.watch(run_id)][-1]
         assert (run.state, run.rounds_committed) == ("FINISHED", ROUNDS), run.reason
         (database,) = (folder / "federation").rglob("muster.db")
     return run, await SqlStore.open(f"sqlite:///{database}")
@@ -71,7 +82,7 @@ async def test_a_buffered_schedule_folds_stale_updates_by_their_age(
     tmp_path: Path, installed_methods: Mapping[str, str]
 ) -> None:
     schedule = {"name": "buffered", "options": {"size": SIZE}}
-    run, store = await _play(tmp_path, _spec(schedule=schedule), installed_methods)
+    run, store = await _play(tmp_path, _spec(schedule=schedule), installed_methods, kills=True)
     gaps: Counter[int] = Counter()
     for number in range(1, ROUNDS + 1):
         folded = await store.folded(run.run_id, number)
