@@ -69,11 +69,14 @@ class ModelPlans:
         return DELTA, SCALE, FACTOR, *(name for name in states if name.startswith(KEPT))
 
     def _groups(self, states: Mapping[str, str]) -> list[StoredFile]:
-        """What is kept of groups among a version's states, as far as it is here."""
+        """What is kept of groups among a version's states. One whose file is gone is named too, without a size: a peer
+        that needs it learns so when it fetches it, and does not take it for zeros."""
         return [
             self._file(name.removeprefix(KEPT), digest)
+            if self._blobs.has(digest)
+            else StoredFile(name=name.removeprefix(KEPT), digest=digest, size_bytes=0)
             for name, digest in sorted(states.items())
-            if name.startswith(KEPT) and self._blobs.has(digest)
+            if name.startswith(KEPT)
         ]
 
     def _file(self, name: str, digest: str) -> StoredFile:

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import structlog
 
+from exchange.names import FACTOR
 from muster.errors import (
     DeadlineError,
     InternalError,
@@ -118,7 +119,7 @@ class Transfers:
         """The files of those of the named groups that are kept beside the base version of the offer. Raises as `base`
         does, and `TransferError` "model.bad_plan"."""
         found: dict[str, Path] = {}
-        if not (offer.work.base.version and names):
+        if not (offer.work.base.version and set(names) - {FACTOR}):
             yield found
             return
         plan = await self._plan(offer, [], deadline_at)

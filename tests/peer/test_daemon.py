@@ -262,6 +262,19 @@ async def test_a_groups_file_is_fetched_with_the_base_and_no_other(bench: Any) -
     assert bench.coordinator.fetches == 2
 
 
+async def test_a_groups_file_that_is_gone_is_not_taken_for_zeros(bench: Any) -> None:
+    file = GroupFile(name="control", digest=digest_bytes(b"gone"))
+    bench.coordinator.plans[digest_bytes(bench.model)] = PlanModelResponse(groups=[file])
+    bench.start()
+    session = await bench.coordinator.session()
+    offer = bench.offer(2)
+    offer.work.groups.append("control")
+    session.send(offer=offer)
+    report = await bench.coordinator.told("r.2.ada.1", FAILED)
+    assert report.failure.error_id == "model.not_found"
+    assert bench.worker.orders == []
+
+
 async def test_a_rejected_update_leaves_no_state(bench: Any) -> None:
     bench.coordinator.refusals[FIRST] = UpdateRejected("update.not_finite", "NaN in chunk 3")
     task = bench.start()
