@@ -9,6 +9,8 @@ from coordinator.intake.spool import Spool
 from muster.errors import StorageError
 from protos.v1.tensors_pb2 import BlobHeader
 
+CHECKS_MAX = 256  # between two looks at what lies in the spool
+
 
 class SpoolQuota:
     """What bodies under way will still need counts as taken, so that many that start at once all find their end."""
@@ -18,6 +20,9 @@ class SpoolQuota:
         self.spool_bytes_max = spool_bytes_max
         self.disk_reserve_bytes = disk_reserve_bytes
         self._receiving: dict[str, int] = {}  # assignment id -> size of the whole body
+        # Nothing that lies in the spool or is to come there is larger, unless the checks are used up.
+        self._bound_bytes = 0
+        self._checks_left = 0
 
     @contextmanager
     def taken(self, header: BlobHeader) -> Generator[None]:
@@ -32,6 +37,8 @@ class SpoolQuota:
     def check(self, header: BlobHeader) -> None:
         """Raises `StorageError` "storage.spool_full", "storage.disk_full": both pass when others are done."""
         spool, size = self._spool, header.size_bytes
+        if self._fits_surely(size):
+            return
         held = spool.bytes_held_but(header.assignment_id)
         to_come = sum(
             max(0, each - spool.bytes_held(assignment_id))
@@ -45,6 +52,7 @@ class SpoolQuota:
                 cause=f"coordinator.spool_bytes_max is {self.spool_bytes_max}",
                 fix="raise it if the disk has room; the peer goes on by itself",
             )
+        self._bound_bytes, self._checks_left = held + to_come + size, CHECKS_MAX
         free = spool.free_bytes()
         missing = size - spool.bytes_held(header.assignment_id)
         if missing + to_come + self.disk_reserve_bytes > free:
@@ -55,3 +63,14 @@ class SpoolQuota:
                 cause=f"the coordinator keeps {self.disk_reserve_bytes} bytes for its database",
                 fix="free disk space; the peer goes on by itself",
             )
+
+    def _fits_surely(self, size: int) -> bool:
+        """Whether the body fits even if nothing has left the spool since it was looked at; looking costs a call to the
+        system for each body in it."""
+        bound = self._bound_bytes + size
+        if not self._checks_left or bound > self.spool_bytes_max:
+            return False
+        if bound + self.disk_reserve_bytes > self._spool.free_bytes():
+            return False
+        self._bound_bytes, self._checks_left = bound, self._checks_left - 1
+        return True

@@ -146,6 +146,7 @@ class MemoryCall:
             self.requests.cut()
             for calls in self._members:
                 calls.pop(self, None)
+            await self.bodies.aclose()  # here and not whenever memory is cleaned up
 
     async def write(self, body: bytes) -> bool:
         try:

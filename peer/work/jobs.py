@@ -77,6 +77,7 @@ class Place:
         self.notes: list[str] = []  # warnings that go with the next training
         keep_data(self.task)
         self.model: nn.Module | None = None
+        self.model_bytes = 0
         self._data: dict[str, Dataset[Any]] = {}
 
     def train_data(self, drill: AttackSimulation | None, drill_key: str) -> Dataset[Any]:
@@ -97,22 +98,22 @@ class Place:
         """The task's module on the device, holding the base and what of it this peer's `state` has values of its own
         of. Raises `TransferError` `model.layout_mismatch`."""
         if self.model is None:
-            self.model = draw_model(self.task, initial_seed(self.site.seed))
-        self.model.to(device)
-        load_into(self.model, base)
+            self.keep(draw_model(self.task, initial_seed(self.site.seed)))
+        model = self.model
+        assert model is not None
+        model.to(device)
+        load_into(model, base)
         if base.layout.local and LOCAL_STATE in state:
-            load_local(self.model, base.layout, read_tensors(Path(state[LOCAL_STATE])))
-        return self.model
+            load_local(model, base.layout, read_tensors(Path(state[LOCAL_STATE])))
+        return model
 
-    def module_bytes(self) -> int:
-        if self.model is None:
-            return 0
-        tensors = (*self.model.parameters(), *self.model.buffers())
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    def keep(self, model: nn.Module) -> None:
+        tensors = (*model.parameters(), *model.buffers())
+        self.model, self.model_bytes = model, sum(each.numel() * each.element_size() for each in tensors)
 
     def drop_module(self) -> None:
         if self.model is not None:
-            self.model = None
+            self.model, self.model_bytes = None, 0
             gc.collect()  # it may refer to itself, and would stay for as long as nobody looks
 
 
@@ -147,7 +148,8 @@ def _key(order: Order) -> tuple[str, str]:
 def _place(order: Order) -> Place:
     key = _key(order)
     place = _places.pop(key, None) or Place(order)
-    _trim_modules(order.device)
+    if place.model is None or order.device != "cpu":  # otherwise none is added to those that there are
+        _trim_modules(order.device)
     _places[key] = place
     while len(_places) > _places_max:
         _places.popitem(last=False)
@@ -156,11 +158,13 @@ def _place(order: Order) -> Place:
 
 def _trim_modules(device: str) -> None:
     """Sites that share this process keep their modules while those are small; on a device one at a time."""
-    left = MODULES_BYTES_MAX if device == "cpu" else 0
-    for other in reversed(_places.values()):
-        left -= other.module_bytes()
-        if left <= 0:
-            other.drop_module()
+    most = MODULES_BYTES_MAX if device == "cpu" else 0
+    held = sum(place.model_bytes for place in _places.values())
+    for other in _places.values():  # who worked longest ago first
+        if held < most:
+            return
+        held -= other.model_bytes
+        other.drop_module()
 
 
 def describe(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: ARG001  # every job's form
@@ -490,7 +494,7 @@ def draw(args: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noqa: A
     place.drop_module()  # never two at once
     exchange = ExchangeTable.model_validate(order.exchange)
     drawn = draw_version(place.task, order.seed, Path(order.base), exchange)
-    place.model = drawn.model
+    place.keep(drawn.model)
     return {"digest": drawn.info.digest}
 
 
@@ -499,7 +503,8 @@ def _prepare(order: Order) -> torch.device:
     torch.set_num_threads(
         order.threads or torch.get_num_threads()
     )  # said aloud, it also stops MKL from choosing anew
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    if not torch.is_deterministic_algorithms_warn_only_enabled():
+        torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling fresh memory would cost time and help only code that reads what it never wrote.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
     torch.backends.cudnn.benchmark = False

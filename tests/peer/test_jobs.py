@@ -469,9 +469,9 @@ def test_modules_of_sites_that_share_a_process_stay_while_they_are_small(
     monkeypatch.setattr(jobs, "_places_max", 4)
     monkeypatch.setattr(jobs, "MODULES_BYTES_MAX", limit)
     jobs._places.clear()
-    for width in range(4, 4 + jobs.PLACES_MAX + 2):
+    for width in range(4, 4 + jobs._places_max + 2):
         train(order(spec={"task_options": {"width": width}}))
-    assert len(jobs._places) == jobs.PLACES_MAX
+    assert len(jobs._places) == jobs._places_max
     assert [place.model is not None for place in jobs._places.values()] == [False] * (4 - kept) + [
         True
     ] * kept
