@@ -70,14 +70,14 @@ def _ago(now: float, at: float) -> str:
 
 def _round(state: RoundState, table: RoundTable, now: float) -> str:
     if state.status is RoundStatus.AGGREGATING:
-        return f"round {state.number} is aggregating {len(state.delivered)} updates"
+        count = state.assignments.delivered_count if state.fold is None else len(state.fold.updates)
+        return f"round {state.number} is aggregating {count} updates"
     waiting = state.assignments.live_count
-    text = (
-        f"round {state.number} has {len(state.delivered)} of the {state.quorum} updates that its quorum needs"
-    )
+    here = state.assignments.delivered_count
+    text = f"round {state.number} has {here} of the {state.quorum} updates that its quorum needs"
     text += f" and waits for {waiting} peer{'s' * (waiting != 1)}"
     limit, count = preparing.last_limit(state.assignments, table), state.assignments.preparing_count
-    if limit is not None and state.assignments.delivered_count < state.quorum:
+    if limit is not None and here < state.quorum:
         those = "1 of them is" if count == 1 else f"{count} of them are"
         return f"{text}; {those} preparing (loading data), for {max(0.0, limit - now):.0f} s more at most"
     until = state.grace_until if state.grace_until is not None else preparing.round_due(state, table)

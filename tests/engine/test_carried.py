@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coordinator.engine import assignments, schedule
+from coordinator.engine.explain import explain
 from coordinator.engine.sorted_map import SortedMap
 from coordinator.engine.state import (
     Aggregate,
@@ -108,6 +109,8 @@ def test_an_update_that_comes_while_the_round_is_aggregated_waits_for_the_next(m
     _deliver(world, "run.1.a.1")
     _deliver(world, "run.1.b.1")
     _deliver(world, "run.1.c.1")
+    told = explain(world.state, world.peers, world.now, lambda _name: 0)
+    assert told.sentence == "round 1 is aggregating 2 updates"
     assert assignments.settled_round(world.state, "c", TRAIN) == 1  # may yet count, so c goes on from there
     world.restart()
     (order,) = world.ordered(Aggregate)
