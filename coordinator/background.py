@@ -39,7 +39,11 @@ class Background:
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.pop(task, None)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if (
+            trouble(error) is not Trouble.FENCED
+        ):  # which is no defect, and ends the coordinator with its reason
             log.error("task.failed", exc_info=error)
 
     def _vital_ended(self, task: asyncio.Task[None]) -> None:

@@ -82,7 +82,7 @@ class Journal:
         self._transfers[key] = self._transfers.get(key, 0) + size
 
     async def run(self) -> None:
-        """Until cancelled. Raises `StateError` "store.fenced"."""
+        """Until cancelled. Raises `StorageError` "store.fenced"."""
         while True:
             batch = [await self._queue.get()]
             while len(batch) < BATCH_MAX and not self._queue.empty():
@@ -99,13 +99,12 @@ class Journal:
         try:
             sequences = await self._write(decided, transfers)
         except StorageError as error:
-            log.exception("journal.commit_failed", error_id=error.id, reason=error.message, exc_info=False)
             self._take_back(decided, error)
+            if trouble(error) is Trouble.FENCED:
+                raise
+            log.exception("journal.commit_failed", error_id=error.id, reason=error.message, exc_info=False)
             self._recount(transfers)
         except Exception as error:  # about what was to be written, not about the disk
-            if trouble(error) is Trouble.FENCED:
-                self._take_back(decided, error)
-                raise
             log.warning("journal.commit_refused", decisions=len(decided), reason=repr(error))
             self._take_back(decided)
             for pending, _ in decided:  # whose it was is found out

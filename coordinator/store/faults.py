@@ -43,11 +43,11 @@ class Trouble(StrEnum):
 
 def trouble(error: BaseException) -> Trouble:
     if isinstance(error, StorageError):
-        return Trouble.PERMANENT if error.id == "store.damaged" else Trouble.TRANSIENT
-    if isinstance(error, StateError):
-        return {"store.conflict": Trouble.CONFLICT, "store.fenced": Trouble.FENCED}.get(
-            error.id, Trouble.PERMANENT
+        return {"store.damaged": Trouble.PERMANENT, "store.fenced": Trouble.FENCED}.get(
+            error.id, Trouble.TRANSIENT
         )
+    if isinstance(error, StateError) and error.id == "store.conflict":
+        return Trouble.CONFLICT
     return Trouble.PERMANENT
 
 
@@ -110,9 +110,10 @@ def conflict(message: str, cause: str) -> StateError:
     )
 
 
-def fenced(where: str, holder: str) -> StateError:
-    """`holder` has claimed the store after whoever wanted to write."""
-    return StateError(
+def fenced(where: str, holder: str) -> StorageError:
+    """`holder` has claimed the store after whoever wanted to write. For callers this passes, as any store that takes
+    nothing does: they find the other coordinator, or this one's successor."""
+    return StorageError(
         "store.fenced",
         f"another coordinator has taken over {where}",
         cause=f"{holder or 'somebody'} was started on it later, and only one may write; nothing was written",

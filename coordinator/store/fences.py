@@ -29,7 +29,7 @@ def take(connection: Connection, holder: str, at: float) -> Fence:
 
 
 def check(connection: Connection, fence: Fence | None, where: str) -> None:
-    """Raises `StateError` "store.fenced" if somebody has taken a newer one. Without a fence anybody may write."""
+    """Raises `StorageError` "store.fenced" if somebody has taken a newer one. Without a fence anybody may write."""
     if fence is None:
         return
     row = connection.execute(select(FENCES.c.epoch, FENCES.c.holder).where(_ROW)).one_or_none()

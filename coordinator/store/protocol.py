@@ -33,8 +33,8 @@ class Commits(Protocol):
     """What changes the store. Each call is one transaction, in the order of the calls; on any error nothing is
     written.
 
-    With a `fence`, each raises `StateError` "store.fenced" if a newer one has been taken, which is checked in the same
-    transaction.
+    With a `fence`, each raises `StorageError` "store.fenced" if a newer one has been taken, which is checked in the
+    same transaction.
     """
 
     async def take_fence(self, holder: str, at: float) -> Fence:

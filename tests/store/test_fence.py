@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from coordinator.store import Fence, Store
-from muster.errors import StateError
+from muster.errors import StorageError
 
 
 async def test_each_claim_shuts_out_the_ones_before(store: Store, script: Any) -> None:
@@ -16,7 +16,7 @@ async def test_each_claim_shuts_out_the_ones_before(store: Store, script: Any) -
     assert await store.commit([script.peer("a")], fence=first) == [1]
     second = await store.take_fence("the second", 2.0)
     assert second != first
-    with pytest.raises(StateError, match="another coordinator has taken over") as caught:
+    with pytest.raises(StorageError, match="another coordinator has taken over") as caught:
         await store.commit([script.peer("b")], fence=first)
     assert caught.value.id == "store.fenced"
     assert "the second" in caught.value.cause
@@ -41,7 +41,7 @@ async def test_no_write_gets_past_a_newer_claim(store: Store, script: Any, name:
     await store.commit([script.peer("a"), script.run(state="FINISHED"), script.model(0)])
     new = await store.take_fence("the second", 2.0)
     before = await store.events(), await store.runs(), await store.live_blobs()
-    with pytest.raises(StateError) as caught:
+    with pytest.raises(StorageError) as caught:
         await WRITES[name](store, old)
     assert caught.value.id == "store.fenced"
     assert (await store.events(), await store.runs(), await store.live_blobs()) == before
