@@ -1,9 +1,9 @@
 """Updates as column chunks, decoded from their mapped files in memory that is bounded by bytes.
 
-Whatever the number of updates, no more than `SCRATCH_BYTES_MAX` of decoded values are held. Of few updates, or of a
-small model, all are decoded once and kept for the second sweep; else a chunk of all updates at a time; of more updates
-than that allows, a stretch of a chunk of all, for which each chunk is decoded again. A weighted sum needs no chunk of
-all: it is folded a few updates at a time, see `Decoded.rows`.
+Whatever the number of updates, no more than `SCRATCH_BYTES_MAX` of decoded values are held. Of small models all updates
+are decoded once and kept for the second sweep; else a chunk of all updates at a time; of more updates than that allows,
+a stretch of a chunk of all, for which each chunk is decoded again. A weighted sum needs no chunk of all: it is folded a
+few updates at a time, see `Decoded.rows`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from muster.model.layout import CHUNK_COORDINATES, COUNTERS, PARAMS, Column, Par
 from muster.spec.model import RunSpec
 
 STRETCH_COORDINATES_MIN = 4096  # narrower ones would cost more in calls than they save in memory
+HELD_BYTES_MAX = 32 << 20  # from sweep to sweep: memory that is touched first costs more than to decode again
+FOLDED_BYTES_MAX = 16 << 20  # of a weighted sum at a time: about what a last-level cache holds
 DRAWN_BYTES = 4096  # of each update's first chunk
 
 
@@ -50,10 +52,12 @@ class Decoded:
         self.kept = kept  # by name
         self._width = min(CHUNK_COORDINATES, layout.columns_size)
         self._rows = len(readers) + len(kept)
-        self._all_fit = 4 * self._rows * layout.columns_size <= scratch_bytes_max
+        self._all_fit = 4 * self._rows * layout.columns_size <= min(HELD_BYTES_MAX, scratch_bytes_max)
         self._scratch_bytes_max = scratch_bytes_max
         self._stretch = _stretch(4 * self._rows, self._width, scratch_bytes_max)
-        self.rows_max = max(1, scratch_bytes_max // (4 * self._width))  # decoded at a time for a sum
+        self.rows_max = max(
+            1, min(FOLDED_BYTES_MAX, scratch_bytes_max) // (4 * self._width)
+        )  # of a sum at a time
         self._held: dict[int, Tensor] = {}  # by the column's start
         self._scratch = torch.empty(0)
         self._chunk = torch.empty(0)

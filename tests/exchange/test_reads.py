@@ -1,5 +1,6 @@
 """How often the bytes of an update are read after the wire, by admission and the reduction, and its header parsed."""
 
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 from collections import Counter
@@ -101,7 +102,7 @@ def job_of(bench: Any, spec: RunSpec, updates: list[UpdateInput], **more: Any) -
 def test_an_update_is_read_twice_and_its_header_parsed_once(
     bench: Any, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch, rule: str, up: str
 ) -> None:
-    """Also by a rule that sweeps the columns twice, as long as what it decodes fits the budget."""
+    """Also by a rule that sweeps the columns twice, of a small model."""
     spec = make_spec(aggregation={"rule": rule, "faults": 0}, compression={"up": up, "feedback": "none"})
     counted = Counted(monkeypatch)
     updates = inputs(bench, spec)
