@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
 
-import compressors
 from coordinator.server import RunningCoordinator
 from coordinator.store import EventRow, Store
 from coordinator.workers import jobs
-from exchange.payload import GroupSpec, Manifest, PayloadWriter
 from muster.config.settings import CoordinatorConfig
 from muster.errors import MusterError, TaskError
 from muster.files.blobs import BlobStore
-from muster.files.digests import checksum, digest_file
 from muster.spec.model import RunSpec
 from muster.transport import MemoryTransport
 from muster.transport.base import Channel
-from muster.wire import ADMIN, BEGIN_UPDATE, COMMIT_UPDATE, ENROL, SESSION, UPLOAD_UPDATE
-from protos.v1 import admin_pb2, membership_pb2, updates_pb2
-from protos.v1.tensors_pb2 import BlobHeader, Chunk
+from muster.wire import ADMIN
+from protos.v1 import admin_pb2
+from simulator.fake_peer import FakePeer, chunks_of
 
 
 @pytest.fixture
@@ -79,137 +75,6 @@ class InProcessWorker:
         pass
 
 
-class ByHand:
-    """A peer that does exactly what a test says."""
-
-    def __init__(self, channel: Channel, name: str, folder: Path, secret: str = "") -> None:
-        self.channel = channel
-        self.name = name
-        self.folder = folder
-        self.credentials = membership_pb2.Credentials(peer_id=name, secret=secret or f"secret of {name} " * 2)
-        self.outbox: asyncio.Queue[membership_pb2.SessionRequest | None] = asyncio.Queue()
-        self.inbox: asyncio.Queue[membership_pb2.SessionResponse | None] = asyncio.Queue()
-        self.reader: asyncio.Task[None] | None = None
-        self.error: MusterError | None = None  # with which the session ended, if it did
-
-    async def enrol(self) -> None:
-        request = membership_pb2.EnrolRequest(name=self.name, secret=self.credentials.secret, device="cpu")
-        await self.channel.unary(ENROL, request, timeout_seconds=10)
-
-    async def connect(self, held: Sequence[str] = (), runs: Sequence[str] = ()) -> membership_pb2.Welcome:
-        hello = membership_pb2.Hello(
-            credentials=self.credentials, held_assignment_ids=held, held_run_ids=runs
-        )
-        self.outbox.put_nowait(membership_pb2.SessionRequest(hello=hello))
-        self.reader = asyncio.create_task(self._read())
-        return (await self.hear("welcome")).welcome
-
-    async def _read(self) -> None:
-        async def out() -> AsyncIterator[membership_pb2.SessionRequest]:
-            while (message := await self.outbox.get()) is not None:
-                yield message
-
-        try:
-            async for message in self.channel.stream(SESSION, out()):
-                self.inbox.put_nowait(message)
-        except MusterError as error:
-            self.error = error
-        finally:
-            self.inbox.put_nowait(None)
-
-    async def hear(self, kind: str) -> membership_pb2.SessionResponse:
-        """The next message of this kind; others before it are passed over."""
-        while True:
-            message = await asyncio.wait_for(self.inbox.get(), 20)
-            assert message is not None, f"the session ended before a {kind}"
-            if message.WhichOneof("message") == kind:
-                return message
-
-    async def offer(self) -> membership_pb2.Assignment:
-        return (await self.hear("offer")).offer
-
-    def report(self, offer: membership_pb2.Assignment, phase: Any, **more: Any) -> None:
-        report = membership_pb2.AssignmentReport(assignment_id=offer.assignment_id, phase=phase, **more)
-        self.outbox.put_nowait(membership_pb2.SessionRequest(report=report))
-
-    def heartbeat(self) -> None:
-        self.outbox.put_nowait(membership_pb2.SessionRequest(heartbeat=membership_pb2.Heartbeat(sequence=1)))
-
-    async def leave(self) -> None:
-        self.outbox.put_nowait(None)
-        if self.reader is not None:
-            await asyncio.wait({self.reader}, timeout=10)
-
-    # -- updates -------------------------------------------------------------------------------------------
-
-    def write(self, offer: membership_pb2.Assignment, vector: Tensor, **manifest: Any) -> Path:
-        codec = compressors.build("identity")
-        facts: dict[str, Any] = {
-            "run_id": offer.run_id,
-            "round": offer.round,
-            "assignment_id": offer.assignment_id,
-            "base_digest": offer.work.base.digest,
-            "layout_digest": offer.work.base.layout_digest,
-            "groups": (GroupSpec(name="params", codec="identity", size=len(vector)),),
-            "scalars": {"examples": 10.0},
-            **manifest,
-        }
-        path = self.folder / f"{offer.assignment_id}.update"
-        writer = PayloadWriter(path, Manifest(**facts))
-        writer.append("params", codec.encode(vector, seed=0))
-        writer.finish()
-        return path
-
-    def begin(
-        self, offer: membership_pb2.Assignment, path: Path, **header: Any
-    ) -> updates_pb2.BeginUpdateRequest:
-        facts: dict[str, Any] = {
-            "size_bytes": path.stat().st_size,
-            "digest": digest_file(path),
-            "layout_digest": offer.work.base.layout_digest,
-            "run_id": offer.run_id,
-            "round": offer.round,
-            "assignment_id": offer.assignment_id,
-            **header,
-        }
-        return updates_pb2.BeginUpdateRequest(credentials=self.credentials, header=BlobHeader(**facts))
-
-    async def send(self, begin: updates_pb2.BeginUpdateRequest, *chunks: Chunk) -> int:
-        """One upload stream; gives the offset that is held then."""
-
-        async def out() -> AsyncIterator[updates_pb2.UploadUpdateRequest]:
-            yield updates_pb2.UploadUpdateRequest(begin=begin)
-            for chunk in chunks:
-                yield updates_pb2.UploadUpdateRequest(chunk=chunk)
-
-        answers = [each async for each in self.channel.stream(UPLOAD_UPDATE, out(), timeout_seconds=10)]
-        return int(answers[-1].offset)
-
-    async def commit(self, begin: updates_pb2.BeginUpdateRequest) -> updates_pb2.Receipt:
-        request = updates_pb2.CommitUpdateRequest(
-            credentials=begin.credentials,
-            assignment_id=begin.header.assignment_id,
-            digest=begin.header.digest,
-        )
-        return (await self.channel.unary(COMMIT_UPDATE, request, timeout_seconds=10)).receipt
-
-    async def deliver(
-        self, offer: membership_pb2.Assignment, path: Path, **header: Any
-    ) -> updates_pb2.Receipt:
-        begin = self.begin(offer, path, **header)
-        await self.channel.unary(BEGIN_UPDATE, begin, timeout_seconds=10)
-        await self.send(begin, *chunks_of(path))
-        return await self.commit(begin)
-
-
-def chunks_of(path: Path, size: int = 64) -> list[Chunk]:
-    body = path.read_bytes()
-    return [
-        Chunk(offset=at, data=body[at : at + size], crc32c=checksum(body[at : at + size]))
-        for at in range(0, len(body), size)
-    ]
-
-
 class Stage:
     """A running coordinator of which each test scripts the peers."""
 
@@ -255,8 +120,8 @@ class Stage:
         self.channels.append(channel)
         return channel
 
-    async def peer(self, name: str) -> ByHand:
-        peer = ByHand(self.channel(), name, self.folder)
+    async def peer(self, name: str) -> FakePeer:
+        peer = FakePeer(self.channel(), name, self.folder)
         await peer.enrol()
         await peer.connect()
         return peer
