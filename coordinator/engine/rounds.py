@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from coordinator.engine import assignments, schedule, standings
+from coordinator.engine import assignments, folds, schedule, standings
 from coordinator.engine.decision_builder import DecisionBuilder
 from coordinator.engine.state import (
     Aggregate,
@@ -15,13 +15,11 @@ from coordinator.engine.state import (
     AggregationSkipped,
     AssignmentState,
     AssignmentStatus,
-    Fold,
     ModelVersion,
     RoundState,
     RoundStatus,
     RunState,
 )
-from coordinator.engine.works import Works
 
 
 def open_round(draft: DecisionBuilder, action: schedule.OpenRound) -> None:
@@ -111,7 +109,7 @@ def expire_work(draft: DecisionBuilder, action: schedule.ExpireWork) -> None:
 def close(draft: DecisionBuilder, action: schedule.CloseRound) -> None:
     if any(r.status is RoundStatus.AGGREGATING for r in draft.state.rounds.values()):
         raise AssertionError("a schedule closed a round while another one is aggregating")
-    fold = _fold(draft.state, action)
+    fold = folds.fold_of(draft.state, action)
     round_ = replace(draft.state.rounds[action.round], fold=fold)
     _move(
         draft,
@@ -121,44 +119,11 @@ def close(draft: DecisionBuilder, action: schedule.CloseRound) -> None:
         status=RoundStatus.AGGREGATING,
         values={} if fold is None else {"fold_json": fold.to_json()},
         data={
-            "updates": [a.assignment_id for a in folded(draft.state, round_)],
+            "updates": [a.assignment_id for a in folds.folded(draft.state, round_)],
             **({} if fold is None else {"work_goes_on": fold.work_goes_on}),
         },
     )
     aggregate(draft, round_.number)
-
-
-def _fold(state: RunState, action: schedule.CloseRound) -> Fold | None:
-    if action.weights is None and not action.work_goes_on:
-        return None
-    round_ = state.rounds[action.round]
-    if action.weights is None:
-        return Fold(updates=tuple(a.assignment_id for a in round_.delivered), work_goes_on=True)
-    unknown = [name for name in action.weights if not _has_update(state, round_, name)]
-    if unknown:
-        raise AssertionError(f"a schedule folds what is no update that waits: {', '.join(unknown[:3])}")
-    updates = tuple(action.weights)
-    return Fold(
-        updates=updates,
-        weights=tuple(float(action.weights[name]) for name in updates),
-        work_goes_on=action.work_goes_on,
-    )
-
-
-def _has_update(state: RunState, round_: RoundState, assignment_id: str) -> bool:
-    held = round_.assignments.get(assignment_id) or state.carried.get(assignment_id)
-    return held is not None and held.counts
-
-
-def folded(state: RunState, round_: RoundState) -> tuple[AssignmentState, ...]:
-    """What a round that was closed aggregates, by peer id."""
-    if round_.fold is None:
-        return round_.delivered
-    found = [
-        round_.assignments.get(name) or state.carried[name]  # nothing else drops an update that waits
-        for name in round_.fold.updates
-    ]
-    return tuple(sorted(found, key=lambda each: (each.peer_id, each.round)))
 
 
 def aggregate(draft: DecisionBuilder, number: int) -> None:
@@ -167,7 +132,7 @@ def aggregate(draft: DecisionBuilder, number: int) -> None:
     if newest is None:
         raise AssertionError(f"round {number} is open though there is no model")
     round_ = draft.state.rounds[number]
-    updates, weights = folded(draft.state, round_), None
+    updates, weights = folds.folded(draft.state, round_), None
     if round_.fold is not None and round_.fold.weights is not None:
         by_id = dict(zip(round_.fold.updates, round_.fold.weights, strict=True))
         weights = tuple(by_id[each.assignment_id] for each in updates)
@@ -187,14 +152,14 @@ def commit(draft: DecisionBuilder, event: Aggregated) -> str | None:
             f"the result of round {round_.number} is version {event.model.version} of round "
             f"{event.model.round}; version {newest + 1} of round {round_.number} comes next"
         )
-    updates = folded(state, round_)
+    updates = folds.folded(state, round_)
     _treat(draft, updates, event)
     standings.settle(draft, round_, updates)
     standings.pardon_late(draft)
     for cause, sentence in event.warnings:
         draft.warn(cause, sentence, round=round_.number)
-    carried = _carry(draft, round_, updates)
-    _expire_rest(draft, round_.number, f"round {round_.number} is committed")
+    carried = folds.carry(draft, round_, updates)
+    folds.expire_rest(draft, round_.number, f"round {round_.number} is committed")
     version = event.model.version
     reason = (
         f"round {round_.number} made version {version} from {_updates(len(updates))} "
@@ -228,8 +193,8 @@ def commit(draft: DecisionBuilder, event: Aggregated) -> str | None:
     draft.change(
         model=event.model,
         models={**draft.state.models, version: event.model},
-        counted=_counted(draft.state, updates),
-        carried=_carried(draft.state, carried, updates),
+        counted=folds.counted_after(draft.state, updates),
+        carried=folds.carried_after(draft.state, carried, updates),
         committed=state.committed + 1,
         skipped_in_row=0,
         reason=reason,
@@ -251,15 +216,15 @@ def skip(draft: DecisionBuilder, number: int, reason: str) -> None:
         for each in round_.assignments.values()
         if not each.status.ended and draft.now >= assignments.due(draft.state, each)
     ]
-    dropped = () if round_.fold is None else folded(draft.state, round_)
-    carried = _carry(draft, round_, dropped)
-    _expire_rest(draft, number, f"round {number} is skipped")
+    dropped = () if round_.fold is None else folds.folded(draft.state, round_)
+    carried = folds.carry(draft, round_, dropped)
+    folds.expire_rest(draft, number, f"round {number} is skipped")
     data = {} if round_.fold is None else {"carried": list(carried)}
     _move(draft, "round.skipped", draft.state.rounds[number], reason, status=RoundStatus.SKIPPED, data=data)
     for assignment in dropped:
         if assignment.assignment_id in draft.state.carried:
-            _put_carried(draft, assignment, {"carried": False})
-    draft.change(carried=_carried(draft.state, carried, dropped))
+            folds.write_carried(draft, assignment, {"carried": False})
+    draft.change(carried=folds.carried_after(draft.state, carried, dropped))
     state = draft.state
     draft.change(skipped=state.skipped + 1, skipped_in_row=state.skipped_in_row + 1, reason=reason)
     standings.settle(draft, round_, round_.delivered)
@@ -277,7 +242,7 @@ def skip_aggregation(draft: DecisionBuilder, event: AggregationSkipped) -> str |
 
 def fail(draft: DecisionBuilder, number: int, reason: str) -> None:
     """With its run."""
-    _expire_rest(draft, number, reason)
+    folds.expire_rest(draft, number, reason)
     _move(draft, "round.failed", draft.state.rounds[number], reason, status=RoundStatus.FAILED)
 
 
@@ -336,64 +301,6 @@ def _move(
         round=round_.number,
         data={**times, **(data or {})},
     )
-
-
-def _expire_rest(draft: DecisionBuilder, number: int, reason: str) -> None:
-    """No work outlives its round, but for what its schedule lets go on."""
-    works = draft.state.rounds[number].assignments
-    for assignment_id in tuple(works.live):
-        if works[assignment_id].deadline_at is None:
-            assignments.expire(draft, works[assignment_id], reason)
-
-
-def _carry(
-    draft: DecisionBuilder, round_: RoundState, updates: Sequence[AssignmentState]
-) -> dict[str, AssignmentState]:
-    """Gives what outlives the round a deadline of its own: its updates but for these, and its work if that goes on."""
-    fold = round_.fold
-    if fold is None:
-        return {}
-    gone = {each.assignment_id for each in updates}
-    works = round_.assignments
-    left = [each for each in works.delivered if each.assignment_id not in gone]
-    left += [works[name] for name in works.live] if fold.work_goes_on else []
-    carried: dict[str, AssignmentState] = {}
-    for each in left:
-        due = assignments.due(draft.state, each)
-        moved = replace(each, deadline_at=due)
-        _put_carried(draft, moved, {"carried": True, "deadline_at": due})
-        carried[each.assignment_id] = moved
-        draft.put_assignment(moved)
-    return carried
-
-
-def _carried(state: RunState, more: Mapping[str, AssignmentState], gone: Sequence[AssignmentState]) -> Works:
-    held = state.carried
-    for each in gone:
-        if each.assignment_id in held:
-            held = held.without(each.assignment_id)
-    for each in more.values():
-        held = held.put(each)
-    return held
-
-
-def _put_carried(draft: DecisionBuilder, assignment: AssignmentState, values: Mapping[str, Any]) -> None:
-    draft.record(
-        "",
-        "assignment",
-        {"assignment_id": assignment.assignment_id},
-        before=str(assignment.status),
-        values=values,
-        reason=assignment.reason,
-    )
-
-
-def _counted(state: RunState, updates: Sequence[AssignmentState]) -> dict[tuple[str, str], int]:
-    counted = dict(state.counted)
-    for each in updates:
-        lineage = (each.peer_id, each.work.role)
-        counted[lineage] = max(each.round, counted.get(lineage, 0))
-    return counted
 
 
 def _treat(draft: DecisionBuilder, folded: Sequence[AssignmentState], event: Aggregated) -> None:

@@ -203,7 +203,7 @@ class _SqlRows:
             .where(work.run_id == self._run_id, not_(work.evaluation))
             .group_by(work.peer_id)
         )
-        return ((peer_id, *counts) for peer_id, *counts in found)
+        return ((row[0], row[1], row[2], row[3], row[4]) for row in found)
 
     def newest_ended(self) -> Iterable[Row]:
         work = tables.ASSIGNMENTS.c
