@@ -4,6 +4,8 @@ server's step, the way down. Takes files, tensors and values; knows of no databa
     LocalAlgorithm     what a peer does with its data: a frozen dataclass of options, registered in "muster.algorithms";
                        it is given a `RoundContext`, declares each `Group` that it sends, and gives a `Contribution`
     ServerOptimizer    how an aggregate moves the model: a frozen dataclass, registered in "muster.server_optimizers"
+    Mechanism          what seals an update at its peer and opens the aggregate, registered in "muster.mechanisms"; it
+                       is given a `SealContext` and an `OpenContext`
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from exchange.facts import UpdateFacts
     from exchange.groups import Group
     from exchange.job import AggregationJob, AggregationResult, UpdateBase, UpdateInput
+    from exchange.mechanisms import Mechanism, OpenContext, SealContext
     from exchange.optimizers import ServerOptimizer
     from exchange.payload import Manifest, PayloadReader, PayloadWriter
     from exchange.update import WrittenUpdate, write_update
@@ -32,9 +35,12 @@ __all__ = [
     "Group",
     "LocalAlgorithm",
     "Manifest",
+    "Mechanism",
+    "OpenContext",
     "PayloadReader",
     "PayloadWriter",
     "RoundContext",
+    "SealContext",
     "ServerOptimizer",
     "UpdateBase",
     "UpdateFacts",
@@ -65,6 +71,11 @@ __getattr__, __dir__ = reexport(
             "AggregationResult",
             "UpdateBase",
             "UpdateInput",
+        ),
+        "exchange.mechanisms": (
+            "Mechanism",
+            "OpenContext",
+            "SealContext",
         ),
         "exchange.optimizers": ("ServerOptimizer",),
         "exchange.payload": (

@@ -17,7 +17,7 @@ import torch
 import compressors
 from aggregators.core.gram import LONGEST_KEPT
 from compressors.core import integers
-from exchange import group_files, links
+from exchange import group_files, links, mechanisms
 from exchange.contexts import ChunkContexts
 from exchange.declared_groups import groups_of_run
 from exchange.factors import CommonFactor
@@ -84,6 +84,7 @@ def admit(path: Path, digest: str, expected: Expected) -> UpdateFacts:
     finally:
         reader.close()
     _check_norm(norm, expected.spec.aggregation.norm_max)
+    _check_sealed(norm, expected)
     examples = scalars.get("examples", 0.0)
     if not (math.isfinite(examples) and 1 <= examples <= 2**53 and examples == int(examples)):
         raise UpdateRejected(
@@ -118,6 +119,18 @@ def _check_norm(norm: float, limit: float | None) -> None:
             cause="training diverged on the peer, or the peer lies: float32 cannot hold products of such values, and "
             "one of them would stop the whole round",
             fix="lower train.lr or set train.clip_norm",
+        )
+
+
+def _check_sealed(norm: float, expected: Expected) -> None:
+    """All that can be told of a sealed update is how long it may be."""
+    limit = mechanisms.norm_max(expected.spec, expected.layout.size)
+    if norm > limit:
+        raise UpdateRejected(
+            "update.norm_too_large",
+            f"the update's L2 norm is {norm:.6g}; sealed by {expected.spec.mechanism.name} it has at most {limit:.6g}",
+            cause="the mechanism has other options on the peer, training diverged there, or the peer lies",
+            fix="install the same version of the mechanism on coordinator and peer, or lower train.lr",
         )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import compressors
-from exchange import recipe
+from exchange import mechanisms, recipe
 from exchange.admission import Expected, admit, update_bytes_max
 from exchange.contribution import Contribution
 from exchange.decision import decide, refuse
@@ -97,7 +97,8 @@ def mix(
         keeping = KeptRows(spec, updates, source, decision.plan, states_out)
         stack.callback(keeping.close)
         watch = keeping.take if keeping.needed else None
-        reduction = Reduction(spec, model, source, decision.plan, cohort=n, watch=watch)
+        opening = mechanisms.opening(spec, updates, decision.plan, n)
+        reduction = Reduction(spec, model, source, decision.plan, cohort=n, opening=opening, watch=watch)
         writer = DeltaWriter(CODEC, layout, out, base_digest=base_digest, round=round)
         stack.callback(writer.close)
         codec = compressors.build(CODEC)

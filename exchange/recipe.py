@@ -10,7 +10,9 @@ import torch
 
 import aggregators
 from aggregators.core.rule import Needs
+from methods.kinds import MECHANISMS
 from muster.errors import ConfigError
+from muster.plugins import find
 from muster.spec.model import FAULTS_SHARE, AggregationTable, RunSpec, share
 
 COHORT_ANY = 1_000  # of a run that is not told: whatever the share, some of so many are faulty
@@ -55,6 +57,10 @@ def check(spec: RunSpec) -> None:
         )
     if refusal := _never_enough(spec):
         raise aggregators.RuleError(refusal)
+    if (mechanism := spec.mechanism.name) and find(MECHANISMS, mechanism).sums_only:
+        why = built.refuse_sums_only(mechanism)
+        if why is not None:
+            raise aggregators.RuleError(why)
     if spec.privacy.secure_aggregation:
         why = built.refuse_sums_only()
         raise aggregators.RuleError(

@@ -1,6 +1,6 @@
 """The second sweep: what a plan makes of decoded updates, column by column.
 
-delta      [c] of the parameters: the plan's mixture
+delta      [c] of the parameters: the plan's mixture, opened by the run's mechanism
 buffers    [c], the new values, of the mixture and of what the base and the updates span, see `exchange.untrained`
 counters   [c], the new values, by order
 """
@@ -16,6 +16,7 @@ import aggregators
 from aggregators.kernels import Mixing, mix
 from exchange import recipe, untrained
 from exchange.decoded import Decoded
+from exchange.mechanisms import Opening
 from exchange.recipe import AggregationRefused
 from muster.model.layout import BUFFERS, CHUNK_COORDINATES, COUNTERS, Column
 from muster.model.modelfile import ModelFile
@@ -36,9 +37,11 @@ class Reduction:
         plan: aggregators.Plan,
         *,
         cohort: int,
+        opening: Opening,
         watch: Watch | None = None,
     ) -> None:
         self._base, self._source, self._plan, self._watch = base, source, plan, watch
+        self._opening = opening
         self._faults = spec.faults_of(cohort)
         self._measures = recipe.pipeline(spec, cohort).rule.has_length
         self._sum = _Sum(source, plan) if plan.linear and not source.kept and watch is None else None
@@ -46,16 +49,20 @@ class Reduction:
         self._delta, self._moved = torch.empty(width), torch.empty(width)
 
     def params(self, column: Column) -> Tensor:
-        """The mixture [c]; the same memory every time."""
+        """What is made of the column [c]; the same memory every time. Raises `AggregationRefused`."""
         delta = self._delta[: column.stop - column.start]
+        self._mix(column, delta)
+        self._opening.open(delta, column.index, column.start, self._base.layout.size)
+        return delta
+
+    def _mix(self, column: Column, delta: Tensor) -> None:
         if self._sum is not None and not self._source.holds(column):
             self._sum.read(column, delta)
-            return delta
+            return
         for at, X in self._source.stretches(column):
             self._plan.reduce(X, delta[at : at + X.shape[1]])
             if self._watch is not None:
                 self._watch(column.start + at, X)
-        return delta
 
     def buffers(self, column: Column) -> Tensor:
         """The new values [c]; the same memory every time. Raises `AggregationRefused` if they are not finite."""

@@ -10,7 +10,7 @@ from torch import Tensor
 import aggregators
 import compressors
 from compressors.core.replay import TERMS_MAX
-from exchange import downlink, links, optimizers
+from exchange import downlink, links, mechanisms, optimizers
 from exchange.contexts import ChunkContexts
 from exchange.decoded import Decoded
 from exchange.factors import CommonFactor, NextFactor
@@ -80,7 +80,8 @@ class _Step:
                 stack.callback(file.close)
         width = min(CHUNK_COORDINATES, layout.columns_size)
         watch = self._kept.take if self._kept.needed else None
-        self._reduction = Reduction(spec, base, source, plan, cohort=job.cohort, watch=watch)
+        opening = mechanisms.opening(spec, job.updates, plan, job.cohort)
+        self._reduction = Reduction(spec, base, source, plan, cohort=job.cohort, opening=opening, watch=watch)
         self._moved = torch.empty(width)
 
     def take(self, column: Column) -> None:

@@ -1,8 +1,9 @@
 """From a trained model to an update file, chunk by chunk.
 
     delta = trained - base              base as the model really held it, in native dtypes
-    delta scaled down                   to the norm that the feedback sets, if it does: of all chunks together
+    delta scaled down                   to the norm that feedback or mechanism sets, if one does: of all chunks together
     m     = beta m + (1 - beta) delta   if the run has worker momentum; m starts as delta
+    m     = mechanism.seal(m)           if the run has one
     body  = feedback.encode(codec, m)   what the codec leaves behind, the residual, stays here
 
 Worker momentum: Karimireddy, He, Jaggi, Learning from History for Byzantine Robust Optimization, ICML 2021;
@@ -36,6 +37,7 @@ from exchange.contribution import Contribution
 from exchange.factors import CommonFactor
 from exchange.groups import Group
 from exchange.local_update import Deltas, LocalUpdate, StateFiles, momenta_names
+from exchange.mechanisms import Sealing
 from exchange.payload import BESIDE, Manifest, PayloadWriter, groups_of
 from exchange.request import UpdateRequest
 from exchange.statefile import ScatteredStateWriter
@@ -78,6 +80,7 @@ def write_update(
     *,
     groups: Sequence[Group] = (),
     source_digest: str = "",
+    sealing: Sealing | None = None,
     attacker: Attacker | None = None,
     views: Sequence[Path] = (),
 ) -> WrittenUpdate:
@@ -113,7 +116,7 @@ def write_update(
         )
         honest = LocalUpdate(model, base, views, state, beta)
         stack.callback(honest.close)
-        honest.clip(feedback.norm_max(request.senders))
+        honest.clip(_norm_max(request, feedback, sealing))
         forgery = None if attacker is None else attacker.plan(honest, request.seed)
         if isinstance(codec, Planned) and forgery is None:
             codec = codec.planned(_plan(codec, feedback, request, _Sources(honest, state, contexts)))
@@ -132,6 +135,7 @@ def write_update(
                 forgery.forge(rows, update, start)
             if column.group != PARAMS:
                 return beside.encode(update, 0)
+            update = update if sealing is None else sealing.seal(update, request, index, start, layout.size)
             kept = {name: state.read(name, start, stop) for name in feedback.state_names}
             seed = derive_seed(request.seed, "codec", index)
             context = factor.at(contexts.at(index), index)
@@ -179,6 +183,12 @@ def _plan(
         except compressors.DecodeError as error:
             raise _too_large(request, codec) from error
     return planner.choice()
+
+
+def _norm_max(request: UpdateRequest, feedback: compressors.Feedback, sealing: Sealing | None) -> float:
+    """To which the update is scaled down: whichever of the two wants less."""
+    limit = feedback.norm_max(request.senders)
+    return limit if sealing is None else min(limit, sealing.mechanism.clip_norm)
 
 
 def _codec(request: UpdateRequest, feedback: compressors.Feedback) -> str:

@@ -25,6 +25,7 @@ SAMPLERS = "muster.samplers"
 SCHEDULES = "muster.schedules"
 SERVER_OPTIMIZERS = "muster.server_optimizers"
 ALGORITHMS = "muster.algorithms"
+MECHANISMS = "muster.mechanisms"
 
 KINDS: Mapping[str, Kind] = {
     kind.group: kind
@@ -39,6 +40,7 @@ KINDS: Mapping[str, Kind] = {
         Kind(group=SCHEDULES, word="schedule", given=("spec", "refuse")),
         Kind(group=SERVER_OPTIMIZERS, word="server optimizer", given=("version", "warming_up")),
         Kind(group=ALGORITHMS, word="local algorithm"),
+        Kind(group=MECHANISMS, word="mechanism"),
     )
 }
 

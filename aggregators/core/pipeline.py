@@ -83,12 +83,12 @@ class Pipeline:
         """Whether weights given to `plan` count: those of a mean do, unless a pre-rule stands before it."""
         return Needs.WEIGHTS in self.rule.needs and not self.pre
 
-    def refuse_sums_only(self) -> str | None:
-        """Why it cannot run on the sum of the updates alone, which is all that secure aggregation shows."""
+    def refuse_sums_only(self, mechanism: str = "secure aggregation") -> str | None:
+        """Why it cannot run on the sum of the updates alone, which is all that the mechanism shows."""
         if not self.pre and self.rule.needs in {Needs.HONESTY, Needs.HONESTY | Needs.WEIGHTS}:
             return None  # it looks at no row, and so believes every one
         names = " and ".join(plugin.name for plugin in (*self.pre, self.rule))
-        return f"secure aggregation shows nothing but the sum of the updates, and {names} must see each by itself"
+        return f"{mechanism} shows nothing but the sum of the updates, and {names} must see each by itself"
 
     def state_names(self, keys: Sequence[str]) -> tuple[str, ...]:
         """The vectors [d] that the rule keeps from round to round, for the updates that `keys` name."""

@@ -8,7 +8,7 @@ import tomllib
 from coordinator.engine import sampling, schedule
 from coordinator.engine.schedule import Schedule
 from coordinator.submission import compatibility, suggestions
-from exchange import optimizers
+from exchange import mechanisms, optimizers
 from methods import Requirement
 from methods.spelling import split
 from muster.errors import ConfigError
@@ -36,7 +36,7 @@ def check_spec(spec: RunSpec, text: str = "", filename: str = "the run spec") ->
     if problems := [*wrong_options(spec), *missing_faults(spec, tomllib.loads(text) if text else None)]:
         raise invalid_spec(problems, text, filename)
     if refusal := _refusal(spec):
-        found = suggestions.remedies(spec, lambda mended: _refusal(mended) is None)
+        found = suggestions.remedies(spec, _is_accepted)
         fix = suggestions.format_changes(found) or NO_REMEDY
         if refusal.key:
             told = invalid_spec([Problem(tuple(refusal.key.split(".")), refusal.sentence)], text, filename)
@@ -106,6 +106,14 @@ def _goes_well(feedback_spelling: str, codec_spelling: str) -> bool:
     )
 
 
+def _is_accepted(spec: RunSpec) -> bool:
+    """Also of a change that leaves options behind which another plug-in has not."""
+    try:
+        return _refusal(spec) is None
+    except ConfigError:
+        return False
+
+
 def _refusal(spec: RunSpec) -> Requirement | None:
     """Why it cannot be done, of several reasons the first; None if it can."""
     import aggregators
@@ -119,6 +127,8 @@ def _refusal(spec: RunSpec) -> Requirement | None:
         demands = [(place, found[0]) for place, found in compatibility.unmet(spec)]
         if first := [demand for place, demand in demands if place not in LINK_ENDS]:
             return first[0]  # before the links: what is sent has to make sense
+        for said in mechanisms.refusals(spec):
+            return Requirement(said)
         for check in (_wrong_links, _wrong_down, _wrong_momenta, _wrong_warm_up, _wrong_clipping):
             if said := check(spec):
                 return Requirement(said)

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from coordinator.engine import sampling, schedule
-from exchange import algorithms, optimizers
+from exchange import algorithms, mechanisms, optimizers
 from methods import Requirement, SpecValues, requirements
 from muster.spec.model import RunSpec
 
@@ -54,6 +54,8 @@ def _plugins(spec: RunSpec) -> Iterator[tuple[str, object]]:
     for number, before in enumerate(built.pre):
         yield f"aggregation.pre[{number}]", before
     yield "train.algorithm", algorithms.build(train.algorithm, train.options)
+    if (mechanism := mechanisms.build(spec)) is not None:
+        yield "mechanism.name", mechanism
     yield "compression.up", compressors.build(table.up)
     if not downlink.replays(spec):
         yield "compression.down", compressors.build(table.down)

@@ -62,8 +62,8 @@ def changed(spec: RunSpec, change: Change) -> RunSpec | None:
         *tables, key = dotted.split(".")
         table = data
         for name in tables:
-            table = table[name]
-        table.pop(key)
+            table = table.setdefault(name, {})  # tables that say nothing are not written
+        table.pop(key, None)
         if value is not None:
             table[key] = value
     try:
@@ -93,7 +93,8 @@ def _candidates(spec: RunSpec) -> Iterator[Change]:
     yield {"server.optimizer": ServerTable.model_fields["optimizer"].default}
     yield {"train.worker_momentum": 0.0}
     yield from _codecs(spec)
-    yield {"train.algorithm": TrainTable.model_fields["algorithm"].default}
+    left = {"train.options": None} if spec.train.options else {}
+    yield {"train.algorithm": TrainTable.model_fields["algorithm"].default, **left}
     yield from _aggregation(spec)
 
 

@@ -341,6 +341,15 @@ class ScheduleTable(OptionsTable):
         return handler(self) if self.options else self.name
 
 
+class MechanismTable(OptionsTable):
+    """What wraps each update at its peer, before it is encoded, and is taken off the aggregate."""
+
+    name: str = Field(
+        "",
+        description="the mechanism, by its entry-point name: muster plugin list; without one nothing is wrapped",
+    )
+
+
 class PrivacyTable(Table):
     """What the coordinator may not see."""
 
@@ -374,6 +383,7 @@ class RunSpec(Table):
     compression: CompressionTable = CompressionTable()  # type: ignore[call-arg]
     exchange: ExchangeTable = ExchangeTable()  # type: ignore[call-arg]
     server: ServerTable = ServerTable()  # type: ignore[call-arg]
+    mechanism: MechanismTable = MechanismTable()  # type: ignore[call-arg]
     privacy: PrivacyTable = PrivacyTable()  # type: ignore[call-arg]
     round: RoundTable = RoundTable()  # type: ignore[call-arg]
     evaluate: EvaluateTable = EvaluateTable()  # type: ignore[call-arg]
@@ -399,6 +409,8 @@ class RunSpec(Table):
         data: dict[str, Any] = handler(self)
         if self.exchange == ExchangeTable():  # type: ignore[call-arg]
             data.pop("exchange", None)
+        if self.mechanism == MechanismTable():  # type: ignore[call-arg]
+            data.pop("mechanism", None)
         return data
 
     @classmethod

@@ -23,6 +23,7 @@ TABLES: Mapping[str, tuple[str, str]] = {
     "schedule": ("name", kinds.SCHEDULES),
     "aggregation": ("rule", kinds.RULES),
     "server": ("optimizer", kinds.SERVER_OPTIMIZERS),
+    "mechanism": ("name", kinds.MECHANISMS),
 }
 
 

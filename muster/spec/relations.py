@@ -24,6 +24,7 @@ NAMES: dict[KeyPath, str] = {
     ("compression", "down"): "muster.codecs",
     ("compression", "down_feedback"): "muster.feedbacks",
     ("server", "optimizer"): "muster.server_optimizers",
+    ("mechanism", "name"): "muster.mechanisms",
 }
 
 # The name carries its setting: "topk:0.01", "bucketing:2".

@@ -28,6 +28,7 @@ from torch.utils.data import Dataset
 from compressors import build_feedback
 from exchange.contexts import ChunkContexts
 from exchange.contribution import Contribution
+from exchange.mechanisms import Sealing, build_named
 from exchange.rebuild import rebuild as follow
 from exchange.tensorfile import read_tensors, write_tensors
 from exchange.update import write_delta, write_update
@@ -36,6 +37,7 @@ from muster.model.initial import draw as draw_model
 from muster.model.initial import draw_version, seed_generators
 from muster.model.layout import ParameterLayout
 from muster.model.modelfile import ModelFile, check_unchanged, load_into, load_local, local_of
+from muster.runtime.secret_random import SecretRandom
 from muster.seeds import derive_seed, initial_seed
 from muster.spec.model import ExchangeTable
 from muster.task import trial
@@ -321,6 +323,7 @@ def train(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
             contribution,
             groups=_algorithm(order).groups(),
             source_digest=place.source_digest,
+            sealing=_sealing(order, place),
             attacker=drill,
             views=views,
         )
@@ -410,6 +413,12 @@ def _fit(
             fix="return None from Task.fit, or set train.algorithm to one that sends nothing else, such as sgd",
         )
     return Contribution.of(checked(given, f"{order.task}.fit"))
+
+
+def _sealing(order: TrainOrder, place: Place) -> Sealing | None:
+    """The run's mechanism at this site. Raises `ConfigError` `plugin.unknown`, `mechanism.bad_options`."""
+    found = build_named(order.mechanism.get("name", ""), order.mechanism.get("options", {}))
+    return None if found is None else Sealing(mechanism=found, site=place.site, secret=SecretRandom())
 
 
 def _algorithm(order: TrainOrder) -> RunAlgorithm:

@@ -61,6 +61,7 @@ class TrainOrder(Order):
     aggregation: Mapping[str, Any] | None = None  # the run's table, for a drill
     # the files of the groups that the coordinator keeps beside the base, by name; of those without one, zeros
     received: Mapping[str, str] = field(default_factory=dict[str, str])
+    mechanism: Mapping[str, Any] = field(default_factory=dict[str, Any])  # the run spec's [mechanism]
 
     def request(self) -> UpdateRequest:
         """What the update is made for and against."""
@@ -203,6 +204,7 @@ def train_order(
         staged=f"{stem}.state",
         factor=None if factor is None else str(factor),
         received={name: str(path) for name, path in received.items()},
+        mechanism=spec.mechanism.model_dump(mode="json") if spec.mechanism.name else {},
         attack=site.attack,
         aggregation=None if site.attack is None else spec.aggregation.model_dump(mode="json"),
     )

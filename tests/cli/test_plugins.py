@@ -32,7 +32,9 @@ class Recent(Uniform):
 def test_all_kinds_are_listed_with_their_packages(muster: Muster, plug_in: PlugIn) -> None:
     plug_in(kinds.SAMPLERS, "recent", Recent)
     rows = muster("plugin", "list", "--json").data
-    assert {each["group"] for each in rows} == set(kinds.KINDS)
+    assert {*(each["group"] for each in rows), kinds.MECHANISMS} == set(
+        kinds.KINDS
+    )  # of which none is built in
     packages = {(each["kind"], each["name"]): each["package"] for each in rows}
     assert packages["schedule", "synchronous"] == "muster-fl"
     assert packages["sampler", "recent"] == ""

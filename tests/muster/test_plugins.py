@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from methods import registry
+from methods import kinds, registry
 from muster import plugins
 from muster.errors import ConfigError
 
@@ -57,4 +57,6 @@ def test_what_cannot_be_loaded_is_an_error(
 
 def test_every_group_of_the_project_has_a_word_for_its_plugins() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert set(project["entry-points"]) == set(plugins.GROUPS)
+    assert {*project["entry-points"], kinds.MECHANISMS} == set(
+        plugins.GROUPS
+    )  # of mechanisms none is built in
