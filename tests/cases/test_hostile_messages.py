@@ -161,7 +161,7 @@ async def test_no_message_ends_the_coordinator_or_costs_an_honest_run(stage: Sta
         "run_id": decoy,
         "peer_id": "mallory",
         "assignment_id": work.assignment_id,
-        "layout_digest": work.layout_digest,
+        "layout_digest": work.work.base.layout_digest,
         "digest": work.work.base.digest,
         "number": 1,
         "round": 1,

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from coordinator.engine.schedule import build
 from coordinator.rpc.run_commands import SUBMISSIONS_MAX
+from coordinator.submission.checks import build_schedule
 from muster.errors import (
     ConfigError,
     MusterError,
@@ -292,7 +292,7 @@ async def test_a_run_that_this_installation_would_refuse_is_unreadable_and_the_o
     def refuse(spec: Any, text: str = "") -> Any:
         if spec.aggregation.rule == "caf":
             raise ConfigError("spec.invalid", "there is no rule 'caf'")
-        return build(spec)
+        return build_schedule(spec)
 
     with monkeypatch.context() as patch:
         patch.setattr("coordinator.runs.check_spec", refuse)
