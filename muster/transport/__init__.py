@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from methods.lazy import reexport
 from muster.transport.base import CallContext, Channel, Method, Route, Server, Transport
+from muster.transport.identity import EVERYBODY, Identity, Role
 
 if TYPE_CHECKING:
     from muster.transport.grpc_ import GrpcTransport
@@ -21,11 +22,14 @@ if TYPE_CHECKING:
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 __all__ = [
+    "EVERYBODY",
     "CallContext",
     "Channel",
     "GrpcTransport",
+    "Identity",
     "MemoryTransport",
     "Method",
+    "Role",
     "Route",
     "Server",
     "Transport",

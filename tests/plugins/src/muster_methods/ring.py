@@ -29,7 +29,7 @@ from muster.seeds import assignment_seed, initial_seed
 from muster.spec.model import RunSpec
 from muster.task.task import Site, Task
 from muster.transfer.streams import fetch, read_chunks
-from muster.transport import CallContext, Route, Transport
+from muster.transport import EVERYBODY, CallContext, Route, Transport
 from muster.wire import FETCH_MODEL
 from protos.v1 import models_pb2 as pb
 from protos.v1.tensors_pb2 import BlobHeader
@@ -60,7 +60,8 @@ class RingPeer:
         self._examples = self.task.train_data(self._site)
         self._ready: dict[str, Path] = {}  # by the round, as it is asked for
         self._news = asyncio.Condition()
-        self.server = await self.transport.serve(self.name, [Route(method=FETCH_MODEL, handle=self._serve)])
+        route = Route(method=FETCH_MODEL, handle=self._serve, allows=EVERYBODY)
+        self.server = await self.transport.serve(self.name, [route])
         for number in range(1, self.spec.rounds + 1):
             path = await asyncio.to_thread(self.train, number)
             async with self._news:
