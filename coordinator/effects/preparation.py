@@ -25,7 +25,9 @@ class ModelPreparation:
         self._files = files
 
     async def prepare(self, effect: PrepareModel) -> None:
-        run = self._runs[effect.run_id]
+        run = self._runs.get(effect.run_id)
+        if run is None:  # it was ended before this began
+            return
         path = self._blobs.temporary()
         trying = False
         try:
