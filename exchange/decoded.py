@@ -75,10 +75,8 @@ class Decoded:
         width = column.stop - column.start
         held = self._held.pop(column.start, None)
         if held is None and self._stretch >= width:
-            room = (
-                torch.empty(self._rows * width) if again and self._all_fit else self._room(self._rows * width)
-            )
-            held = room.view(self._rows, width)
+            first = self._rows * column.start if again and self._all_fit else 0
+            held = self._room(first, self._rows * width).view(self._rows, width)
             for row, reader, link in zip(held, self.readers, self.links, strict=False):
                 link.read(reader, column, row)
             self._read_kept(column.start, held)
@@ -135,7 +133,7 @@ class Decoded:
         if not len(self._chunk):
             self._chunk = torch.empty(self._width)
         chunk = self._chunk[: column.stop - column.start]
-        X = self._room(self._rows * (stop - start)).view(self._rows, stop - start)
+        X = self._room(0, self._rows * (stop - start)).view(self._rows, stop - start)
         for row, reader, link in zip(X, self.readers, self.links, strict=False):
             link.read(reader, column, chunk)
             row.copy_(chunk[start:stop])
@@ -146,10 +144,12 @@ class Decoded:
         for row, vector in zip(X[len(self.readers) :], self.kept.values(), strict=True):
             row.copy_(vector.read(start, start + X.shape[1]))
 
-    def _room(self, size: int) -> Tensor:
-        if len(self._scratch) < size:
-            self._scratch = torch.empty(size)
-        return self._scratch[:size]
+    def _room(self, first: int, size: int) -> Tensor:
+        """Flat [size] of the scratch, from `first` on."""
+        if not len(self._scratch):
+            widest = self.layout.columns_size if self._all_fit else min(self._stretch, self._width)
+            self._scratch = torch.empty(self._rows * widest)
+        return self._scratch[first : first + size]
 
 
 def _stretch(column_bytes: int, width: int, bytes_max: int) -> int:

@@ -7,7 +7,8 @@
 
 The coordinator's rounds are made of the same functions. Updates may have been made against other versions than `base`:
 each is decoded against its own (`UpdateBase`), and what comes out moves `base`. The spec gives codec, feedback, rule
-and f; a row of a mixing matrix is the `weight` of each update, with the rule "mean". There is no server optimizer.
+and f; a row of a mixing matrix is the `weight` of each update, with the rule "mean". There is no server optimizer,
+and groups that an algorithm sends beside the model (`exchange.groups`) are not mixed.
 """
 
 from __future__ import annotations
