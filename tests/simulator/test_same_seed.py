@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,7 +97,12 @@ def test_a_troubled_federation_repeats_itself_to_the_byte(tmp_path: Path, task_f
     first = once("first", 1)
     assert first[0] == "FINISHED"
     assert b"peer.suspected" in first[1] or b"peer.lost" in first[1]
-    assert once("second", 1) == first
+    usual = gc.get_threshold()
+    gc.set_threshold(70)  # when memory is cleaned up changes nothing either
+    try:
+        assert once("second", 1) == first
+    finally:
+        gc.set_threshold(*usual)
     other = once("other", 2)
     assert other[0] == "FINISHED"
     assert other[1] != first[1]
