@@ -40,7 +40,7 @@ def run_row(held: MemoryTables, sent: Totals, row: Row) -> RunRow:
         model_digest=_digest(held, run_id, row["model_version"]),
         bytes_up=sent["run", run_id, "up"],
         bytes_down=sent["run", run_id, "down"],
-        bytes_up_dense=sum(each["dense_bytes"] for each in held[ASSIGNMENTS].where(run_id=run_id)),
+        bytes_up_dense=held[ASSIGNMENTS].dense_bytes[run_id],
         metrics=_newest_metrics(held[EVALUATIONS].where(run_id=run_id)),
     )
 

@@ -6,7 +6,7 @@ Rows are dicts that are replaced, never changed. A transaction is a stretch of p
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,6 +88,9 @@ class MemoryTable:
         self._optional = {column.name for column in table.columns if column.nullable}
         self._convert = {column.name: _CONVERT.get(type(column.type), _plain) for column in table.columns}
         self._indexes = {index.columns: index for index in _indexes(table)}
+        self.dense_bytes: Counter[str] = (
+            Counter()
+        )  # of the rows that have it, by run: asked for at every event
 
     # -- reading -----------------------------------------------------------------------------------------------
 
@@ -128,6 +131,7 @@ class MemoryTable:
         old = self.rows.pop(key, None)
         for index in self._indexes.values():
             index.moved(key, old, row)
+        self._count(old, row)
         if row is not None:
             self.rows[key] = row
 
@@ -142,8 +146,15 @@ class MemoryTable:
             del self.rows[key]
         else:
             self.rows[key] = row
+        self._count(old, row)
         for index in self._indexes.values():
             index.moved(key, old, row)
+
+    def _count(self, old: Row | None, new: Row | None) -> None:
+        if "dense_bytes" in self._convert:
+            for row, sign in ((old, -1), (new, 1)):
+                if row is not None and row["dense_bytes"]:
+                    self.dense_bytes[row["run_id"]] += sign * row["dense_bytes"]
 
     def _converted(self, values: Row) -> dict[str, Any]:
         return {name: self._convert[name](value) for name, value in values.items()}

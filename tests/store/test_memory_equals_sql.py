@@ -40,6 +40,7 @@ def transitions(script: Script) -> st.SearchStrategy[Transition]:
             state,
             attempt=st.integers(1, 2),
             digest=st.sampled_from(["", "u"]),
+            dense_bytes=st.integers(0, 9),
         ),
         st.builds(script.progress, number, peer, state, state, norm=st.sampled_from([None, 1, 0.5])),
         st.builds(script.model, number, digest=st.sampled_from(["m", "n"]), round=number),
