@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from coordinator import effects
-from coordinator.workers import jobs
+from coordinator.workers import jobs, task_jobs
 from muster.errors import MusterError, TaskError
 from muster.model.initial import draw_version
 from muster.seeds import initial_seed
@@ -147,7 +146,7 @@ async def test_a_model_that_cannot_be_trained_together_is_refused_at_submission(
 async def test_a_model_that_is_slow_to_draw_is_taken_all_the_same(
     stage: Any, args: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(effects, "MODEL_SECONDS_MAX", 0.0)
+    monkeypatch.setattr(task_jobs, "MODEL_SECONDS_MAX", 0.0)
     assert await stage.submit(task=args["task"])
 
 
