@@ -146,7 +146,8 @@ class MemoryCall:
             self.requests.cut()
             for calls in self._members:
                 calls.pop(self, None)
-            await self.bodies.aclose()  # here and not whenever memory is cleaned up
+            with contextlib.suppress(RuntimeError):  # a reader of the handler's is at it, and ends it
+                await self.bodies.aclose()  # here and not whenever memory is cleaned up
 
     async def write(self, body: bytes) -> bool:
         try:
