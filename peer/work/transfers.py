@@ -219,18 +219,18 @@ class Transfers:
         self._room.check(
             offer.work.base.size_bytes, f"version {offer.work.base.version} of run {offer.run_id!r}"
         )
-        made = False
         try:
             made = (
                 offer.work.base.version == 0
                 and await self._drawn(offer, offer.work.base.digest, target, deadline_at)
             ) or await self._follow(offer, target, deadline_at)
-        finally:
-            if not made:  # unlike a fetch, which keeps its part beside it, this cannot be gone on with
-                if offer.work.base.version == 0 and target.exists():
-                    target.replace(_own(target))
-                target.unlink(missing_ok=True)
+        except BaseException:  # unlike a fetch, which keeps its part beside it, this cannot be gone on with
+            target.unlink(missing_ok=True)
+            raise
         if not made:
+            if offer.work.base.version == 0 and target.exists():
+                target.replace(_own(target))
+            target.unlink(missing_ok=True)
             whole = _exactly(offer.work.base.size_bytes)
             try:
                 async with self._tail(offer, _own(target), deadline_at) as tail:
