@@ -59,7 +59,9 @@ def describe(name: str, group: str = "") -> tuple[Description, ...]:
     if not found:
         known = sorted({entry.name for entry in entries(group)})
         kind = word(group) if group else "plug-in"
-        raise registry.UnknownMethodError(f"there is no {kind} {name!r} {registry.hint(name, known)}")
+        raise registry.UnknownMethodError(
+            f"there is no {kind} {name!r} {registry.hint(name, known, registry.NONE)}"
+        )
     return tuple(_described(entry) for entry in found)
 
 

@@ -8,7 +8,9 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from methods.kinds import ALIASES, KINDS, word
+from methods.kinds import ALIASES, KINDS, RULES, word
+
+NONE = "none is installed"
 
 
 class MethodError(ValueError):
@@ -30,8 +32,14 @@ def installed(group: str) -> dict[str, EntryPoint]:
 
 
 def names(group: str) -> tuple[str, ...]:
-    """The names in a group, sorted; empty if nothing is registered (a checkout that was never installed)."""
+    """The names in a group, sorted; empty if nothing of the kind is installed."""
     return tuple(sorted(installed(group)))
+
+
+def is_uninstalled() -> bool:
+    """Whether even what Muster brings itself is missing: a checkout that was never installed. Rules tell it, as of
+    other kinds there may rightly be none."""
+    return not installed(RULES)
 
 
 def canonical(group: str, name: str) -> str:
@@ -47,8 +55,8 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
     return found[0] if found else None
 
 
-def hint(name: str, known: Sequence[str]) -> str:
-    """What to say after an unknown name: the nearest known one, or all of them.
+def hint(name: str, known: Sequence[str], none: str = "it has none") -> str:
+    """What to say after an unknown name: the nearest known one, or all of them, or `none`.
 
     >>> hint("medain", ("mean", "median"))
     "(did you mean 'median'?)"
@@ -58,20 +66,21 @@ def hint(name: str, known: Sequence[str]) -> str:
     guess = nearest(name, known)
     if guess:
         return f"(did you mean {guess!r}?)"
-    return f"(known: {', '.join(known)})" if known else "(it has none)"
+    return f"(known: {', '.join(known)})" if known else f"({none})"
 
 
 def unknown(group: str, name: str) -> str | None:
-    """One sentence if `name` is not in the group; None if it is, or if the group is empty."""
+    """One sentence if `name` is not in the group; None if it is, or where nothing at all is installed."""
     known = names(group)
-    if not known or canonical(group, name) in known:
+    if canonical(group, name) in known or (not known and is_uninstalled()):
         return None
     if not name.strip():
-        return f"the name of a plug-in of the kind {word(group)} is missing (known: {', '.join(known)})"
+        listed = hint("", known, NONE)
+        return f"the name of a plug-in of the kind {word(group)} is missing {listed}"
     for other, kind in KINDS.items():
         if other != group and group in KINDS and name in installed(other):
             return f"{name!r} is a kind of {kind.word}, and a kind of {word(group)} was asked for"
-    return f"there is no {word(group)} {name!r} {hint(name, known)}"
+    return f"there is no {word(group)} {name!r} {hint(name, known, NONE)}"
 
 
 def find(group: str, name: str, base: type[Any] = object) -> type[Any]:

@@ -41,7 +41,7 @@ def find(group: str, name: str) -> Any:
     try:
         return registry.find(group, name)
     except UnknownMethodError as error:
-        if not names(group):
+        if registry.is_uninstalled() and not names(group):
             raise ConfigError(
                 "plugin.unknown",
                 str(error),

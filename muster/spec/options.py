@@ -128,13 +128,15 @@ def with_option_schemas(schema: dict[str, Any]) -> dict[str, Any]:
     """The JSON Schema of run specs, with what each plug-in that is installed here takes as options."""
     for name, (key, group) in TABLES.items():
         found = schema["$defs"][_definition(schema["properties"][name])]
-        found["allOf"] = [
+        conditions = [
             {
                 "if": {"properties": {key: {"const": each}}, "required": [key]},
                 "then": {"properties": {"options": _option_schema(group, each, found["properties"])}},
             }
             for each in registry.names(group)
         ]
+        if conditions:  # JSON Schema has no empty allOf
+            found["allOf"] = conditions
     compression = schema["$defs"]["CompressionTable"]["properties"]
     for key, group in SPELLED.items():
         compression[key] = _or_table(compression[key], group)

@@ -31,7 +31,10 @@ NAMES: dict[KeyPath, str] = {
 SPELLED = frozenset({"muster.pre_rules", "muster.codecs", "muster.feedbacks"})
 
 # Beside the plug-ins.
-OWN_NAMES: dict[KeyPath, frozenset[str]] = {("compression", "down"): frozenset({REPLAY})}
+OWN_NAMES: dict[KeyPath, frozenset[str]] = {
+    ("compression", "down"): frozenset({REPLAY}),
+    ("mechanism", "name"): frozenset({""}),
+}
 
 WARM_UP_PART = 5  # of a warm-up that is too long, one round in so many is told as an example
 
@@ -74,6 +77,12 @@ def _relations(spec: RunSpec) -> Iterator[tuple[KeyPath, tuple[KeyPath, ...], st
     if said := endless_warm_up(spec):
         yield ("compression", "warm_up_rounds"), (("rounds",),), said
     yield from _faults(spec)
+    if spec.mechanism.options and not spec.mechanism.name:
+        yield (
+            ("mechanism", "name"),
+            (("mechanism", "options"),),
+            "is missing: options are given, and without a name no mechanism seals the updates",
+        )
     if spec.evaluate.every > 0 and not spec.evaluate.on:
         yield (
             ("evaluate", "on"),
