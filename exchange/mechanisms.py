@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from methods import MethodError, make
 from methods.kinds import MECHANISMS
-from muster.errors import ConfigError
+from muster.errors import ConfigError, TaskError
 from muster.plugins import find
 from muster.runtime.secret_random import SecretRandom
 from muster.spec.model import REPLAY, RunSpec
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from aggregators import Plan
+    from exchange.groups import Group
     from exchange.job import UpdateInput
     from exchange.request import UpdateRequest
     from muster.task.task import Site
@@ -131,6 +132,16 @@ class Sealing:
     mechanism: Mechanism
     site: Site
     secret: SecretRandom
+
+    def check_groups(self, groups: Sequence[Group]) -> None:
+        """What an algorithm sends beside the parameters would go unsealed. Raises `TaskError` "mechanism.unsealed"."""
+        if groups:
+            raise TaskError(
+                "mechanism.unsealed",
+                f"the algorithm sends {groups[0].name!r} beside the parameters, and {self.mechanism.name} seals the "
+                "parameters alone",
+                fix="give that work an algorithm that sends nothing else, such as sgd, or run without a mechanism",
+            )
 
     def seal(self, values: Tensor, request: UpdateRequest, index: int, start: int, size: int) -> Tensor:
         """A chunk of the update that is asked for, as it is sent."""

@@ -84,8 +84,9 @@ def write_update(
     attacker: Attacker | None = None,
     views: Sequence[Path] = (),
 ) -> WrittenUpdate:
-    """Raises `TaskError` `task.not_finite`, `task.too_large`, `task.model_changed`, `task.frozen_changed` or
-    `train.bad_contribution`, `StorageError`, and whatever the attacker raises. The files are synced.
+    """Raises `TaskError` `task.not_finite`, `task.too_large`, `task.model_changed`, `task.frozen_changed`,
+    `train.bad_contribution` or `mechanism.unsealed`, `StorageError`, and whatever the attacker raises. The files are
+    synced.
 
     `groups` are those that the algorithm declares, all of which the contribution has. `views` are files of
     `write_delta`: what else the attacker sees. Each keeps a momentum of its own.
@@ -103,7 +104,7 @@ def write_update(
         scalars={name: float(value) for name, value in contribution.scalars.items()},
         source_digest=source_digest,
     )
-    check_unchanged(model, base)
+    _check_asked(model, base, groups, sealing)
     contexts = contexts_of(request, layout)
     beside = compressors.build(BESIDE[BUFFERS])
     beta = request.worker_momentum
@@ -157,6 +158,13 @@ def write_update(
         info = writer.finish()
         _sync(request.update)
         return WrittenUpdate(info=info, staged={**state.finish(), **staged})
+
+
+def _check_asked(model: nn.Module, base: ModelFile, groups: Sequence[Group], sealing: Sealing | None) -> None:
+    """What can be told before anything is written."""
+    check_unchanged(model, base)
+    if sealing is not None:
+        sealing.check_groups(groups)
 
 
 class _Sources(NamedTuple):

@@ -50,6 +50,8 @@ OWN_FAULTS = TRIAL_FAULTS | frozenset(
         "peer.task_not_allowed",
         "peer.unknown_role",
         "peer.bad_spec",
+        "plugin.broken",
+        "plugin.unknown",
         "task.failed_to_load",
         "task.malformed",
         "task.no_data",

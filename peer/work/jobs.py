@@ -303,6 +303,9 @@ def train(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     order = TrainOrder(**args)
     device = _prepare(order)
     place = _place(order)
+    groups, sealing = _algorithm(order).groups(), _sealing(order, place)
+    if sealing is not None:
+        sealing.check_groups(groups)  # what is not installed or does not go together is told before training
     drill = None if order.attack is None else AttackSimulation(order.attack, order.aggregation or {})
     views: list[Path] = []
     base = ModelFile(Path(order.base))
@@ -321,9 +324,9 @@ def train(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
             model,
             base,
             contribution,
-            groups=_algorithm(order).groups(),
+            groups=groups,
             source_digest=place.source_digest,
-            sealing=_sealing(order, place),
+            sealing=sealing,
             attacker=drill,
             views=views,
         )

@@ -118,6 +118,14 @@ def test_a_fault_of_ones_own_sets_aside_at_once(make_world: Any) -> None:
     assert (round_.cohort, round_.needed, round_.quorum) == (("a", "c"), 2, 2)
 
 
+@pytest.mark.parametrize("error_id", ["plugin.unknown", "plugin.broken"])
+def test_a_package_that_is_missing_at_a_site_sets_it_aside_at_once(make_world: Any, error_id: str) -> None:
+    world = make_world(peers="abc", round={"quorum": 1.0})
+    break_down(world, "b", error_id, "there is no mechanism 'masks'")
+    assert len(world.reasons("standing.set_aside")) == 1
+    assert world.state.rounds[2].cohort == ("a", "c")
+
+
 def test_data_that_cannot_be_read_once_are_read_again_at_once(make_world: Any) -> None:
     world = make_world(peers="abc", rounds=9)
     for _ in range(3):

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from exchange import mechanisms, mixing
 from exchange.aggregation import aggregate, state_names
 from exchange.contribution import Contribution
+from exchange.groups import Group
 from exchange.job import AggregationJob
 from exchange.mechanisms import OpenContext, SealContext, Sealing
 from exchange.payload import PayloadReader
 from exchange.recipe import AggregationRefused
 from exchange.update import WrittenUpdate, write_update
-from muster.errors import ConfigError, UpdateRejected
+from muster.errors import ConfigError, TaskError, UpdateRejected
 from muster.files.digests import digest_file
 from muster.model.layout import CHUNK_COORDINATES, PARAMS
 from muster.model.modelfile import ModelFile, layout_of, load_into, write_initial
@@ -78,7 +79,14 @@ class Holders:
         self.base = folder / "base"
         self.digest = write_initial(self.base, layout_of(self.model), self.model).digest
 
-    def write(self, peer: str, move: float, *, state: Mapping[str, Path] | None = None) -> WrittenUpdate:
+    def write(
+        self,
+        peer: str,
+        move: float,
+        *,
+        state: Mapping[str, Path] | None = None,
+        groups: tuple[Group, ...] = (),
+    ) -> WrittenUpdate:
         found = mechanisms.build(self.spec)
         site = Site(name=peer, data={"key": 7})
         sealing = None if found is None else Sealing(mechanism=found, site=site, secret=SecretRandom())
@@ -101,7 +109,7 @@ class Holders:
             with torch.no_grad():
                 self.model.weight.add_(move)
             contribution = Contribution.of(FitReport(examples=1, steps=1))
-            return write_update(request, self.model, base, contribution, sealing=sealing)
+            return write_update(request, self.model, base, contribution, groups=groups, sealing=sealing)
 
     def sent(self, peer: str) -> Tensor:
         with closing(PayloadReader(self.folder / peer)) as reader:
@@ -185,6 +193,14 @@ def test_an_update_is_clipped_before_and_what_the_sender_keeps_is_not_sealed(
     assert _near(momentum, 0.5)
     holders.write("ada", 0.0, state=first.staged)
     assert _near(holders.sent("ada"), 0.25 + SHARE)
+
+
+def test_what_would_go_unsealed_is_not_written(hold: Callable[..., Holders]) -> None:
+    holders = hold()
+    with pytest.raises(TaskError, match="'control' beside the parameters, and shift seals") as refused:
+        holders.write("ada", 1.0, groups=(Group(name="control"),))
+    assert refused.value.id == "mechanism.unsealed"
+    assert not (holders.folder / "ada").exists()
 
 
 def test_an_update_that_is_written_again_is_the_same(hold: Callable[..., Holders]) -> None:

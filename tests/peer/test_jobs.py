@@ -385,6 +385,22 @@ def test_what_cannot_be_trained(
     assert caught.value.id == error_id
 
 
+@pytest.mark.parametrize(
+    "lacking",
+    [{"mechanism": {"name": "elsewhere", "options": {}}}, {"spec": {"train": {"algorithm": "elsewhere"}}}],
+)
+def test_a_plug_in_that_is_not_installed_is_told_before_training(
+    order: Callable[..., TrainOrder], monkeypatch: pytest.MonkeyPatch, lacking: dict[str, Any]
+) -> None:
+    def fail(*_args: Any, **_named: Any) -> None:
+        pytest.fail("it has trained")
+
+    monkeypatch.setattr(jobs, "_fit", fail)
+    with pytest.raises(ConfigError) as caught:
+        train(order(**lacking))
+    assert caught.value.id == "plugin.unknown"
+
+
 def test_an_unknown_algorithm_option_is_told(order: Callable[..., TrainOrder]) -> None:
     with pytest.raises(ConfigError) as caught:
         train(order(spec={"train": {"options": {"speed": 3}}}))
