@@ -68,10 +68,9 @@ def describe(name: str, group: str = "") -> tuple[Description, ...]:
 def _described(entry: Entry) -> Description:
     plugin = registry.find(entry.group, entry.name)
     module = inspect.getmodule(plugin)
-    own = plugin.__dict__.get("__doc__") or (module.__doc__ if module else None)
     return Description(
         **vars(entry),
-        text=inspect.cleandoc(own or ""),
+        text=options.docstring(plugin) or inspect.cleandoc((module.__doc__ if module else None) or ""),
         requires=inspect.cleandoc(getattr(plugin.__dict__.get("requires"), "__doc__", None) or ""),
         options=options.options_of(plugin, entry.group),
         schema=options.schema(plugin, entry.group),

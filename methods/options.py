@@ -62,6 +62,12 @@ class Wrong:
     message: str
 
 
+def docstring(plugin: type[Any]) -> str:
+    """What the class says of itself; empty where that is only the signature that Python gives a dataclass."""
+    own = inspect.cleandoc(plugin.__doc__ or "")
+    return "" if own.startswith(f"{plugin.__name__}(") else own
+
+
 def options_class(plugin: type[Any]) -> type[Any]:
     """The dataclass whose fields are the plug-in's options."""
     found: type[Any] = getattr(plugin, "Options", plugin)
@@ -146,7 +152,7 @@ def schema(plugin: type[Any], group: str = "") -> dict[str, Any]:
     options = options_of(plugin, group)
     return {
         "type": "object",
-        "title": inspect.cleandoc(plugin.__doc__ or plugin.__name__).partition("\n")[0],
+        "title": (docstring(plugin) or plugin.__name__).partition("\n")[0],
         "properties": {option.name: option.schema() for option in options},
         "required": [option.name for option in options if option.required],
         "additionalProperties": False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -96,10 +96,27 @@ def find(group: str, name: str, base: type[Any] = object) -> type[Any]:
         )
     try:
         loaded = point.load()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever a package of somebody else's raises while it is imported
         raise BrokenMethodError(
             f"the {word(group)} {name!r} ({point.value}) cannot be loaded: {type(error).__name__}: {error}"
         ) from error
     if not (isinstance(loaded, type) and issubclass(loaded, base)):
         raise BrokenMethodError(f"{point.value}, installed as {word(group)} {name!r}, is no {base.__name__}")
     return loaded
+
+
+def loadable(group: str, base: type[Any] = object) -> tuple[str, ...]:
+    """The names in a group, sorted, without those that cannot be loaded. Loads them all."""
+    trouble = broken(group, base)
+    return tuple(name for name in names(group) if name not in trouble)
+
+
+def broken(group: str, base: type[Any] = object) -> Mapping[str, str]:
+    """Of the names in a group those that cannot be loaded, each with a sentence that tells why. Loads them all."""
+    found: dict[str, str] = {}
+    for name in names(group):
+        try:
+            find(group, name, base)
+        except BrokenMethodError as error:
+            found[name] = str(error)
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from aggregators.core import registry
 from aggregators.core.options import RuleError
 from aggregators.core.rule import Needs
 from methods import spelling as spellings
-from methods.options import options_of
+from methods.options import docstring, options_of
 from methods.options import schema as option_schema
 
 NEEDS = {
@@ -68,13 +67,13 @@ def describe(spelling: str) -> Description:
 
 
 def everything() -> tuple[Description, ...]:
-    """Rules first, then pre-rules, attacks and peer-side rules, by name."""
-    return tuple(_describe(group, name) for group in registry.KINDS for name in registry.names(group))
+    """Rules first, then pre-rules, attacks and peer-side rules, by name; without those that cannot be loaded."""
+    return tuple(_describe(group, name) for group in registry.KINDS for name in registry.loadable(group))
 
 
 def _describe(group: str, name: str) -> Description:
     plugin = registry.find(group, name, object)
-    text = inspect.cleandoc(plugin.__doc__ or "")
+    text = docstring(plugin)
     told = dict(getattr(plugin, "knobs", {}))
     options = _options(plugin)
     return Description(

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 from aggregators.core.options import RuleError, integral
 from methods import kinds, options, registry, spelling
 from methods.kinds import ATTACKS, PEER_RULES, PRE_RULES, RULES
-from methods.registry import MethodError, names
+from methods.registry import MethodError, loadable, names
 
 KINDS = {group: kinds.word(group) for group in (RULES, PRE_RULES, ATTACKS, PEER_RULES)}
 _GROUP = RULES  # all kinds here are given `faults`, or have no such field
@@ -66,6 +66,7 @@ __all__ = [
     "construct",
     "find",
     "hint",
+    "loadable",
     "names",
     "option_names",
     "positional",

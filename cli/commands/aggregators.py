@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.output import emit
+from cli.output import emit, warn
 from cli.settings import Settings, command
+from methods.kinds import ATTACKS, PEER_RULES, PRE_RULES, RULES
+from methods.registry import broken
 from muster import plugins
 from muster.errors import NotFoundError
 
@@ -36,6 +38,8 @@ def list_all(settings: Settings) -> None:
         return made
 
     emit(settings, [asdict(each) for each in found], human)
+    for group in (RULES, PRE_RULES, ATTACKS, PEER_RULES):
+        warn(settings, broken(group).values())
 
 
 def show(

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.output import emit
+from cli.output import emit, warn
 from cli.settings import Settings, command
+from methods.kinds import CODECS, FEEDBACKS
+from methods.registry import broken
 from muster.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ def list_all(settings: Settings) -> None:
         return Group(codecs, "", LIST_NOTE, "", feedbacks)
 
     emit(settings, [asdict(each) for each in found], human)
+    for group in (CODECS, FEEDBACKS):
+        warn(settings, broken(group).values())
 
 
 def _figures(codec: CodecDescription) -> tuple[str, str, str, str]:

@@ -25,8 +25,8 @@ Kind = Annotated[
     typer.Option(
         "--kind",
         metavar="KIND",
-        help="Only of this kind, by its entry-point group: codecs, feedbacks, rules, pre_rules, peer_rules, attacks, "
-        "samplers, schedules, server_optimizers, algorithms.",
+        help="Only of this kind, by its entry-point group: "
+        f"{', '.join(group.partition('.')[2] for group in KINDS)}.",
     ),
 ]
 
@@ -81,7 +81,8 @@ def show(
 def _view(found: Description) -> str:
     lines = [f"{found.name}, {found.kind}", "", found.text, ""]
     if found.requires:
-        lines.append(f"requires: {found.requires.splitlines()[0]}")
+        first = " ".join(found.requires.partition("\n\n")[0].split())
+        lines.append(f"requires: {first}")
     for option in found.options:
         told = "needed" if option.required else f"{option.default!r} unless said"
         lines.append(f"option:   {option.name} ({told})")

@@ -20,8 +20,9 @@ from compressors.core.registry import (
     feedback_names,
 )
 from compressors.feedback.feedback import Feedback
-from methods.options import schema
-from methods.registry import nearest
+from methods.kinds import CODECS, FEEDBACKS
+from methods.options import docstring, schema
+from methods.registry import loadable, nearest
 from methods.spelling import CHAIN, CHOICE, split
 
 CHUNK_SIZE = 1 << 18
@@ -80,9 +81,9 @@ class FeedbackDescription(Description):
 
 
 def everything() -> tuple[CodecDescription | FeedbackDescription, ...]:
-    """Codecs first, then feedbacks, by name, each spelled as its example."""
-    codecs = (_codec(name, None) for name in codec_names())
-    return (*codecs, *(_feedback(name, None) for name in feedback_names()))
+    """Codecs first, then feedbacks, by name, each spelled as its example; without those that cannot be loaded."""
+    codecs = (_codec(name, None) for name in loadable(CODECS, Codec))
+    return (*codecs, *(_feedback(name, None) for name in loadable(FEEDBACKS, Feedback)))
 
 
 def describe(spelling: str) -> CodecDescription | FeedbackDescription:
@@ -176,8 +177,7 @@ def _rules(feedback: Feedback) -> str:
 def _told(plugin: type[Codec] | type[Feedback]) -> dict[str, Any]:
     """By the class, and where it says nothing by its module, as there is one algorithm to a file."""
     module = inspect.getmodule(plugin)
-    own = plugin.__dict__.get("__doc__") or (module.__doc__ if module else None)
-    text = inspect.cleandoc(own or "")
+    text = docstring(plugin) or inspect.cleandoc((module.__doc__ if module else None) or "")
     return {
         "summary": text.partition("\n")[0],
         "source": plugin.source,

@@ -125,7 +125,8 @@ def missing_faults(spec: RunSpec, data: Mapping[str, Any] | None = None) -> Iter
 
 
 def with_option_schemas(schema: dict[str, Any]) -> dict[str, Any]:
-    """The JSON Schema of run specs, with what each plug-in that is installed here takes as options."""
+    """The JSON Schema of run specs, with what each plug-in that is installed here takes as options.
+    One that cannot be loaded is left out."""
     for name, (key, group) in TABLES.items():
         found = schema["$defs"][_definition(schema["properties"][name])]
         conditions = [
@@ -133,7 +134,7 @@ def with_option_schemas(schema: dict[str, Any]) -> dict[str, Any]:
                 "if": {"properties": {key: {"const": each}}, "required": [key]},
                 "then": {"properties": {"options": _option_schema(group, each, found["properties"])}},
             }
-            for each in registry.names(group)
+            for each in registry.loadable(group)
         ]
         if conditions:  # JSON Schema has no empty allOf
             found["allOf"] = conditions
@@ -162,7 +163,7 @@ def _or_table(field: dict[str, Any], group: str) -> dict[str, Any]:
             "required": ["name"],
             "additionalProperties": False,
         }
-        for each in registry.names(group)
+        for each in registry.loadable(group)
     ]
     kind = field.pop("type")
     return {**field, "anyOf": [{"type": kind}, *tables]}

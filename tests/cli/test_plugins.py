@@ -84,3 +84,28 @@ def test_the_schema_of_options_comes_with_each_kind(
     schema = muster(noun, "show", name, "--json").data["schema"]
     assert list(schema["properties"]) == [option]
     assert schema["additionalProperties"] is False
+
+
+@dataclass(frozen=True)
+class Untold(Uniform):
+    def requires(self, spec: SpecValues) -> Iterator[Requirement]:
+        """Rounds of which each has
+        more than one peer.
+
+        And more besides."""
+        yield from ()
+
+
+def test_a_class_without_a_docstring_is_not_shown_its_signature(muster: Muster, plug_in: PlugIn) -> None:
+    plug_in(kinds.SAMPLERS, "untold", Untold)
+    said = muster("plugin", "show", "untold").out
+    assert "Untold(" not in said
+    assert "requires: Rounds of which each has more than one peer.\n" in said
+    (data,) = muster("plugin", "show", "untold", "--json").data
+    assert data["schema"]["title"] == "Untold"
+
+
+@pytest.mark.parametrize("verb", ["list", "show"])
+def test_the_help_names_every_kind(muster: Muster, verb: str) -> None:
+    said = "".join(muster("plugin", verb, "--help").out.split())
+    assert all(group.partition(".")[2] in said for group in kinds.KINDS)
