@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from coordinator.engine.state import PeerView, RunState
 from methods.kinds import SCHEDULES
@@ -109,7 +109,13 @@ Action = OpenRound | OfferWork | StartGrace | ExpireWork | CloseRound | SkipRoun
 
 
 class Schedule(Protocol):
-    """What happens next in a run, on each event: a pure function of the run's state, the time and who is there."""
+    """What happens next in a run, on each event: a pure function of the run's state, the time and who is there.
+
+    `several_bases`: whether a version may be made of updates that start from different versions. It then goes with no
+    feedback that sends differences.
+    """
+
+    several_bases: ClassVar[bool] = False
 
     def next(self, state: RunState, now: float, peers: Mapping[str, PeerView]) -> Sequence[Action]:
         """At least one action; `Wait` and `Finish` only at the end."""

@@ -24,6 +24,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from typing import ClassVar
 
 from coordinator.engine import preparing, sampling, standings
 from coordinator.engine.sampling import Draw
@@ -77,6 +78,8 @@ class _Standing:
 
 class Synchronous:
     """One round after the other; its settings are the `[round]` and `[sampling]` tables, and it has no options."""
+
+    several_bases: ClassVar[bool] = False
 
     def __init__(self, spec: RunSpec, *, refuse: Refuse) -> None:
         self._spec = spec

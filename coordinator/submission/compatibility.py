@@ -10,6 +10,8 @@ from pydantic import BaseModel
 from coordinator.engine import sampling, schedule
 from exchange import algorithms, mechanisms, optimizers
 from methods import Requirement, SpecValues, requirements
+from methods.kinds import SCHEDULES
+from muster.plugins import fact
 from muster.spec.model import RunSpec
 
 
@@ -31,15 +33,30 @@ def spec_values(spec: RunSpec) -> SpecValues:
 
 
 def unmet(spec: RunSpec) -> Iterator[tuple[str, list[Requirement]]]:
-    """What each plug-in of the spec demands in vain: its place in the spec, and its demands.
+    """What each plug-in of the spec demands in vain, or is told by its class: its place in the spec, and its demands.
 
     First who makes updates, then who encodes them, then who uses them. Raises `ConfigError` and `CodecError` of
     plug-ins that cannot be built.
     """
     values = spec_values(spec)
+    if wrong := _order_of_updates(spec):
+        yield "schedule.name", [wrong]
     for place, plugin in _plugins(spec):
         if found := list(requirements(plugin, values)):
             yield place, found
+
+
+def _order_of_updates(spec: RunSpec) -> Requirement | None:
+    """Where both ends keep state for a peer, its updates have to be folded in the order in which it made them."""
+    from exchange import links
+
+    if not (links.sends_differences(spec) and fact(SCHEDULES, spec.schedule.name, "several_bases", False)):
+        return None
+    return Requirement(
+        f"{spec.compression.feedback} sends differences, which count in their order alone, and the schedule "
+        f"{spec.schedule.name!r} folds updates of several base versions: compression.feedback ef14 or none",
+        {"compression.feedback": "none"},
+    )
 
 
 def _plugins(spec: RunSpec) -> Iterator[tuple[str, object]]:

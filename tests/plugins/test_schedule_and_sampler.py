@@ -118,3 +118,16 @@ def test_what_the_schedule_cannot_go_with_is_refused_by_its_own_words(
     schedule = {"name": "buffered", "options": {"size": SIZE}}
     with pytest.raises(ConfigError, match="only a mean without a pre-rule"):
         check_spec(_spec(schedule=schedule, aggregation={"rule": "median", "faults": 0}))
+
+
+@pytest.mark.parametrize("feedback", ["ef21", "econtrol", "econtrol:0.1"])
+def test_a_schedule_of_several_bases_goes_with_no_feedback_that_sends_differences(
+    installed_methods: Mapping[str, str], feedback: str
+) -> None:
+    compression = {"up": "topk:0.1", "feedback": feedback}
+    check_spec(_spec(compression=compression))
+    schedule = {"name": "buffered", "options": {"size": SIZE}}
+    with pytest.raises(ConfigError, match="count in their order alone") as refused:
+        check_spec(_spec(schedule=schedule, compression=compression))
+    assert "set compression.feedback" in refused.value.fix
+    check_spec(_spec(schedule=schedule, compression={"up": "topk:0.1", "feedback": "ef14"}))

@@ -36,6 +36,7 @@ from muster.work import TRAIN, Work
 
 @dataclass(frozen=True, kw_only=True)
 class Buffered:
+    several_bases: ClassVar[bool] = True
     knobs: ClassVar[Mapping[str, str]] = {
         "size": "updates that make a version; more: fewer versions, each of less noise",
         "concurrency": "works under way at a time; more: faster and staler; 0: as many as there are peers",
@@ -54,11 +55,6 @@ class Buffered:
             yield Requirement(
                 "the buffered schedule weighs each update by its staleness, which only a mean without a pre-rule does",
                 {"aggregation.rule": "mean", "aggregation.pre": []},
-            )
-        if spec["compression"]["feedback"] in ("ef21", "econtrol", "masha"):
-            yield Requirement(
-                "a feedback that sends differences needs the updates of a peer to count in their order",
-                {"compression.feedback": "none"},
             )
 
     def next(self, state: RunState, now: float, peers: Mapping[str, PeerView]) -> Sequence[Action]:
