@@ -116,6 +116,25 @@ def wrong_types(plugin: type[Any], values: Mapping[str, Any], group: str = "") -
             yield Wrong(option.name, f"should be {_words(option.type)}, but is {values[option.name]!r}")
 
 
+def refusal(plugin: type[Any], name: str, values: Mapping[str, Any], group: str = "") -> str | None:
+    """What the class says against values whose names and types are right; None if nothing, or if it has to be given
+    more to be made than its options."""
+    source = options_class(plugin)
+    given = KINDS[group].given if group in KINDS else ()
+    if not dataclasses.is_dataclass(source):
+        return None
+    if any(field.name in given and _is_required(field) for field in dataclasses.fields(source)):
+        return None
+    types = {option.name: option.type for option in options_of(plugin, group)}
+    try:
+        source(**{key: _floated(value, types[key]) for key, value in values.items()})
+    except ValueError as error:
+        return str(error)
+    except TypeError as error:
+        return f"{name}: {error}"
+    return None
+
+
 def make(
     plugin: type[Any],
     name: str,

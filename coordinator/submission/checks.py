@@ -15,7 +15,7 @@ from muster.errors import ConfigError
 from muster.model.layout import CHUNK_COORDINATES
 from muster.spec.load import invalid_spec
 from muster.spec.model import RunSpec
-from muster.spec.options import missing_faults, wrong_options
+from muster.spec.options import missing_faults, unused_keys, wrong_options
 from muster.spec.problems import Problem
 from muster.spec.relations import endless_warm_up
 
@@ -79,6 +79,7 @@ def cautions(spec: RunSpec) -> tuple[tuple[str, str], ...]:
     expected = spec.sampling.count or spec.round.peers_min
     if told := schedule.defenceless(spec, expected):
         found.append(("faults.none", told))
+    found += sorted(unused_keys(spec))
     return tuple(found)
 
 

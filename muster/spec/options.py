@@ -37,7 +37,7 @@ SPELLED: Mapping[str, str] = {
 
 
 def wrong_options(spec: RunSpec, *, given_only: bool = False) -> Iterator[Problem]:
-    """Options that their plug-in has not, of which a needed one is missing, or that are of a wrong type.
+    """Options that their plug-in has not or refuses, of which a needed one is missing, or that are of a wrong type.
 
     `given_only` leaves out plug-ins that are given no options, which would have to be loaded to tell what they need.
     One that is not installed is left out too: its name is told of elsewhere. Raises `ConfigError` "plugin.broken".
@@ -81,18 +81,49 @@ def _wrong_part(group: str, name: str, argument: str) -> Iterator[str]:
 
 def _wrong(name: str, table: Any, plugin: type[Any], called: str, group: str) -> Iterator[Problem]:
     place: KeyPath = (name, "options")
+    found: list[Problem] = []
     own: dict[str, Any] = {}
     if isinstance(table, OptionsTable):  # its own keys are options too, of a plug-in that has them
         known = {option.name for option in options.options_of(plugin, group)}
         own = {key: value for key, value in table if key in known and key != "options"}
         for key in table.options:
             if key in type(table).model_fields:
-                yield Problem((*place, key), f"is a key of [{name}] itself: give it there")
+                found.append(Problem((*place, key), f"is a key of [{name}] itself: give it there"))
     for wrong in options.wrong_names(plugin, called, {**own, **table.options}, group):
         missing = wrong.option not in table.options
-        yield Problem(place if missing else (*place, wrong.option), wrong.message)
+        found.append(Problem(place if missing else (*place, wrong.option), wrong.message))
     for wrong in options.wrong_types(plugin, table.options, group):
-        yield Problem((*place, wrong.option), wrong.message)
+        found.append(Problem((*place, wrong.option), wrong.message))
+    if not found and table.options:
+        said = options.refusal(plugin, called, {**own, **table.options}, group)
+        found += [Problem(place, f"{called} refuses them: {said}")] if said else []
+    yield from found
+
+
+def unused_keys(spec: RunSpec) -> Iterator[tuple[str, str]]:
+    """Keys of a table that say something and for which its plug-in has no option: each with a sentence about it.
+
+    Raises as `wrong_options`.
+    """
+    for name, (key, group) in TABLES.items():
+        table = getattr(spec, name)
+        if not isinstance(table, OptionsTable):
+            continue  # what its keys say is not for the plug-in alone
+        called = getattr(table, key)
+        said = {
+            each: value
+            for each, value in table
+            if each not in (key, "options") and value != type(table).model_fields[each].default
+        }
+        plugin = _loaded(group, called) if said else None
+        if plugin is None:
+            continue
+        for each in said.keys() - {option.name for option in options.options_of(plugin, group)}:
+            yield (
+                f"{name}.{each}",
+                f"{name}.{each} = {said[each]!r}: {called} has no option {each!r} and is not given it; leave it out, "
+                f"or set {name}.{key} to one that has it (muster plugin show {called} lists what this one takes)",
+            )
 
 
 def _loaded(group: str, name: str) -> type[Any] | None:

@@ -12,7 +12,7 @@ from hypothesis import given, strategies
 import compressors
 from coordinator.engine import sampling
 from coordinator.engine.sampling import Draw
-from coordinator.submission.checks import check_spec
+from coordinator.submission.checks import cautions, check_spec
 from exchange import optimizers, recipe
 from exchange.optimizers import ServerOptimizer
 from methods import MethodError, kinds, make, options_of, registry, spelling
@@ -171,10 +171,29 @@ def test_a_rule_that_is_told_f_or_was_not_chosen_misses_nothing() -> None:
         check_spec(parse_spec(text, "run.toml"), text)
 
 
-def test_what_the_class_refuses_is_told_in_its_own_words() -> None:
-    spec = parse_spec(GOOD + "[sampling]\npolicy = 'recent'\noptions = { explore = 2 }\n", "run.toml")
-    with pytest.raises(ConfigError, match="explore lies from 0 to 1, not at 2"):
-        check_spec(spec)
+def test_what_the_class_refuses_is_told_in_its_own_words_with_its_line() -> None:
+    assert mistakes("[sampling]\npolicy = 'recent'\noptions = { explore = 7 }\n") == [
+        "run.toml:5: sampling.options: recent refuses them: explore lies from 0 to 1, not at 7.0"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tables", "keys"),
+    [
+        ("[sampling]\npolicy = 'recent'\nfraction = 0.5\nover_select = 2.0\n", ["fraction", "over_select"]),
+        ("[sampling]\npolicy = 'recent'\ncount = 2\nover_select = 1.0\n", []),
+        ("[server]\noptimizer = 'adam'\nmomentum = 0.3\n", ["momentum"]),
+        ("[server]\noptimizer = 'momentum'\nmomentum = 0.3\nlr = 0.5\n", []),
+    ],
+)
+def test_a_key_of_which_the_plug_in_knows_nothing_is_warned_of(tables: str, keys: list[str]) -> None:
+    told = [
+        (cause, said)
+        for cause, said in cautions(parse_spec(GOOD + tables, "run.toml"))
+        if "no option" in said
+    ]
+    assert [cause.partition(".")[2] for cause, _ in told] == keys
+    assert all("leave it out, or set" in said for _, said in told)
 
 
 def test_specs_without_options_have_the_digest_that_they_had() -> None:
