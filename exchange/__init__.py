@@ -5,7 +5,10 @@ server's step, the way down. Takes files, tensors and values; knows of no databa
                        it is given a `RoundContext`, declares each `Group` that it sends, and gives a `Contribution`
     ServerOptimizer    how an aggregate moves the model: a frozen dataclass, registered in "muster.server_optimizers"
     Mechanism          what seals an update at its peer and opens the aggregate, registered in "muster.mechanisms"; it
-                       is given a `SealContext` and an `OpenContext`
+                       is given a `SealContext` and an `OpenContext`, and raises `AggregationRefused`
+
+A `Group` is of a dtype (`F32`, `F64`, `I64`), and names its fold (`MEAN`, `SUM`, `SHARES`, `MAX`, `MIN`, `ANY`) and how
+the coordinator keeps it (`REPLACE`, `ADD`). Peers without a coordinator `admit`, `mix` and `apply` (`exchange.mixing`).
 """
 
 from __future__ import annotations
@@ -15,20 +18,35 @@ from typing import TYPE_CHECKING
 from methods.lazy import reexport
 
 if TYPE_CHECKING:
-    from exchange.admission import Expected, admit
+    from exchange.admission import Expected, admit, update_bytes_max
     from exchange.aggregation import aggregate
     from exchange.algorithms import LocalAlgorithm
     from exchange.contribution import Contribution, RoundContext
     from exchange.facts import UpdateFacts
-    from exchange.groups import Group
+    from exchange.groups import ADD, ANY, F32, F64, I64, MAX, MEAN, MIN, REPLACE, SHARES, SUM, Group
     from exchange.job import AggregationJob, AggregationResult, UpdateBase, UpdateInput
     from exchange.mechanisms import Mechanism, OpenContext, SealContext
+    from exchange.mixing import Mixture, apply, mix, states_of
     from exchange.optimizers import ServerOptimizer
     from exchange.payload import Manifest, PayloadReader, PayloadWriter
+    from exchange.recipe import AggregationRefused
+    from exchange.request import UpdateRequest
     from exchange.update import WrittenUpdate, write_update
 
 __all__ = [
+    "ADD",
+    "ANY",
+    "F32",
+    "F64",
+    "I64",
+    "MAX",
+    "MEAN",
+    "MIN",
+    "REPLACE",
+    "SHARES",
+    "SUM",
     "AggregationJob",
+    "AggregationRefused",
     "AggregationResult",
     "Contribution",
     "Expected",
@@ -36,6 +54,7 @@ __all__ = [
     "LocalAlgorithm",
     "Manifest",
     "Mechanism",
+    "Mixture",
     "OpenContext",
     "PayloadReader",
     "PayloadWriter",
@@ -45,9 +64,14 @@ __all__ = [
     "UpdateBase",
     "UpdateFacts",
     "UpdateInput",
+    "UpdateRequest",
     "WrittenUpdate",
     "admit",
     "aggregate",
+    "apply",
+    "mix",
+    "states_of",
+    "update_bytes_max",
     "write_update",
 ]
 
@@ -57,6 +81,7 @@ __getattr__, __dir__ = reexport(
         "exchange.admission": (
             "Expected",
             "admit",
+            "update_bytes_max",
         ),
         "exchange.aggregation": ("aggregate",),
         "exchange.algorithms": ("LocalAlgorithm",),
@@ -65,7 +90,20 @@ __getattr__, __dir__ = reexport(
             "RoundContext",
         ),
         "exchange.facts": ("UpdateFacts",),
-        "exchange.groups": ("Group",),
+        "exchange.groups": (
+            "ADD",
+            "ANY",
+            "F32",
+            "F64",
+            "I64",
+            "MAX",
+            "MEAN",
+            "MIN",
+            "REPLACE",
+            "SHARES",
+            "SUM",
+            "Group",
+        ),
         "exchange.job": (
             "AggregationJob",
             "AggregationResult",
@@ -77,12 +115,20 @@ __getattr__, __dir__ = reexport(
             "OpenContext",
             "SealContext",
         ),
+        "exchange.mixing": (
+            "Mixture",
+            "apply",
+            "mix",
+            "states_of",
+        ),
         "exchange.optimizers": ("ServerOptimizer",),
         "exchange.payload": (
             "Manifest",
             "PayloadReader",
             "PayloadWriter",
         ),
+        "exchange.recipe": ("AggregationRefused",),
+        "exchange.request": ("UpdateRequest",),
         "exchange.update": (
             "WrittenUpdate",
             "write_update",

@@ -1,0 +1,1 @@
+"""A peer: trains on its own data as it is asked, and sends updates."""

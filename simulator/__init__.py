@@ -2,6 +2,9 @@
 
 start_local          a federation in one process, over an in-memory network
 run                  a coroutine on a loop of virtual time, seeded
+Network              delays, drops, partitions and crashes on that in-memory network
+FakeCoordinator      a coordinator that does what a test says: to test a peer alone
+FakePeer             a peer that does what a test says: to test a coordinator alone
 ProcessFederation    a federation of real processes on this machine
 ChaosProxy           a TCP proxy that delays, drops, halves and throttles
 """
@@ -18,6 +21,8 @@ check_together(("aggregators", "compressors", "coordinator", "exchange", "method
 from methods.lazy import reexport  # noqa: E402  # not before it is known to be ours
 
 if TYPE_CHECKING:
+    from simulator.fake_coordinator import FakeCoordinator
+    from simulator.fake_peer import FakePeer
     from simulator.federation import LocalFederation
     from simulator.local import start_local
     from simulator.network import Network
@@ -27,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ChaosProxy",
+    "FakeCoordinator",
+    "FakePeer",
     "LocalFederation",
     "Network",
     "ProcessFederation",
@@ -38,6 +45,8 @@ __all__ = [
 __getattr__, __dir__ = reexport(
     __name__,
     {
+        "simulator.fake_coordinator": ("FakeCoordinator",),
+        "simulator.fake_peer": ("FakePeer",),
         "simulator.federation": ("LocalFederation",),
         "simulator.local": ("start_local",),
         "simulator.network": ("Network",),

@@ -64,6 +64,7 @@ async def start_local(
     work_seconds_max: float = 0.0,
 ) -> AsyncGenerator[LocalFederation]:
     """A coordinator and `peers` peers, named peer-0, peer-1, ..., with their state in `folder`, on the running loop.
+    A folder that does not exist is made.
 
     `data[i]` is peer i's `site.data` (default: its index and the count); `attacks` makes some of them lie, e.g.
     `{0: {"name": "sign-flip"}}`; `coordinator` has more of its settings. `network` says what befalls messages, as a
@@ -76,6 +77,7 @@ async def start_local(
     takes up to `work_seconds_max` of the loop's time. Nothing is logged unless `log_level` is given, or the program has
     configured structlog itself.
     """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     policy = folder / "policy.toml"
     write_private(policy, "".join(f'[[allow]]\ntask = "{task}"\n' for task in allow).encode())
     config = CoordinatorConfig.model_validate(

@@ -1,0 +1,1 @@
+"""What all rules share: the pipeline, plans, the survey of the updates, options."""

@@ -1,0 +1,1 @@
+"""Rules: how several updates become one."""

@@ -1,0 +1,1 @@
+"""Codecs made of codecs: one after the other, or one for each layer."""

@@ -1,0 +1,1 @@
+"""What all codecs share: the interface, the registry, entropy coding."""

@@ -1,0 +1,1 @@
+"""Feedbacks: what becomes of what a codec leaves behind."""

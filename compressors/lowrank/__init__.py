@@ -1,0 +1,1 @@
+"""Codecs that keep a matrix as factors of low rank."""

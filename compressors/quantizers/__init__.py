@@ -1,0 +1,1 @@
+"""Codecs that keep every value with fewer bits."""

@@ -1,0 +1,1 @@
+"""Codecs that send coefficients of random directions, which both ends derive."""

@@ -1,0 +1,1 @@
+"""Codecs that keep few of the values."""

@@ -1,0 +1,1 @@
+"""What is done after a commit, such as an aggregation: idempotent, so that a restart does it again."""

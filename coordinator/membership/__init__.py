@@ -1,0 +1,1 @@
+"""Who may take part, and who is there: enrolment, sessions, presence."""

@@ -1,0 +1,1 @@
+"""Checks of a run spec when a run is submitted."""

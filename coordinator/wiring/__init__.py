@@ -1,0 +1,1 @@
+"""Puts the coordinator's parts together."""

@@ -1,0 +1,1 @@
+"""The coordinator's own worker processes, in which tasks' code runs."""

@@ -1,0 +1,1 @@
+"""Files over calls, in chunks that are checked and can be resumed."""

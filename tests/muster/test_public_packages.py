@@ -25,10 +25,13 @@ INTERFACES = {
     "aggregators": ("Rule", "PreRule", "Attack"),
     "compressors": ("Codec", "Feedback"),
     "coordinator.engine": ("Sampler", "Schedule"),
-    "exchange": ("LocalAlgorithm", "ServerOptimizer", "Contribution", "Group"),
+    "exchange": (
+        *("LocalAlgorithm", "ServerOptimizer", "Contribution", "Group", "SUM", "ADD", "F64", "Mechanism"),
+        *("AggregationRefused", "UpdateRequest", "admit", "mix", "apply", "states_of"),
+    ),
     "methods": ("Requirement", "Requires", "SpecValues"),
     "muster": ("Task", "Site", "FitContext", "FitReport", "RunSpec"),
-    "simulator": ("start_local",),
+    "simulator": ("start_local", "run", "Network", "FakeCoordinator", "FakePeer"),
 }
 
 

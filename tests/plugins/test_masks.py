@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from coordinator.submission.checks import check_spec
-from exchange.payload import PayloadReader
+from exchange import PayloadReader
 from muster.errors import ConfigError, MusterError
 from muster.model.layout import PARAMS
 from muster.model.modelfile import ModelFile
 from muster.spec.model import RunSpec
-from simulator.processes import ProcessFederation
+from simulator import ProcessFederation
 from tests.plugins.quadratics import SOURCE
 
 NAMES = ("peer-0", "peer-1", "peer-2")

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from exchange.payload import Manifest, PayloadReader, PayloadWriter
+from exchange import Manifest, PayloadReader, PayloadWriter
 from muster import Site, Task
 from muster.model.layout import PARAMS
 from muster.model.modelfile import ModelFile
 from muster.spec.model import RunSpec
 from muster.transport.memory import MemoryHub, MemoryTransport
-from simulator.network import Network
-from simulator.virtual_loop import run
+from simulator import Network, run
 
 NAMES = ("ada", "ben", "cy", "dee")
 RING = {name: (NAMES[at - 1], NAMES[(at + 1) % len(NAMES)]) for at, name in enumerate(NAMES)}

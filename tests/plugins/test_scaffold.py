@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exchange.contribution import RoundContext
+from exchange import RoundContext
 from muster.spec.model import RunSpec
 from muster.task.task import Site
-from simulator.processes import ProcessFederation
+from simulator import ProcessFederation
 from tests.plugins.quadratics import SOURCE
 
 PEERS, ROUNDS = 3, 36

@@ -16,7 +16,7 @@ from coordinator.store import SqlStore
 from coordinator.submission.checks import check_spec
 from muster.errors import ConfigError
 from muster.spec.model import RunSpec
-from simulator.processes import ProcessFederation
+from simulator import ProcessFederation
 from tests.plugins.quadratics import SOURCE
 
 PEERS, ROUNDS, SIZE = 3, 6, 2

@@ -32,7 +32,7 @@ def spec(**tables: Any) -> RunSpec:
 @pytest.mark.timeout(120)
 async def test_three_peers_train_digits_and_the_model_is_plain_pytorch(tmp_path: Path) -> None:
     async with start_local(
-        tmp_path, peers=3, workers=1, allow=["examples.digits:*"], task_folders=[ROOT]
+        tmp_path / "a" / "folder", peers=3, workers=1, allow=["examples.digits:*"], task_folders=[ROOT]
     ) as federation:
         run = await federation.run_to_end(
             spec(compression={"up": "int8"}, evaluate={"on": ["coordinator", "peers"]})

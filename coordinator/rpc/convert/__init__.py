@@ -1,0 +1,1 @@
+"""Between messages and the coordinator's own values."""

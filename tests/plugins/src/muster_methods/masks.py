@@ -21,8 +21,7 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
-from exchange.mechanisms import OpenContext, SealContext
-from exchange.recipe import AggregationRefused
+from exchange import AggregationRefused, OpenContext, SealContext
 from methods import Requirement, SpecValues, demand
 from muster.errors import TaskError
 

@@ -16,8 +16,7 @@ from random import Random
 from statistics import median
 from typing import ClassVar
 
-from coordinator.engine.sampling import Draw
-from coordinator.engine.state import PeerView
+from coordinator.engine import Draw, PeerView
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from exchange.contribution import Contribution, RoundContext
-from exchange.groups import ADD, F64, SUM, Group
+from exchange import ADD, F64, SUM, Contribution, Group, RoundContext
 from muster import FitReport, Task
 from muster.seeds import derive_seed
 from muster.task.evaluation import to_device
