@@ -1,4 +1,4 @@
-"""How pre-rules and a rule add up to one mixing matrix, and whose row is whose on the way."""
+"""How pre-rules and a rule add up to one mixing matrix, and which row represents which update at each step."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from methods import MethodError, Requirement, SpecValues
 
 
 class CodecError(MethodError):
-    """No such codec or feedback, or an argument that it does not take; a sentence for who wrote it."""
+    """No such codec or feedback, or an argument that it does not take; the message is for the spec's author."""
 
 
 class DecodeError(ValueError):

@@ -1,4 +1,4 @@
-"""Reads a run spec from TOML. All mistakes are format_problem at once, each with its line."""
+"""Reads a run spec from TOML. All mistakes are told at once, each with its line."""
 
 from __future__ import annotations
 
