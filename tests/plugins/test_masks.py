@@ -153,8 +153,8 @@ def test_what_masks_require_is_told_with_what_to_set(installed_methods: Mapping[
         ),
         (
             {"mechanism": {"name": "masks", "options": {"peers": ["one"]}}},
-            "two or more",
-            "[mechanism.options]",
+            "mechanism.options: masks refuses them: peers are two or more",
+            "",
         ),
         ({"mechanism": {"name": "masks", "options": {"peers": list(NAMES), "scales": 1}}}, "'scale'", ""),
     ):
