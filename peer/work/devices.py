@@ -147,9 +147,7 @@ class WorkerPool:
         self._idle = list(reversed(self._desks))  # the one that worked last at the end
         self._free = asyncio.Semaphore(len(self._desks))
         self._kept: dict[str, WorkerSlot] = {}  # who worked where last, and may find there what it has loaded
-        self._at_work: dict[
-            WorkerSlot, asyncio.Task[None]
-        ] = {}  # work that outlives the caller that started it
+        self._at_work: dict[WorkerSlot, asyncio.Task[None]] = {}  # what outlives its caller
 
     async def start(self) -> None:
         """Starts the processes, so that the first job need not wait for their imports."""
