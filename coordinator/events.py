@@ -50,6 +50,8 @@ Subscriber = Callable[[Notice], None]
 
 
 class Events:
+    """The subscribers of committed decisions, told in the order in which they attached."""
+
     def __init__(self) -> None:
         self._subscribers: list[Subscriber] = []
 

@@ -13,6 +13,8 @@ from muster.files.blobs import BlobStore
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFile:
+    """A file that a peer may fetch."""
+
     name: str  # of the group that is kept; "" for a delta
     digest: str
     size_bytes: int
@@ -30,6 +32,8 @@ class ModelPlan:
 
 
 class ModelPlans:
+    """How a peer comes from the versions that it holds to the one that it needs."""
+
     def __init__(self, *, runs: Runs, store: Store, blobs: BlobStore) -> None:
         self._runs = runs
         self._store = store

@@ -40,6 +40,8 @@ class _Wanted:
 
 
 class Repairs:
+    """Brings lost versions back from peers."""
+
     def __init__(self, *, blobs: BlobStore, sessions: SessionBook, background: Background) -> None:
         self._blobs = blobs
         self._sessions = sessions

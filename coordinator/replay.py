@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Replayed:
+    """A round computed again, beside the version that it committed."""
+
     table: AggregationTable
     result: AggregationResult
     committed_digest: str

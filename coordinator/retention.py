@@ -27,6 +27,8 @@ _ENDS = frozenset({"round.committed", "round.skipped", "run.finished", "run.fail
 
 
 class Retention:
+    """Removes files that no round, replay or restart can ask for again."""
+
     def __init__(
         self,
         *,

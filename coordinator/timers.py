@@ -12,6 +12,8 @@ from muster.runtime import clock
 
 
 class RunTimers:
+    """Sends each run a `Tick` when it has asked for one."""
+
     def __init__(self, *, runs: Runs) -> None:
         self._runs = runs
         self._wakes: list[tuple[float, str]] = []

@@ -127,6 +127,7 @@ def _codec(spelling: str) -> compressors.Codec | Replay:
 
 
 def bad_delta(why: str) -> TransferError:
+    """An error about a delta that cannot be followed."""
     return TransferError(
         "model.bad_delta",
         f"a model version's delta is not usable: {why}",

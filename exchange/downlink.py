@@ -55,10 +55,12 @@ def _scales(spec: RunSpec, base_version: int) -> bool:
 
 
 def compresses(spec: RunSpec) -> bool:
+    """Whether versions come down as encoded steps."""
     return spec.compression.down != LOSSLESS
 
 
 def replays(spec: RunSpec) -> bool:
+    """Whether versions come down as the updates that they are made of."""
     return spec.compression.down == REPLAY
 
 

@@ -58,6 +58,8 @@ class AggregationJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Treated:
+    """How the rule treated one update."""
+
     assignment_id: str
     weight: float
     score: float
@@ -67,6 +69,8 @@ class Treated:
 
 @dataclass(frozen=True, kw_only=True)
 class AggregationResult:
+    """The new version, what is kept beside it, and how it came about."""
+
     model_digest: str
     model_bytes: int
     state_digests: Mapping[str, str]

@@ -28,10 +28,12 @@ RESET = "identity"
 
 
 def state_name(peer_id: str) -> str:
+    """The name under which a peer's estimate is kept."""
     return f"up/estimate/{peer_id}"
 
 
 def sends_differences(spec: RunSpec) -> bool:
+    """Whether the run's feedback sends differences, so that an estimate of each peer is kept."""
     return bool(compressors.build_feedback(spec.compression.feedback).receiver_state_names)
 
 

@@ -63,6 +63,8 @@ CODEC = "identity"  # the mixture stays where it was made
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
+    """What `mix` makes of updates, for `apply`."""
+
     digest: str  # of the delta
     state_digests: Mapping[str, str]
     treatments: tuple[Treated, ...]  # of the updates, in their order

@@ -68,6 +68,8 @@ class Attacker(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenUpdate:
+    """An update file, and the new files of state that go with it."""
+
     info: BlobInfo
     staged: dict[str, Path]
 

@@ -30,6 +30,8 @@ def algorithm_of(role: str, usual: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
+    """What is asked of a peer."""
+
     role: str
     base: int  # the model version that it starts from
     groups: tuple[str, ...] = ()  # of the server's groups that come down beside the base

@@ -13,6 +13,8 @@ from muster.errors import MusterError
 
 
 class OwnEvaluation:
+    """Evaluates versions on the coordinator's own data, in a worker."""
+
     def __init__(self, *, runs: Runs, repairs: Repairs, tasks: TaskJobs) -> None:
         self._runs = runs
         self._repairs = repairs

@@ -16,4 +16,5 @@ def format_error(error: MusterError) -> str:
 
 
 def format_traceback(error: MusterError) -> str:
+    """The task's traceback of an error, its end if it is long; "" if there is none."""
     return many_lines(error.fields.get("traceback", ""), keep="end")

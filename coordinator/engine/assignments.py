@@ -81,6 +81,7 @@ def _standing(state: RunState, held: Works, deadline_at: float, peer_id: str | N
 
 
 def offer(draft: DecisionBuilder, assignment: AssignmentState, deadline_at: float) -> None:
+    """Records a new assignment and orders its offer."""
     draft.put_assignment(assignment)
     if not assignment.evaluation:
         known = draft.state.history.get(assignment.peer_id, NO_HISTORY)
@@ -165,6 +166,7 @@ def lose(draft: DecisionBuilder, peer_id: str, reason: str) -> str | None:
 
 
 def progress(draft: DecisionBuilder, event: AssignmentProgressed) -> str | None:
+    """Records a phase that the peer reports; tells why the report is ignored, or None."""
     assignment, ignored = _live(draft.state, event.assignment_id)
     if assignment is None:
         return ignored
@@ -209,6 +211,7 @@ def restore(draft: DecisionBuilder, held: Works) -> None:
 
 
 def deliver(draft: DecisionBuilder, event: UpdateAdmitted, peers: Mapping[str, PeerView]) -> str | None:
+    """Records an admitted update; tells why it is ignored, or None."""
     if _is_delivered(draft.state, event):
         return AlreadySo(f"{event.assignment_id} has delivered this update already")
     assignment, ignored = _live(draft.state, event.assignment_id)
@@ -252,6 +255,7 @@ def _is_delivered(state: RunState, event: UpdateAdmitted) -> bool:
 
 
 def refuse(draft: DecisionBuilder, event: UpdateRefused) -> str | None:
+    """Records that admission has rejected an update; tells why that is ignored, or None."""
     assignment, ignored = _live(draft.state, event.assignment_id)
     if assignment is None:
         return ignored
@@ -264,6 +268,7 @@ def refuse(draft: DecisionBuilder, event: UpdateRefused) -> str | None:
 
 
 def fail(draft: DecisionBuilder, event: AssignmentFailed) -> str | None:
+    """Records an attempt that failed on the peer; tells why that is ignored, or None."""
     assignment, ignored = _live(draft.state, event.assignment_id)
     if assignment is None:
         return ignored
@@ -293,6 +298,7 @@ def fail(draft: DecisionBuilder, event: AssignmentFailed) -> str | None:
 
 
 def evaluated(draft: DecisionBuilder, event: AssignmentEvaluated) -> str | None:
+    """Records a peer's evaluation; tells why it is ignored, or None."""
     assignment, ignored = _live(draft.state, event.assignment_id)
     if assignment is None:
         return ignored

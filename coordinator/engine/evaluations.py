@@ -27,6 +27,7 @@ LATE_TOLD = 5
 
 
 def due(spec: RunSpec, version: int) -> bool:
+    """Whether the spec asks for an evaluation of this version."""
     every = spec.evaluate.every
     return every > 0 and (version % every == 0 or version == spec.rounds)
 
@@ -166,6 +167,7 @@ def finish_complete(draft: DecisionBuilder) -> None:
 
 
 def finish(draft: DecisionBuilder, version: int, reason: str) -> None:
+    """Closes an evaluation with the metrics that there are."""
     for assignment in draft.state.evaluations[version].assignments.values():
         if not assignment.status.ended:
             assignments.expire(draft, assignment, reason)

@@ -34,6 +34,8 @@ _DOING = {
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
+    """What `muster why` shows of a run."""
+
     sentence: str
     details: Sequence[str]
 

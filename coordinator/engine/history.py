@@ -32,6 +32,8 @@ class WorkDone:
 
 @dataclass(frozen=True, kw_only=True)
 class PeerHistory:
+    """A peer's past work in a run, as samplers see it."""
+
     asked: int = 0  # works offered to it, evaluations of versions apart
     delivered: int = 0
     failed: int = 0  # lost, refused or not done in time

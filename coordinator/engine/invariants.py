@@ -60,6 +60,8 @@ _STEPS: Mapping[str, tuple[frozenset[str], str]] = {
 
 
 class EventLike(Protocol):
+    """The columns of an event that the checks read."""
+
     @property
     def sequence(self) -> int: ...
     @property

@@ -14,6 +14,8 @@ from muster.task.metrics import METRICS_MAX, PEERS
 
 @dataclass(frozen=True, kw_only=True)
 class PeersMean:
+    """The mean of peers' metrics, weighted by their examples."""
+
     metrics: Mapping[str, float]
     warnings: tuple[tuple[str, str], ...]  # cause and sentence
 

@@ -23,6 +23,7 @@ from coordinator.engine.state import (
 
 
 def open_round(draft: DecisionBuilder, action: schedule.OpenRound) -> None:
+    """Plans and opens a round with its cohort."""
     state = draft.state
     number = state.last_round + 1
     planned = RoundState(
@@ -72,6 +73,7 @@ def open_round(draft: DecisionBuilder, action: schedule.OpenRound) -> None:
 
 
 def offer_work(draft: DecisionBuilder, action: schedule.OfferWork) -> None:
+    """Offers a piece of work to each of these peers."""
     round_ = draft.state.rounds[action.round]
     deadline_at = round_.deadline_at
     if deadline_at is None:
@@ -98,15 +100,18 @@ def offer_work(draft: DecisionBuilder, action: schedule.OfferWork) -> None:
 
 
 def start_grace(draft: DecisionBuilder, action: schedule.StartGrace) -> None:
+    """Starts the time that a round with its quorum waits for the rest."""
     _move(draft, "round.quorum", draft.state.rounds[action.round], action.reason, grace_until=action.until)
 
 
 def expire_work(draft: DecisionBuilder, action: schedule.ExpireWork) -> None:
+    """Ends assignments that are not delivered."""
     for assignment_id in action.assignment_ids:
         assignments.expire(draft, draft.state.rounds[action.round].assignments[assignment_id], action.reason)
 
 
 def close(draft: DecisionBuilder, action: schedule.CloseRound) -> None:
+    """Ends the collection of updates and orders their aggregation."""
     if any(r.status is RoundStatus.AGGREGATING for r in draft.state.rounds.values()):
         raise AssertionError("a schedule closed a round while another one is aggregating")
     fold = folds.fold_of(draft.state, action)
@@ -233,6 +238,7 @@ def skip(draft: DecisionBuilder, number: int, reason: str) -> None:
 
 
 def skip_aggregation(draft: DecisionBuilder, event: AggregationSkipped) -> str | None:
+    """Skips a round that its rule refused; tells why that is ignored, or None."""
     round_ = draft.state.rounds.get(event.round)
     if round_ is None or round_.status is not RoundStatus.AGGREGATING:
         return f"round {event.round} is not aggregating: there is nothing to skip"

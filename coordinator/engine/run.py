@@ -64,6 +64,7 @@ def start(draft: DecisionBuilder, event: ModelReady) -> str | None:
 
 
 def pause(draft: DecisionBuilder) -> str | None:
+    """Pauses the run: live rounds go on, no new one opens."""
     if draft.state.status is RunStatus.PAUSED:
         return AlreadySo("the run is PAUSED already")
     if draft.state.status is not RunStatus.RUNNING:
@@ -133,6 +134,7 @@ def warned(draft: DecisionBuilder, event: RunWarned) -> None:
 
 
 def finish(draft: DecisionBuilder, reason: str) -> None:
+    """Ends the run as FINISHED."""
     told = standings.format_set_aside(draft.state)
     if told:
         reason = f"{told}; all the same, {reason}"
@@ -140,10 +142,12 @@ def finish(draft: DecisionBuilder, reason: str) -> None:
 
 
 def fail(draft: DecisionBuilder, reason: str, *, traceback: str = "") -> None:
+    """Ends the run as FAILED, with its live rounds."""
     _end(draft, "run.failed", RunStatus.FAILED, reason, **({"traceback": traceback} if traceback else {}))
 
 
 def cancel(draft: DecisionBuilder, reason: str) -> None:
+    """Ends the run as CANCELLED, with its live rounds."""
     told = f"cancelled: {reason}" if reason else "cancelled on request"
     _end(draft, "run.cancelled", RunStatus.CANCELLED, told)
 

@@ -62,6 +62,8 @@ class StartGrace:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpireWork:
+    """Ends assignments of a round that are not delivered."""
+
     round: int
     assignment_ids: tuple[str, ...]
     reason: str

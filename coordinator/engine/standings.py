@@ -77,6 +77,7 @@ REST_SECONDS_MAX = 60.0
 
 
 def is_aside(state: RunState, peer_id: str) -> bool:
+    """Whether the peer is set aside in this run."""
     standing = state.standings.get(peer_id)
     return standing is not None and standing.aside
 
@@ -89,6 +90,7 @@ def eligible(state: RunState, peers: Mapping[str, PeerView]) -> list[str]:
 
 
 def is_present(peer: PeerView) -> bool:
+    """Whether the peer can be asked now."""
     return peer.connected and peer.status is PeerStatus.ACTIVE
 
 
@@ -147,6 +149,7 @@ def asked_once_more(state: RunState, assignment: AssignmentState, error_id: str)
 
 
 def set_aside(draft: DecisionBuilder, standing: PeerStanding) -> None:
+    """Sets a peer aside in this run, with the reason."""
     reason = (
         f"{standing.peer_id} is set aside and asked no more: {standing.cause}; once that is mended, "
         f"start this peer anew, or: muster run resume {draft.state.run_id}"

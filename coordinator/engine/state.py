@@ -115,6 +115,8 @@ class Fold:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundState:
+    """A round, with its assignments by id."""
+
     number: int  # 1, 2, ...; every opened round takes a number, committed or not
     status: RoundStatus
     reason: str
@@ -148,6 +150,8 @@ class RoundState:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelVersion:
+    """A version of the model and the digests that identify it."""
+
     version: int  # 0 is the initial model; a committed round makes the next one
     round: int
     digest: str
@@ -204,6 +208,8 @@ class Rest:
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
+    """A live run: all that its decisions depend on."""
+
     run_id: str
     spec: RunSpec
     status: RunStatus
@@ -272,6 +278,8 @@ ADMIN = "admin"
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
+    """What may happen to a run."""
+
     run_id: str
     actor: str = (
         COORDINATOR  # who causes it, and with it the transitions that are its own; what follows is `ENGINE`'s
@@ -280,6 +288,8 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSubmitted(Event):
+    """A run was submitted."""
+
     spec: RunSpec
     spec_toml: str
     request_id: str
@@ -299,12 +309,16 @@ class RunWarned(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelReady(Event):
+    """The initial version was made."""
+
     model: ModelVersion
     source_digest: str = ""  # of the task that has made it
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFailed(Event):
+    """The initial version could not be made, or the task does not work here."""
+
     error: str
     what: str = "the initial model could not be made"
     traceback: str = ""
@@ -324,6 +338,8 @@ class Restored(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class AssignmentProgressed(Event):
+    """A peer reports a phase of its work."""
+
     assignment_id: str
     status: AssignmentStatus  # ACCEPTED, PREPARING, TRAINING or UPLOADING
     warnings: tuple[str, ...] = ()  # of what the task gave as metrics of its training
@@ -331,6 +347,8 @@ class AssignmentProgressed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class AssignmentFailed(Event):
+    """An attempt failed on the peer."""
+
     assignment_id: str
     error_id: str
     message: str
@@ -340,6 +358,8 @@ class AssignmentFailed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class AssignmentEvaluated(Event):
+    """A peer has evaluated a version."""
+
     assignment_id: str
     metrics: Mapping[str, float]
     examples: int  # 0: the task does not say
@@ -349,12 +369,16 @@ class AssignmentEvaluated(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateAdmitted(Event):
+    """An update has passed admission and is in the blob store."""
+
     assignment_id: str
     update: UpdateFacts
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateRefused(Event):
+    """Admission has rejected an update."""
+
     assignment_id: str
     error_id: str
     message: str
@@ -381,6 +405,8 @@ class Treatment:
 
 @dataclass(frozen=True, kw_only=True)
 class Aggregated(Event):
+    """A round was aggregated into a new version."""
+
     round: int
     model: ModelVersion
     treatments: tuple[Treatment, ...]
@@ -402,6 +428,8 @@ class AggregationSkipped(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class OwnEvaluated(Event):
+    """The coordinator has evaluated a version."""
+
     version: int
     metrics: Mapping[str, float]  # empty: the task has nothing to evaluate on here
     warnings: tuple[str, ...] = ()  # of what the task gave and is no metric
@@ -427,16 +455,22 @@ class OwnPreparing(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class PauseRequested(Event):
+    """An admin pauses the run."""
+
     actor: str = ADMIN
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeRequested(Event):
+    """An admin resumes the run."""
+
     actor: str = ADMIN
 
 
 @dataclass(frozen=True, kw_only=True)
 class StopRequested(Event):
+    """An admin stops the run."""
+
     reason: str
     actor: str = ADMIN
 
@@ -480,22 +514,28 @@ class Transition:
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
+    """Work to carry out after the commit; idempotent."""
+
     run_id: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareModel(Effect):
-    pass
+    """Make the run's initial version."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Offer(Effect):
+    """Send an assignment to its peer."""
+
     assignment: AssignmentState
     deadline_at: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cancel(Effect):
+    """Tell a peer that an assignment is over."""
+
     peer_id: str
     assignment_id: str
     reason: str
@@ -503,6 +543,8 @@ class Cancel(Effect):
 
 @dataclass(frozen=True, kw_only=True)
 class Aggregate(Effect):
+    """Make the next version of these updates."""
+
     round: int
     base: ModelVersion  # the newest version: the one that the result moves
     updates: tuple[AssignmentState, ...]  # sorted by peer id
@@ -511,6 +553,8 @@ class Aggregate(Effect):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOwn(Effect):
+    """Evaluate a version on the coordinator's own data."""
+
     model: ModelVersion
 
 
@@ -523,6 +567,8 @@ class WakeAt(Effect):
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
+    """What follows from an event."""
+
     state: RunState
     transitions: tuple[Transition, ...] = ()
     effects: tuple[Effect, ...] = ()

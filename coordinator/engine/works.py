@@ -44,6 +44,8 @@ _AT_WORK = (AssignmentStatus.TRAINING, AssignmentStatus.UPLOADING)
 
 @dataclass(frozen=True, kw_only=True)
 class AssignmentState:
+    """One attempt of one peer at one piece of work."""
+
     assignment_id: str  # "RUN.ROUND.PEER.ATTEMPT"; of an evaluation: "RUN.eVERSION.PEER.1"
     run_id: str
     round: int  # in which it was offered

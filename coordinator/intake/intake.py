@@ -25,6 +25,8 @@ from protos.v1.tensors_pb2 import BlobHeader
 
 
 class Intake:
+    """Checks uploads against their assignments, and admits complete ones."""
+
     def __init__(
         self,
         *,

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 
 class Layouts:
+    """Each run's parameter layout, read once."""
+
     def __init__(self, *, blobs: BlobStore, repairs: Repairs) -> None:
         self._blobs = blobs
         self._repairs = repairs

@@ -11,6 +11,8 @@ _SUFFIX = re.compile(r"\.part(\.header(\.tmp)?)?$")
 
 
 class Spool:
+    """The folder of uploads that are not complete or not admitted yet."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 

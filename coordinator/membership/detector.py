@@ -77,6 +77,7 @@ class MembershipDecision(NamedTuple):
 def decide(
     members: Members, event: PeerEvent | Tick | Prune, now: float, limits: Limits
 ) -> MembershipDecision:
+    """The decision that follows from an event of a peer, a command, or time."""
     decision = _decide(members, event, now, limits)
     if not decision.transitions:
         return decision
@@ -151,6 +152,7 @@ def _enrol(members: Members, event: Enrolled, now: float) -> MembershipDecision:
 
 
 def tells_nothing_new(member: Member, event: Enrolled) -> bool:
+    """Whether an enrolment repeats what is known."""
     return all(getattr(member, name) == value for name, value in _facts(event).items())
 
 

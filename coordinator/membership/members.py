@@ -25,6 +25,8 @@ Changed = Callable[[Sequence[tuple[str, str]]], Awaitable[None]]
 
 
 class MemberBook:
+    """The members in memory, moved by committed decisions of the detector."""
+
     def __init__(self, *, journal: Journal, config: CoordinatorConfig) -> None:
         self._journal = journal
         self._changed: Changed | None = None
@@ -176,4 +178,5 @@ def _sound(records: Iterable[detector.Record]) -> list[detector.Record]:
 
 
 def hash_secret(secret: str) -> str:
+    """The digest under which a secret is stored."""
     return digest_bytes(secret.encode())

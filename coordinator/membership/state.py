@@ -33,6 +33,8 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
+    """What is known of one peer."""
+
     peer_id: str
     status: PeerStatus
     reason: str
@@ -139,6 +141,8 @@ def _restored(record: Record, now: float) -> Member:
 
 @dataclass(frozen=True, kw_only=True)
 class PeerEvent:
+    """What may happen to members."""
+
     peer_id: str
 
 
@@ -159,12 +163,16 @@ class Connected(PeerEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class Disconnected(PeerEvent):
+    """A session has ended."""
+
     epoch: int
     goodbye: bool = False  # the peer said that it leaves
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeartbeatSeen(PeerEvent):
+    """A heartbeat of a session."""
+
     epoch: int
 
 
@@ -177,11 +185,15 @@ class Command(PeerEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class Drain(Command):
+    """An admin lets a peer finish and gives it nothing new."""
+
     reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quarantine(Command):
+    """An admin shuts a peer out, and keeps it."""
+
     reason: str = ""
 
 
@@ -192,6 +204,8 @@ class Release(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Remove(Command):
+    """An admin forgets a peer."""
+
     reason: str = ""
 
 

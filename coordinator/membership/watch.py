@@ -26,6 +26,8 @@ PRUNE_SECONDS = 60.0  # how often names are looked for that nobody came for
 
 
 class MembershipWatch:
+    """Looks at heartbeats in time, and prunes names and events."""
+
     def __init__(
         self,
         *,

@@ -26,6 +26,8 @@ HELD_MAX = 16  # versions that a peer may name
 
 
 class ModelsServicer:
+    """`muster.v1.ModelsService`."""
+
     def __init__(
         self,
         *,

@@ -42,6 +42,8 @@ class Session:
 
 
 class SessionBook:
+    """The open sessions by peer."""
+
     def __init__(self) -> None:
         self._sessions: dict[str, Session] = {}
 

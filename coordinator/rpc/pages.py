@@ -22,6 +22,8 @@ Key = TypeVar("Key", bound=tuple[Any, ...])
 
 @dataclass(frozen=True, kw_only=True)
 class Page(Generic[Item]):
+    """One page of a list, and where the next begins."""
+
     items: Sequence[Item]
     next_token: str  # "" behind the last page
 

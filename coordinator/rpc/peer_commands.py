@@ -12,6 +12,8 @@ from protos.v1 import admin_pb2 as pb
 
 
 class PeerCommands:
+    """The admin service's methods about peers."""
+
     def __init__(self, *, members: MemberBook, sessions: SessionBook, listing: Listing) -> None:
         self._members = members
         self._sessions = sessions

@@ -32,6 +32,8 @@ log = structlog.get_logger()
 
 
 class MembershipServicer:
+    """`muster.v1.MembershipService`."""
+
     def __init__(
         self,
         *,

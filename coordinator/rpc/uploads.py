@@ -47,6 +47,8 @@ from protos.v1.tensors_pb2 import BlobHeader
 
 
 class UpdatesServicer:
+    """`muster.v1.UpdatesService`."""
+
     def __init__(
         self,
         *,

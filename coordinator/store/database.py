@@ -67,6 +67,7 @@ def _bad_url(message: str, cause: str) -> ConfigError:
 
 
 def sqlite_path(url: URL) -> Path | None:
+    """The file of an SQLite URL, or None for another database."""
     return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
 
 

@@ -56,6 +56,8 @@ Result = TypeVar("Result")
 
 
 class MemoryStore(Store):
+    """A `Store` in memory, for simulations: no files, no threads."""
+
     def __init__(self) -> None:
         self._held = MemoryTables()
         self._events = MemoryEvents()

@@ -22,6 +22,8 @@ _sequence: Callable[[_Event], int] = itemgetter(_at["sequence"])
 
 
 class MemoryEvents:
+    """Events in memory, and those who wait for the next."""
+
     def __init__(self) -> None:
         self.newest = 0
         self._all: list[_Event] = []

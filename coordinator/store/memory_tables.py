@@ -75,6 +75,8 @@ class _Index:
 
 
 class MemoryTable:
+    """The rows of one table, with its keys and defaults."""
+
     def __init__(self, table: Table, undo: list[tuple[MemoryTable, Key, Row | None]]) -> None:
         self.name = table.name
         self.rows: dict[Key, Row] = {}
@@ -161,6 +163,8 @@ class MemoryTable:
 
 
 class MemoryTables:
+    """All tables, with their references and unique indexes."""
+
     def __init__(self) -> None:
         self._undo: list[tuple[MemoryTable, Key, Row | None]] = []
         self._tables = {table.name: MemoryTable(table, self._undo) for table in _kept()}

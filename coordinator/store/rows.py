@@ -68,6 +68,8 @@ class PeerRow(PeerRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class RunRow:
+    """A run as lists and views show it."""
+
     run_id: str
     name: str
     task: str
@@ -109,6 +111,8 @@ class WarningRow:
 
 @dataclass(frozen=True, kw_only=True)
 class AssignmentRow:
+    """An assignment as lists and views show it."""
+
     assignment_id: str
     run_id: str
     round: int
@@ -138,6 +142,8 @@ class AssignmentRow:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundRow:
+    """A round as lists and views show it."""
+
     run_id: str
     number: int
     state: str
@@ -172,6 +178,8 @@ class RoundTotals:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRow:
+    """A version as lists and views show it."""
+
     run_id: str
     version: int
     round: int
@@ -185,6 +193,8 @@ class ModelRow:
 
 @dataclass(frozen=True, kw_only=True)
 class EventRow:
+    """An event of the log."""
+
     sequence: int
     at: float
     kind: str

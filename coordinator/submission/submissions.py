@@ -13,6 +13,8 @@ from coordinator.workers.task_jobs import TaskJobs
 
 
 class Submissions:
+    """Checks a submitted run and starts it."""
+
     def __init__(self, *, runs: Runs, tasks: TaskJobs) -> None:
         self._runs = runs
         self._tasks = tasks

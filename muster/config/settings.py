@@ -240,6 +240,8 @@ class NodeConfig(Table):
 
 @dataclass(frozen=True)
 class LoadedConfig:
+    """Settings and where each came from."""
+
     coordinator: CoordinatorConfig
     peer: PeerConfig
     _layers: Layers

@@ -38,6 +38,8 @@ def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module | 
 
 
 class Spared(NamedTuple):
+    """Copies of a task and its module."""
+
     task: Task
     model: nn.Module
     shared: tuple[str, ...]  # attributes of the task that could not be copied

@@ -32,6 +32,8 @@ Plain = float | str
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
+    """The metrics that count, and a warning for each value that does not."""
+
     values: Mapping[str, float]
     warnings: tuple[str, ...]  # a sentence for each kind of thing that is no metric
 

@@ -56,6 +56,8 @@ class Place:
 
 
 class Counts:
+    """Places for calls of unknown callers, by method, connection and bytes."""
+
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._calls = 0

@@ -21,6 +21,8 @@ CHECK: Method[pb.HealthCheckRequest, pb.HealthCheckResponse] = Method(
 
 
 class Health:
+    """gRPC's health service."""
+
     def __init__(self, services: Iterable[str]) -> None:
         self._services = {"", *services}
         self.stopping = False

@@ -124,6 +124,8 @@ class Channel(Protocol):
 
 
 class Server(Protocol):
+    """A server that listens."""
+
     @property
     def address(self) -> str:
         """host:port that was bound (port 0 asks for a free one)."""
@@ -133,6 +135,8 @@ class Server(Protocol):
 
 
 class Transport(Protocol):
+    """How sides reach each other: gRPC, or memory."""
+
     async def serve(self, address: str, routes: Sequence[Route]) -> Server:
         """Raises `ConfigError` `transport.address_not_loopback`, `transport.port_in_use`."""
         ...

@@ -28,6 +28,8 @@ class Passage:
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
+    """What happens to a message on its way."""
+
     delay_seconds: float = 0.0
     drop: bool = False  # the connection breaks before the message arrives, and all calls on it with it
 

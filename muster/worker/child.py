@@ -36,6 +36,8 @@ PR_SET_PDEATHSIG = 1
 
 
 class Child:
+    """The worker's side of the pipes."""
+
     def __init__(self, commands: TextIO, events: TextIO) -> None:
         self._commands = commands
         self._events = events

@@ -39,6 +39,8 @@ print(json.dumps(closed))
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerUser:
+    """The user that worker processes run as."""
+
     name: str
     uid: int
     gid: int

@@ -47,6 +47,8 @@ class Caller(Handler, Protocol):
 
 
 class CoordinatorConnection:
+    """Keeps a session with the coordinator open, and opens another when it ends."""
+
     def __init__(self, channel: Channel, credentials: pb.Credentials, *, device: str, random: Random) -> None:
         self.channel = channel
         self.credentials = credentials

@@ -24,6 +24,8 @@ Fetch = Callable[[Assignment, Path, DeadlineAt], Awaitable[None]]  # leaves the 
 
 
 class ModelCache:
+    """Versions that this peer holds, as files."""
+
     def __init__(self, folder: Path, fetch: Fetch) -> None:
         self._whole = folder / "models"
         self._arriving = folder / "arriving"

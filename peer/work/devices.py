@@ -76,6 +76,7 @@ async def choose_devices(wanted: str, make: MakeWorker) -> list[str]:
 
 
 def may_have_gpu() -> bool:
+    """Whether this machine may have a GPU, seen without loading torch."""
     if platform.system() == "Darwin":
         return platform.machine() == "arm64"
     return platform.system() == "Windows" or any(path.exists() for path in _NVIDIA_PATHS)

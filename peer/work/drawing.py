@@ -16,6 +16,8 @@ from protos.v1.membership_pb2 import Assignment
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
+    """Draws a run's initial version here instead of fetching it."""
+
     site: Site
     policy: Policy
     workers: WorkerPool

@@ -39,6 +39,8 @@ class Steps:
 
 @dataclass(frozen=True, kw_only=True)
 class JobRunner:
+    """Does one assignment: files, preparation, training or evaluation."""
+
     site: Site
     policy: Policy
     workers: WorkerPool

@@ -128,6 +128,8 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
+    """Metrics of a version on this site."""
+
     metrics: Mapping[str, float]
     examples: int  # 0: the task does not say
     warnings: Sequence[str] = ()  # what the task gave as metrics and is none

@@ -24,6 +24,8 @@ ASK_SECONDS_MAX = 120.0  # for a worker to say what it has loaded; it may have t
 
 @dataclass(kw_only=True)
 class Preparations:
+    """Prepares workers for runs, once for each run and worker."""
+
     workers: WorkerPool
     _done: set[tuple[str, str]] = field(
         default_factory=set[tuple[str, str]]
