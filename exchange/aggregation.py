@@ -23,6 +23,7 @@ def aggregate(job: AggregationJob) -> AggregationResult:
     """Runs in a thread of its own, off the event loop. Raises `AggregationRefused`, `StorageError`."""
     spec, updates = job.spec, job.updates
     refuse(spec, updates, job.cohort)
+    _refuse_mixed_differences(job)
     with ExitStack() as stack:
         base = ModelFile(job.base)
         stack.callback(base.close)
@@ -44,6 +45,19 @@ def aggregate(job: AggregationJob) -> AggregationResult:
         reason=decision.reason,
         warnings=decision.warnings,
     )
+
+
+def _refuse_mixed_differences(job: AggregationJob) -> None:
+    """An estimate of a peer is the sum of its differences in their order: of one against another version, or of two in
+    a round, it would be none. Raises `AggregationRefused`."""
+    if not links.sends_differences(job.spec):
+        return
+    peers = [update.peer_id for update in job.updates]
+    if len(set(peers)) < len(peers) or any(update.base.version != job.base_version for update in job.updates):
+        raise recipe.AggregationRefused(
+            f"compression.feedback {job.spec.compression.feedback} sends differences, which count against the newest "
+            "version and once for each peer; a schedule with several versions at a time needs another feedback"
+        )
 
 
 def state_names(

@@ -13,13 +13,15 @@ from torch import Tensor
 import compressors
 from aggregators.core.gram import LONGEST_KEPT
 from exchange.contexts import ChunkContexts
-from exchange.groups import Group, GroupCoder, flat_chunks
+from exchange.groups import I64, Group, GroupCoder, flat_chunks
 from exchange.payload import GroupSpec, PayloadReader, PayloadWriter
 from exchange.request import UpdateRequest
 from exchange.statefile import ScatteredStateWriter, StateReader
 from muster.errors import UpdateRejected
 from muster.model.layout import ParameterLayout
 from muster.runtime.inorder import in_order
+
+COUNT_MAX = 1 << 48  # of an integer: sums of so many for all peers and rounds stay within 64 bits
 
 
 def specs_of(groups: Sequence[Group], layout: ParameterLayout) -> tuple[GroupSpec, ...]:
@@ -113,6 +115,12 @@ def check_groups(reader: PayloadReader, groups: Sequence[Group], contexts: Chunk
                     fix="install the same version of Muster on coordinator and peer",
                 ) from error
             wide = values.double()
+            if group.dtype == I64 and bool((wide.abs() > COUNT_MAX).any()):
+                raise UpdateRejected(
+                    "update.out_of_range",
+                    f"the update's {group.name} has a value beyond {COUNT_MAX}, of which sums could overflow",
+                    cause="the peer lies, or counts something else",
+                )
             part = float(torch.dot(wide, wide))
             if not math.isfinite(part) and not bool(wide.isfinite().all()):
                 at = start + int((~wide.isfinite()).nonzero()[0])

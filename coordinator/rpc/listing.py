@@ -12,6 +12,7 @@ from contextlib import aclosing
 from itertools import islice
 
 from coordinator.engine.explain import explain
+from coordinator.engine.state import RunStatus
 from coordinator.intake.spool import Spool
 from coordinator.membership.members import MemberBook
 from coordinator.rpc.convert import admin as convert
@@ -25,6 +26,7 @@ from muster.transport.base import CallContext
 from protos.v1 import admin_pb2 as pb
 
 EVENTS_PER_LOOK = 100
+RUN_ENDS = frozenset({"run.finished", "run.failed", "run.cancelled"})
 RECENT_EVENTS = 10
 WARNINGS_SHOWN_MAX = 128  # more than the engine keeps of a run
 SEQUENCE_MAX = 2**63 - 1  # what the databases can compare with
@@ -227,19 +229,30 @@ class Listing:
         self, requests: AsyncIterator[pb.WatchEventsRequest], context: CallContext
     ) -> AsyncIterator[pb.WatchEventsResponse]:
         request = await anext(requests)
+        # A run leaves memory before its last event is durable: whoever follows it waits for that event.
+        told = await self._has_ended(request.run_id)
+
+        def over() -> bool:
+            return not request.follow or (told and request.run_id not in self._runs)
+
         pages = self._store.tail(
             min(request.after_sequence, SEQUENCE_MAX),
             run_id=request.run_id or None,
-            over=lambda: not request.follow or self._is_over(request.run_id),
+            over=over,
             limit=EVENTS_PER_LOOK,
         )
         async with aclosing(pages):
             async for found in pages:
+                told = told or any(row.kind in RUN_ENDS for row in found)
                 for batch in batches(map(convert.event, found)):
                     yield pb.WatchEventsResponse(events=batch)
 
-    def _is_over(self, run_id: str) -> bool:
-        return run_id != "" and run_id not in self._runs
+    async def _has_ended(self, run_id: str) -> bool:
+        """Whether there will be no further event of the run; "" stands for all runs."""
+        if not run_id:
+            return False
+        row = await self._store.run(run_id)
+        return row is None or RunStatus(row.state).ended or run_id in self._runs.unreadable
 
 
 def _score_meaning(rule: str) -> str:

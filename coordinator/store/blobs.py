@@ -133,8 +133,21 @@ def _needed_bases(connection: Connection) -> list[Select[str]]:
     live = select(*columns).where(not_ended(ASSIGNMENTS, AssignmentStatus))
     going_on = select(RUNS.c.run_id).where(not_ended(RUNS, RunStatus))
     waiting = select(*columns).where(ASSIGNMENTS.c.run_id.in_(going_on), tables.CARRIED)
-    bases: set[tuple[str, int]] = set()
-    for run_id, text in connection.execute(union(live, waiting)):
+    rounds = and_(not_ended(tables.ROUNDS, RoundStatus), tables.ROUNDS.c.run_id.in_(going_on))
+    of_live_rounds = (
+        select(*columns)
+        .join(
+            tables.ROUNDS,
+            and_(
+                tables.ROUNDS.c.run_id == ASSIGNMENTS.c.run_id, tables.ROUNDS.c.number == ASSIGNMENTS.c.round
+            ),
+        )
+        .where(rounds)
+    )
+    # A round that has not offered anything yet has its own base.
+    live_bases = select(tables.ROUNDS.c.run_id, tables.ROUNDS.c.base_version).where(rounds)
+    bases = {(run_id, version) for run_id, version in connection.execute(live_bases)}
+    for run_id, text in connection.execute(union(live, waiting, of_live_rounds)):
         with suppress(*UNREADABLE):  # of a run that cannot be read, and goes nowhere
             bases.add((run_id, Work.from_json(text).base))
     # The version itself, and what an update made against it is decoded with.

@@ -58,6 +58,9 @@ def upgrade(connection: Connection, versions: Path = VERSIONS) -> None:
             fix="upgrade Muster here: pip install --upgrade muster-fl",
         )
     config.attributes["connection"] = connection
+    if connection.dialect.name == "postgresql":
+        # Checks that wait for the commit would keep a step from changing a table that an earlier one has written to.
+        connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
     with _UNDER_WAY:
         command.upgrade(config, "head")
     if connection.dialect.name == "sqlite" and connection.execute(text("PRAGMA foreign_key_check")).first():

@@ -177,12 +177,12 @@ class PeerStore:
     # -- assignments -----------------------------------------------------------------------------------------
 
     def accept(self, held: Held, *, now: float) -> None:
-        """Takes an offer. One that is held already only gets its new deadline."""
+        """Takes an offer. One that is held already gets its new deadline and what else is told anew."""
         with self._transaction():
             self._db.execute(
                 "INSERT INTO assignments (assignment_id, run_id, offer, deadline_at, report)"
                 " VALUES (?, ?, ?, ?, ?)"
-                " ON CONFLICT (assignment_id) DO UPDATE SET deadline_at = excluded.deadline_at",
+                " ON CONFLICT (assignment_id) DO UPDATE SET deadline_at = excluded.deadline_at, offer = excluded.offer",
                 (held.assignment_id, held.run_id, held.offer, held.deadline_at, held.report or None),
             )
             self._db.execute(

@@ -56,6 +56,11 @@ class Work:
     def assignment_id(self) -> str:
         return self.held.assignment_id
 
+    def start_after(self, round: int) -> None:
+        """The state that the update starts from is that after this round; see `Assignment.counted_round`."""
+        self.offer.counted_round = round
+        self.held = replace(self.held, offer=self.offer.SerializeToString())
+
 
 class Assignments:
     """`tell` sends a report if there is a session, and forgets it if there is none: `retell` says all
@@ -121,6 +126,8 @@ class Assignments:
         known = self._works.get(offer.assignment_id)
         if known is not None:
             known.held = replace(known.held, deadline_at=deadline_at)
+            if known.held.update is None:
+                known.start_after(offer.counted_round)
             await self._accept(known)
             self._tell_phase(known)
             return
@@ -214,11 +221,16 @@ class Assignments:
         while self._is_behind(work):
             await self._moved.wait()
 
+    @staticmethod
+    def _is_same(one: Work, other: Work) -> bool:
+        """Whether both are training of one run in one role, and so hand on one state."""
+        return (one.held.run_id, one.offer.work.role) == (other.held.run_id, other.offer.work.role)
+
     def _is_behind(self, work: Work) -> bool:
         for other in self._works.values():  # in the order in which they were taken
             if other is work:
                 return False
-            same = (other.held.run_id, other.offer.work.role) == (work.held.run_id, work.offer.work.role)
+            same = self._is_same(other, work)
             sent = other.held.update is not None and not other.held.stateful
             if same and not sent and not other.held.report:
                 return True
@@ -311,6 +323,11 @@ class Assignments:
                 log.warning("store.failed", assignment_id=work.assignment_id, error=str(error))
                 await asyncio.sleep(STORE_RETRY_SECONDS)
         failpoint("peer.committed")
+        for other in self._works.values():
+            # Offered before this receipt: the next update starts from the state that is kept with it.
+            if self._is_same(other, work) and other.held.update is None and other is not work:
+                other.start_after(max(other.offer.counted_round, work.offer.round))
+                await self._store_if_possible(self._store.store.accept, other.held, now=clock.now())
         self._forget(work)
         log.info("update.delivered", assignment_id=work.assignment_id)
 

@@ -20,7 +20,7 @@ def rows(n, d=5, seed=0):
     ("rule", "options", "sentence"),
     [
         ("flag", {"lam": 1e308}, "flag: lam must be from 0 to 1,000,000, and it is 1e+308"),
-        ("flag", {"lam": -1}, "flag: lam must be from 0 to 1,000,000, and it is -1"),
+        ("flag", {"lam": -1}, "flag: lam must be from 0 to 1,000,000, and it is -1.0"),
         ("rfa", {"nu": 1e-310}, "rfa: nu must be at least 1e-20, and it is 1e-310"),
         ("rfa", {"nu": 0.0}, "rfa: nu must be above zero, and it is 0.0"),
     ],

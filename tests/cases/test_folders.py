@@ -108,7 +108,7 @@ async def test_a_full_disk_is_told_as_one_at_the_start(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("coordinator.store.store.take_folder", full)
+    monkeypatch.setattr("coordinator.store.sql.take_folder", full)
     monkeypatch.setattr("peer.store.store.FolderLock.take", full)
     with pytest.raises(StorageError) as coordinator:
         await SqlStore.open(f"sqlite:///{tmp_path}/c/muster.db")

@@ -53,7 +53,7 @@ async def test_an_edited_task_and_data_that_grew_are_seen_by_the_next_run(tmp_pa
                 "code": code, "peers/code": code, "width": width, "peers/width": width
             }  # fmt: skip
             trained = (await federation.round(run.run_id, 1)).assignments
-            assert [each.examples for each in trained if each.role == "train"] == [8 * code]
+            assert [each.examples for each in trained if each.work.role == "train"] == [8 * code]
 
 
 CRASHES = """

@@ -22,6 +22,7 @@ from muster.errors import NotFoundError, TransferError, UsageError
 from muster.spec.model import RunSpec
 from muster.transport.base import Channel, Method
 from muster.wire import ADMIN
+from muster.work import Work
 from protos.v1 import admin_pb2 as pb
 from tests.coordinator.conftest import Stage
 
@@ -48,8 +49,7 @@ def rows() -> list[tuple[Any, list[dict[str, Any]]]]:
     work = {
         "run_id": "run-00",
         "round": 1,
-        "role": "train",
-        "base_version": 0,
+        "work_json": Work(role="train", base=0).to_json(),
         "reason": LONG,
         "offered_at": 1.0,
     }

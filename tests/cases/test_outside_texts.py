@@ -10,7 +10,6 @@ import re
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import structlog
@@ -20,6 +19,7 @@ from cli.settings import Settings
 from muster.errors import ConfigError, TaskError, UsageError
 from muster.runtime.logs import configure_logging
 from muster.transport.errors import pack_status, unpack_status
+from muster.wire import ENROL
 from peer.connection import reports
 from protos.v1 import admin_pb2 as pb
 from protos.v1 import membership_pb2
@@ -85,7 +85,7 @@ async def test_what_a_peer_tells_is_cleaned_where_it_enters(stage: Stage) -> Non
     enrolling = membership_pb2.EnrolRequest(
         name="ward", secret=peer.credentials.secret, device=SPOOF, muster_version=SPOOF
     )
-    await peer.channel.unary(_method("Enrol"), enrolling, timeout_seconds=10)
+    await peer.channel.unary(ENROL, enrolling, timeout_seconds=10)
     run_id = await stage.submit(task="words:Whole", round={"peers_min": 1})
     failure = membership_pb2.Failure(
         error_id=sent, message=sent, traceback=f"first\n{sent}\nlast", retry=False
@@ -113,12 +113,6 @@ async def test_an_admins_words_are_cleaned_and_a_name_that_cannot_be_shown_is_re
     run_id = await stage.submit(task="words:Whole")
     stopped = (await stage.call("StopRun", pb.StopRunRequest(run_id=run_id, reason=SPOOF))).run
     assert stopped.reason.startswith("cancelled: cpu admin")
-
-
-def _method(name: str) -> Any:
-    from muster.wire import ADMIN
-
-    return ADMIN[name]
 
 
 # -- between processes -------------------------------------------------------------------------------------------------

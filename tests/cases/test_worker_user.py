@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from coordinator.engine.state import RunSubmitted
 from coordinator.server import RunningCoordinator
+from coordinator.store import RunRow
 from muster.config.settings import CoordinatorConfig, PeerConfig
 from muster.errors import ConfigError, TaskError
 from muster.spec.model import RunSpec
@@ -24,7 +26,6 @@ from muster.worker.handover import Handover
 from muster.worker.user import WorkerUser, check_reach, find_user
 from peer.daemon import run_peer
 from peer.store.store import PeerStore
-from simulator.local import LocalFederation
 
 SETTING = "peer.worker_user"
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may start processes as another user")
@@ -229,6 +230,18 @@ async def test_a_run_is_the_same_and_its_task_opens_no_store(folder: Path, nobod
     assert other["metrics"]["uid"] == other["metrics"]["peers/uid"] == nobody.uid
 
 
+async def _ended(running: RunningCoordinator, spec: RunSpec) -> RunRow:
+    store = running.coordinator.store
+    event = RunSubmitted(run_id="run", spec=spec, spec_toml="", request_id="run")
+    await running.coordinator.submissions.submit(event)
+    seen = 0
+    while True:
+        row = await store.run("run")
+        if row is not None and row.state in ("FINISHED", "FAILED", "PAUSED"):
+            return row
+        seen = await store.wait_for_events(seen)
+
+
 async def _run(folder: Path, name: str, worker_user: str | None) -> dict[str, Any]:
     data_dir = folder / name
     data_dir.mkdir()
@@ -264,7 +277,7 @@ async def _run(folder: Path, name: str, worker_user: str | None) -> dict[str, An
         "evaluate": {"on": ["coordinator", "peers"]},
     }
     try:
-        run = await LocalFederation(running).run_to_end(RunSpec.model_validate(spec))
+        run = await _ended(running, RunSpec.model_validate(spec))
         assert run.state == "FINISHED", run.reason
         model = await running.coordinator.store.model(run.run_id)
         assert model is not None

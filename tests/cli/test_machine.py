@@ -72,7 +72,7 @@ def test_help_begins_with_an_example_of_the_command(name: str) -> None:
 
 def test_version(muster: Callable[..., Any]) -> None:
     assert re.fullmatch(r"muster \d+\.\d+\.\d+\S*\n", muster("version").out)
-    assert muster("version", "--json").data["protocol"] == 1
+    assert muster("version", "--json").data["protocol"] == PROTOCOL_VERSION
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import compressors
 from compressors import ChunkContext
 from compressors.compose.composed import CODINGS
-from muster.spec import relations
+from methods import spelling as known
 
 CONTRACTIVE = [
     "topk:0.01+auto",
@@ -295,7 +295,7 @@ def test_refusals_tell_why(spelling: str, body: bytes, why: str) -> None:
 
 
 def test_the_run_spec_knows_what_stands_for_no_codec() -> None:
-    assert {*CODINGS, "zstd"} == relations.CODINGS
+    assert {*CODINGS, "zstd"} == known.CODINGS
 
 
 @pytest.mark.parametrize("junk", [b"", b"junk" * 9])

@@ -307,10 +307,10 @@ def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
         assert packed.is_meta
         return torch.zeros(packed.shape, dtype=packed.dtype).numpy()
 
-    for module in ("device.codec", "topk", "randk"):
+    for module in ("device.codec", "sparsifiers.topk", "sparsifiers.randk"):
         monkeypatch.setattr(f"compressors.{module}.download", zeros)
     for module in ("ef14", "ef21", "econtrol", "dgc", "local_momentum", "masha"):
-        monkeypatch.setattr(f"compressors.{module}.is_bounded", bounded)
+        monkeypatch.setattr(f"compressors.feedback.{module}.is_bounded", bounded)
 
 
 @pytest.mark.usefixtures("no_device")

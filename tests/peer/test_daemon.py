@@ -550,3 +550,15 @@ async def test_a_worker_that_does_not_prepare_in_its_time_is_told_by_name(bench:
     assert (report.failure.error_id, report.failure.retry) == ("task.not_prepared", False)
     assert "raise [round] prepare_seconds" in report.failure.message
     await bench.stop(task)
+
+
+async def test_an_update_that_was_offered_before_the_receipt_of_another_starts_after_it(bench: Any) -> None:
+    bench.coordinator.answers.clear()
+    bench.start()
+    session = await bench.coordinator.session()
+    session.send(offer=bench.offer())
+    session.send(offer=bench.offer(2, counted_round=0))  # the coordinator has not admitted the first yet
+    await delivered(bench)
+    bench.coordinator.answers.set()
+    await committed(bench, 1)
+    assert await delivered(bench, 2) == b"update 2 after 1"

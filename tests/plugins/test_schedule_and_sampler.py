@@ -26,16 +26,26 @@ SLOW = (
     + '''
 
 class Slow(Quadratics):
-    """Takes a second for each round at one of its sites."""
+    """One of its sites lets the others take three steps for each of its own, or waits a second."""
 
     def train_data(self, site):
-        self.slow = site.data["index"] == 0
+        from pathlib import Path
+
+        self.slow, self.seen = site.data["index"] == 0, 0
+        self.steps = Path(site.data["steps"])
         return super().train_data(site)
 
     def loss(self, model, batch):
-        if self.slow:
-            import time
-            time.sleep(0.1)
+        import time
+
+        if not self.slow:
+            with self.steps.open("a") as file:
+                file.write(".")
+            return super().loss(model, batch)
+        until = time.monotonic() + 1
+        while self.steps.stat().st_size < self.seen + 3 and time.monotonic() < until:
+            time.sleep(0.005)
+        self.seen = self.steps.stat().st_size
         return super().loss(model, batch)
 '''
 )
@@ -63,15 +73,18 @@ async def _play(
     (folder / "slow_task.py").write_text(SLOW)
     async with ProcessFederation(folder / "federation", task_folders=[folder]) as federation:
         await federation.start_coordinator(env=environment)
+        steps = folder / "steps"
+        steps.touch()
+        data = [{"index": index, "steps": str(steps)} for index in range(PEERS)]
         for index in range(PEERS):
-            federation.start_peer(f"peer-{index}", data={"index": index}, env=environment)
+            federation.start_peer(f"peer-{index}", data=data[index], env=environment)
         run_id = await federation.submit(spec)
         if kills:
             await federation.progressed(run_id, 2)
             for name in ("coordinator", "peer-1"):
                 await federation.stop(name, signal.SIGKILL)
             await federation.start_coordinator(env=environment)
-            federation.start_peer("peer-1", data={"index": 1}, env=environment)
+            federation.start_peer("peer-1", data=data[1], env=environment)
         run = [each async for each in federation.watch(run_id)][-1]
         assert (run.state, run.rounds_committed) == ("FINISHED", ROUNDS), run.reason
         (database,) = (folder / "federation").rglob("muster.db")

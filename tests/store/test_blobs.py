@@ -160,3 +160,23 @@ async def test_a_removed_run_leaves_an_event_and_no_row_or_blob(filled: Store, s
     assert await filled.rounds("r1") == await filled.models("r1") == await filled.events(run_id="r1") == []
     assert [event.kind for event in await filled.recent_events(limit=1)] == ["run.removed"]
     assert await filled.live_blobs() == {"model4"}
+
+
+async def test_what_an_old_base_of_an_open_round_is_decoded_with_stays(store: Store, script: Any) -> None:
+    """Round 2 is open from version 1 and has an update; later rounds have made versions up to 4."""
+    await store.commit([script.peer("a"), script.peer("b"), script.run(last_round=5, model_version=4)])
+    factors = [
+        script.row(
+            "",
+            "optimizer_state",
+            {"run_id": "r1", "version": version, "name": "up/factor"},
+            "",
+            digest=f"f{version}",
+        )
+        for version in range(1, 5)
+    ]
+    delivered = script.assignment(2, "a", "DELIVERED", digest="u2", base_version=1)
+    rounds = [script.round(2, "OPEN", base_version=1), *(script.round(n, "COMMITTED") for n in (3, 4, 5))]
+    await store.commit([*(script.model(version) for version in range(5)), *factors, *rounds, delivered])
+    gone = await store.unneeded_blobs(updates_keep_rounds=1, models_keep=20)
+    assert {"f1", "f2"} & gone == {"f2"}

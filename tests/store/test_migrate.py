@@ -226,3 +226,36 @@ def _fill(url: str, work: Callable[[Connection], None]) -> None:
     engine = make_migrating_engine(parse_url(url))
     write(engine, work)
     engine.dispose()
+
+
+async def test_a_committed_round_of_the_fifth_schema_is_taken_over(
+    database_url: str, tmp_path: Path, script: Any
+) -> None:
+    """Steps that write to a table and then change it have to work in one transaction, on PostgreSQL too."""
+    older = _versions(tmp_path, without=("v000[6-9]*", "v00[1-9]*"))
+    work = {
+        "assignment_id": "r1.1.a.1",
+        "run_id": "r1",
+        "round": 1,
+        "peer_id": "a",
+        "role": "train",
+        "attempt": 1,
+        "base_version": 0,
+        "state": "DELIVERED",
+        "reason": "there",
+        "offered_at": 1.0,
+        "digest": "abc",
+    }
+
+    def fill(connection: Connection) -> None:
+        migrate.upgrade(connection, older)
+        rows = [script.peer("a"), script.run(model_version=1), script.round(1, "COMMITTED")]
+        write_transitions(connection, [replace(row, kind="") for row in rows])
+        names = ", ".join(f":{name}" for name in work)
+        connection.execute(text(f"INSERT INTO assignments ({', '.join(work)}) VALUES ({names})"), work)
+
+    _fill(database_url, fill)
+    store = await SqlStore.open(database_url)
+    (found,) = await store.folded("r1", 1)
+    await store.close()
+    assert (found.peer_id, found.work.role, found.work.base) == ("a", "train", 0)

@@ -169,16 +169,14 @@ async def test_the_tail_gives_what_there_is_and_what_comes_and_each_once(history
 
 
 async def test_the_tail_of_a_run_ends_when_it_is_over(history: Store, script: Any) -> None:
-    over = False
     read: list[str] = []
 
     async def follow() -> None:
-        async for page in history.tail(run_id="r2", over=lambda: over):
+        async for page in history.tail(run_id="r2", over=lambda: "run.finished" in read):
             read.extend(row.kind for row in page)
 
     reader = asyncio.create_task(follow())
     await history.commit([script.peer("x")])  # of another matter
-    over = True
     await history.commit([script.row("run.finished", "run", {"run_id": "r2"}, "", state="FINISHED")])
     await asyncio.wait_for(reader, 10)
     assert read == ["run.submitted", "run.finished"]

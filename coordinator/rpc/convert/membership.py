@@ -25,7 +25,7 @@ from muster.seeds import assignment_seed
 from muster.task.metrics import EXAMPLES_MAX, NAME_CHARACTERS_MAX
 from muster.task.sources import checked_digest
 from muster.texts import DESCRIPTION_CHARS_MAX, many_lines, one_line
-from muster.work import Work, evaluates
+from muster.work import TRAIN, Work, evaluates
 from protos.v1 import membership_pb2 as pb
 
 NAME_LENGTH_MAX = 64
@@ -144,7 +144,10 @@ def offer(
             spec_json=run.spec.canonical_json(),
             seed=assignment_seed(run.spec.seed, work.role, assignment.round, assignment.peer_id),
             deadline_seconds=max(0.0, seconds_left),
-            counted_round=settled_round(run, assignment.peer_id, work.role),
+            # A site evaluates with what it has kept from training.
+            counted_round=settled_round(
+                run, assignment.peer_id, TRAIN if evaluates(work.role) else work.role
+            ),
             source_digest=run.source_digest,
             cohort_size=0 if round_ is None else len(round_.cohort),
         )
