@@ -104,8 +104,8 @@ def _bases(held: MemoryTables) -> set[tuple[str, int]]:
             work += [row for row in held[ASSIGNMENTS].where(run_id=run["run_id"]) if row["carried"]]
     bases: set[tuple[str, int]] = set()
     for round_ in held[tables.ROUNDS].rows.values():
-        run = held[RUNS].rows.get((round_["run_id"],))
-        if round_["state"] in LIVE_ROUNDS and run is not None and run["state"] not in ENDED_RUNS:
+        of = held[RUNS].rows.get((round_["run_id"],))
+        if round_["state"] in LIVE_ROUNDS and of is not None and of["state"] not in ENDED_RUNS:
             bases.add((round_["run_id"], round_["base_version"]))
             work += held[ASSIGNMENTS].where(run_id=round_["run_id"], round=round_["number"])
     for row in work:
