@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from compressors.core import registry as codecs
 from methods import registry
 
 PlugIn = Callable[[str, str, Any], None]
@@ -25,13 +26,18 @@ def plug_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[PlugIn]:
         own = [point for point in added if point.group == group]
         return [*importlib.metadata.entry_points(group=group), *own]
 
+    def forget() -> None:
+        registry.installed.cache_clear()
+        for made in (codecs.build, codecs.build_feedback):
+            made.cache_clear()
+
     def register(group: str, name: str, cls: Any) -> None:
         module = types.ModuleType(f"a_users_own_{len(added)}")
         vars(module)["Plugin"] = cls
         monkeypatch.setitem(sys.modules, module.__name__, module)
         added.append(EntryPoint(name, f"{module.__name__}:Plugin", group))
-        registry.installed.cache_clear()
+        forget()
 
     monkeypatch.setattr(registry, "entry_points", points)
     yield register
-    registry.installed.cache_clear()
+    forget()

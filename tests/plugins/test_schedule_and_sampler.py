@@ -26,7 +26,7 @@ SLOW = (
     + '''
 
 class Slow(Quadratics):
-    """One of its sites lets the others take three steps for each of its own, or waits a second."""
+    """One of its sites lets the others take four steps for each of its own, or waits a second."""
 
     def train_data(self, site):
         from pathlib import Path
@@ -42,10 +42,9 @@ class Slow(Quadratics):
             with self.steps.open("a") as file:
                 file.write(".")
             return super().loss(model, batch)
-        until = time.monotonic() + 1
-        while self.steps.stat().st_size < self.seen + 3 and time.monotonic() < until:
+        until, self.seen = time.monotonic() + 1, self.seen + 4
+        while self.steps.stat().st_size < self.seen and time.monotonic() < until:
             time.sleep(0.005)
-        self.seen = self.steps.stat().st_size
         return super().loss(model, batch)
 '''
 )
