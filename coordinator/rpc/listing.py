@@ -233,7 +233,8 @@ class Listing:
         told = await self._has_ended(request.run_id)
 
         def over() -> bool:
-            return not request.follow or (told and request.run_id not in self._runs)
+            stands_still = request.run_id in self._runs.unreadable
+            return not request.follow or stands_still or (told and request.run_id not in self._runs)
 
         pages = self._store.tail(
             min(request.after_sequence, SEQUENCE_MAX),
@@ -252,7 +253,7 @@ class Listing:
         if not run_id:
             return False
         row = await self._store.run(run_id)
-        return row is None or RunStatus(row.state).ended or run_id in self._runs.unreadable
+        return row is None or RunStatus(row.state).ended
 
 
 def _score_meaning(rule: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -331,3 +332,44 @@ async def test_a_run_that_is_unreadable_can_be_ended(stage: Any, monkeypatch: py
     await stage.stop()
     await stage.start()
     assert not stage.running.coordinator.runs.unreadable
+
+
+async def test_whoever_follows_a_run_hears_its_last_event(
+    stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one who asks while the run has left memory and its end is not stored yet."""
+    run_id = await stage.submit()
+    commit, wait = stage.store.commit, stage.store.wait_for_events
+    reached, released, waiting = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def held(transitions: Any, *rest: Any, **more: Any) -> Any:
+        if any(each.kind == "run.cancelled" for each in transitions):
+            reached.set()
+            await released.wait()
+        return await commit(transitions, *rest, **more)
+
+    async def noted(after: int) -> int:
+        waiting.set()
+        return int(await wait(after))
+
+    monkeypatch.setattr(stage.store, "commit", held)
+    monkeypatch.setattr(stage.store, "wait_for_events", noted)
+    stopping = asyncio.create_task(stage.call("StopRun", pb.StopRunRequest(run_id=run_id, reason="enough")))
+    await asyncio.wait_for(reached.wait(), 10)
+    kinds: list[str] = []
+
+    async def follow() -> None:
+        request = pb.WatchEventsRequest(run_id=run_id, follow=True)
+        async for answer in stage.channel().stream(ADMIN["WatchEvents"], _one(request)):
+            kinds.extend(event.kind for event in answer.events)
+
+    following = asyncio.create_task(follow())
+    looked = asyncio.create_task(waiting.wait())
+    await asyncio.wait({following, looked}, return_when=asyncio.FIRST_COMPLETED)
+    released.set()
+    await asyncio.wait_for(asyncio.gather(following, stopping, looked), 10)
+    assert kinds[-1] == "run.cancelled"
+
+
+async def _one(request: Any) -> AsyncIterator[Any]:
+    yield request
