@@ -108,7 +108,6 @@ def write_update(
     )
     _check_asked(model, base, groups, sealing)
     contexts = contexts_of(request, layout)
-    beside = compressors.build(BESIDE[BUFFERS])
     beta = request.worker_momentum
     momenta = momenta_names(1 + len(views)) if beta else []
     with ExitStack() as stack:
@@ -126,31 +125,18 @@ def write_update(
         writer = PayloadWriter(request.update, manifest)
         stack.callback(writer.close)
 
-        def encoded(index: int) -> bytes:
-            column = layout.columns[index]
-            start, stop = column.start, column.stop
-            rows = honest.chunk(index)
-            if forgery is None:
-                _check(request, rows[0], codec if column.group == PARAMS else beside, layout, column)
-            update = rows[0]
-            if forgery is not None:
-                update = torch.empty_like(update)
-                forgery.forge(rows, update, start)
-            if column.group != PARAMS:
-                return beside.encode(update, 0)
-            update = update if sealing is None else sealing.seal(update, request, index, start, layout.size)
-            kept = {name: state.read(name, start, stop) for name in feedback.state_names}
-            seed = derive_seed(request.seed, "codec", index)
-            context = factor.at(contexts.at(index), index)
-            try:
-                body = feedback.encode(codec.at(context), update, kept, seed)
-            except compressors.DecodeError as error:
-                raise _too_large(request, codec) from error
-            state.write({**kept, **dict(zip(momenta, rows, strict=False))}, start)
-            return body
-
+        encoder = _Encoder(
+            request=request,
+            sources=_Sources(honest, state, contexts),
+            codec=codec,
+            feedback=feedback,
+            factor=factor,
+            momenta=momenta,
+            sealing=sealing,
+            forgery=forgery,
+        )
         threads = None if forgery is None else 1  # an attack's code need not bear more
-        bodies = in_order(encoded, len(layout.columns), threads)
+        bodies = in_order(encoder.body, len(layout.columns), threads)
         stack.callback(bodies.close)
         for column, body in zip(layout.columns, bodies, strict=True):
             writer.append(column.group, body)
@@ -173,6 +159,46 @@ class _Sources(NamedTuple):
     honest: LocalUpdate
     state: StateFiles
     contexts: ChunkContexts
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Encoder:
+    """From a column of the update to its body. Several threads may ask for bodies at once."""
+
+    request: UpdateRequest
+    sources: _Sources
+    codec: compressors.Codec
+    feedback: compressors.Feedback
+    factor: CommonFactor
+    momenta: Sequence[str]
+    sealing: Sealing | None
+    forgery: Forgery | None
+
+    def body(self, index: int) -> bytes:
+        honest, state, contexts = self.sources
+        layout, request = contexts.layout, self.request
+        column = layout.columns[index]
+        codec = self.codec if column.group == PARAMS else compressors.build(BESIDE[BUFFERS])
+        rows = honest.chunk(index)
+        update = rows[0]
+        if self.forgery is None:
+            _check(request, update, codec, layout, column)
+        else:
+            update = torch.empty_like(update)
+            self.forgery.forge(rows, update, column.start)
+        if column.group != PARAMS:
+            return codec.encode(update, 0)
+        if self.sealing is not None:
+            update = self.sealing.seal(update, request, index, column.start, layout.size)
+        kept = {name: state.read(name, column.start, column.stop) for name in self.feedback.state_names}
+        seed = derive_seed(request.seed, "codec", index)
+        context = self.factor.at(contexts.at(index), index)
+        try:
+            body = self.feedback.encode(codec.at(context), update, kept, seed)
+        except compressors.DecodeError as error:
+            raise _too_large(request, codec) from error
+        state.write({**kept, **dict(zip(self.momenta, rows, strict=False))}, column.start)
+        return body
 
 
 def _plan(

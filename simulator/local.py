@@ -80,27 +80,22 @@ async def start_local(
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     policy = folder / "policy.toml"
     write_private(policy, "".join(f'[[allow]]\ntask = "{task}"\n' for task in allow).encode())
-    config = CoordinatorConfig.model_validate(
-        {
-            "address": "127.0.0.1:0",
-            "data_dir": folder / "coordinator",
-            "allow": tuple(allow),
-            "task_folders": tuple(task_folders),
-            **(coordinator or {}),
-        }
-    )
-    settings = [
-        {
-            "name": f"peer-{index}",
-            "data_dir": folder / f"peer-{index}",
-            "policy": policy,
-            "device": "cpu",
-            "data": dict(data[index]) if data else {"index": index, "count": peers},
-            "task_folders": tuple(task_folders),
-            "attack": (attacks or {}).get(index),
-        }
-        for index in range(peers)
-    ]
+    config = _coordinator_config(folder, allow, task_folders, coordinator or {})
+
+    def peer_config(index: int, address: str) -> PeerConfig:
+        return PeerConfig.model_validate(
+            {
+                "name": f"peer-{index}",
+                "coordinator": address,
+                "data_dir": folder / f"peer-{index}",
+                "policy": policy,
+                "device": "cpu",
+                "data": dict(data[index]) if data else {"index": index, "count": peers},
+                "task_folders": tuple(task_folders),
+                "attack": (attacks or {}).get(index),
+            }
+        )
+
     async with AsyncExitStack() as stack:
         stack.enter_context(_logging(log_level))
         parts = _Parts(network, seed, work_seconds_max)
@@ -120,8 +115,7 @@ async def start_local(
             return running
 
         async def run_peer(index: int) -> None:
-            values = {**settings[index], "coordinator": address}
-            await parts.run_peer(PeerConfig.model_validate(values), pool)
+            await parts.run_peer(peer_config(index, address), pool)
 
         federation = LocalFederation(parts.hub, start_coordinator, run_peer)
         await federation.start_coordinator()
@@ -130,6 +124,20 @@ async def start_local(
         for index in range(peers):
             federation.start_peer(index)
         yield federation
+
+
+def _coordinator_config(
+    folder: Path, allow: Sequence[str], task_folders: Sequence[Path], more: Mapping[str, Any]
+) -> CoordinatorConfig:
+    return CoordinatorConfig.model_validate(
+        {
+            "address": "127.0.0.1:0",
+            "data_dir": folder / "coordinator",
+            "allow": tuple(allow),
+            "task_folders": tuple(task_folders),
+            **more,
+        }
+    )
 
 
 class _Parts:
