@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,19 +40,28 @@ def unmet(spec: RunSpec) -> Iterator[tuple[str, list[Requirement]]]:
     plug-ins that cannot be built.
     """
     values = spec_values(spec)
-    if wrong := _order_of_updates(spec):
+    if wrong := _of_several_bases(spec):
         yield "schedule.name", [wrong]
     for place, plugin in _plugins(spec):
         if found := list(requirements(plugin, values)):
             yield place, found
 
 
-def _order_of_updates(spec: RunSpec) -> Requirement | None:
-    """Where both ends keep state for a peer, its updates have to be folded in the order in which it made them."""
+def _of_several_bases(spec: RunSpec) -> Requirement | None:
+    """What a schedule of several base versions goes without. Where both ends keep state for a peer, its updates have to
+    be folded in the order in which it made them; and work that outlives its round belongs to no cohort."""
+    import compressors
     from exchange import links
 
-    if not (links.sends_differences(spec) and fact(SCHEDULES, spec.schedule.name, "several_bases", False)):
+    if not fact(SCHEDULES, spec.schedule.name, "several_bases", False):
         return None
+    if not links.sends_differences(spec):
+        if compressors.build_feedback(spec.compression.feedback).norm_max(1) == math.inf:
+            return None
+        return Requirement(
+            f"{spec.compression.feedback} clips by the size of a cohort, and the schedule {spec.schedule.name!r} "
+            "folds updates that outlive their rounds: leave the clipping out"
+        )
     return Requirement(
         f"{spec.compression.feedback} sends differences, which count in their order alone, and the schedule "
         f"{spec.schedule.name!r} folds updates of several base versions: compression.feedback ef14 or none"

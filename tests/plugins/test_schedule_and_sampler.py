@@ -143,3 +143,14 @@ def test_a_schedule_of_several_bases_goes_with_no_feedback_that_sends_difference
         check_spec(_spec(schedule=schedule, compression=compression))
     assert "set compression.feedback" in refused.value.fix
     check_spec(_spec(schedule=schedule, compression={"up": "topk:0.1", "feedback": "ef14"}))
+
+
+def test_a_schedule_of_several_bases_goes_with_no_clipping_by_the_size_of_a_cohort(
+    installed_methods: Mapping[str, str],
+) -> None:
+    schedule = {"name": "buffered", "options": {"size": SIZE}}
+    clipped = {"up": "topk:0.1", "feedback": "dgc:0.9:clip=1.0"}
+    check_spec(_spec(compression=clipped))
+    with pytest.raises(ConfigError, match="outlive their rounds"):
+        check_spec(_spec(schedule=schedule, compression=clipped))
+    check_spec(_spec(schedule=schedule, compression={"up": "topk:0.1", "feedback": "dgc:0.9"}))
