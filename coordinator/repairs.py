@@ -14,7 +14,9 @@ from pathlib import Path
 import structlog
 
 from coordinator.background import Background
+from coordinator.engine.state import RunWarned
 from coordinator.rpc.offers import SessionBook
+from coordinator.runs import Runs
 from muster.errors import StateError, StorageError, TransferError
 from muster.files.blobs import LOST, BlobStore
 from muster.transfer.partial import PartialBody
@@ -42,7 +44,10 @@ class _Wanted:
 class Repairs:
     """Brings lost versions back from peers."""
 
-    def __init__(self, *, blobs: BlobStore, sessions: SessionBook, background: Background) -> None:
+    def __init__(
+        self, *, runs: Runs, blobs: BlobStore, sessions: SessionBook, background: Background
+    ) -> None:
+        self._runs = runs
         self._blobs = blobs
         self._sessions = sessions
         self._background = background
@@ -137,6 +142,14 @@ class Repairs:
             del self._wanted[digest]
         if not self._blobs.has(digest):
             self._refused_until[digest] = loop.time() + PAUSE_SECONDS
+            await self._runs.post_surely(
+                RunWarned(
+                    run_id=run_id,
+                    cause=f"version.lost:{digest[:12]}",
+                    reason=f"the coordinator has lost its file of the version {digest[:12]}, and no connected peer "
+                    "holds it: put it back from a backup, or start a peer that has it",
+                )
+            )
 
 
 async def _within(event: asyncio.Event, seconds: float) -> bool:

@@ -89,7 +89,7 @@ def wire_work(state: State, make_worker: Callable[[], Worker] | None) -> Work:
     executor = ThreadPoolExecutor(2, thread_name_prefix="aggregation")
     files = asyncio.Lock()  # see `coordinator.retention`
     tasks = TaskJobs(config=config, live=runs, make_worker=make_worker)
-    repairs = Repairs(blobs=blobs, sessions=state.sessions, background=state.background)
+    repairs = Repairs(runs=runs, blobs=blobs, sessions=state.sessions, background=state.background)
     preparation = ModelPreparation(runs=runs, blobs=blobs, tasks=tasks, files=files)
     aggregation = RoundAggregation(
         runs=runs, store=store, blobs=blobs, repairs=repairs, executor=executor, files=files

@@ -127,6 +127,8 @@ async def test_a_lost_version_is_not_served_and_a_kept_copy_is_left_for_people(
     with pytest.raises(NotFoundError) as caught:
         await peer.channel.stream(FETCH_MODEL, only(request), timeout_seconds=10).__anext__()
     assert caught.value.id == "model.lost"
+    warned = await stage.until(offer.run_id, "run.warned")
+    assert f"lost its file of the version {offer.work.base.digest[:12]}" in warned.reason
     assert list((stage.folder / "coordinator" / "blobs" / "damaged").iterdir())
 
 
