@@ -48,6 +48,25 @@ def _in_url(path: Path) -> str:
     return str(path).replace("%", "%25").replace("?", "%3F").replace("#", "%23")
 
 
+# What both daemons have.
+WorkerEnvironment = Annotated[
+    tuple[str, ...],
+    Field(
+        description="environment variables, or patterns, that tasks get besides those that Python, torch and data "
+        "loaders need; names that sound like secrets only in full"
+    ),
+]
+WorkerUserName = Annotated[
+    str | int | None,
+    Field(
+        description="name or uid of another user, as whom tasks run: they then cannot open what is in data_dir. Only "
+        "where this daemon is root; the user must be able to read Python, Muster, task_folders and the data. Default: "
+        "the daemon's own user"
+    ),
+]
+LeastLogLevel = Annotated[LogLevel, Field(description="least important log line that is written")]
+
+
 class CoordinatorConfig(Table):
     """The coordinator on this machine."""
 
@@ -132,18 +151,9 @@ class CoordinatorConfig(Table):
         description="folders whose tasks a run may name. Default: none; what allow names is then searched for in the "
         "working directory, after the installed packages",
     )
-    worker_environment: tuple[str, ...] = Field(
-        default=(),
-        description="environment variables, or patterns, that tasks get besides those that Python, torch and data "
-        "loaders need; names that sound like secrets only in full",
-    )
-    worker_user: str | int | None = Field(
-        default=None,
-        description="name or uid of another user, as whom tasks run: they then cannot open what is in data_dir. Only "
-        "where this daemon is root; the user must be able to read Python, Muster, task_folders and the data. Default: "
-        "the daemon's own user",
-    )
-    log_level: LogLevel = Field(default="info", description="least important log line that is written")
+    worker_environment: WorkerEnvironment = ()
+    worker_user: WorkerUserName = None
+    log_level: LeastLogLevel = "info"
 
     @property
     def suspect_seconds(self) -> float:
@@ -217,18 +227,9 @@ class PeerConfig(Table):
         default=(Path(),), description="folders searched for tasks, after the installed packages"
     )
     attack: AttackTable | None = Field(default=None, description="a drill: lie on purpose")
-    worker_environment: tuple[str, ...] = Field(
-        default=(),
-        description="environment variables, or patterns, that tasks get besides those that Python, torch and data "
-        "loaders need; names that sound like secrets only in full",
-    )
-    worker_user: str | int | None = Field(
-        default=None,
-        description="name or uid of another user, as whom tasks run: they then cannot open what is in data_dir. Only "
-        "where this daemon is root; the user must be able to read Python, Muster, task_folders and the data. Default: "
-        "the daemon's own user",
-    )
-    log_level: LogLevel = Field(default="info", description="least important log line that is written")
+    worker_environment: WorkerEnvironment = ()
+    worker_user: WorkerUserName = None
+    log_level: LeastLogLevel = "info"
 
 
 class NodeConfig(Table):
